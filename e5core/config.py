@@ -1,0 +1,149 @@
+"""The dimensions of an encoder, read from a published config.json."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from e5core.files import read_json_object
+
+MODEL_TYPES = ("bert", "xlm-roberta")
+
+# What a config.json may leave out, with the values transformers assumes for it.
+_DEFAULTS = {
+    "layer_norm_eps": 1e-12,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "pad_token_id": 1,
+}
+
+# Settings that change the arithmetic; this encoder has only these values of them.
+_REQUIRED_VALUES: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Dimensions of a BERT-like encoder with learned absolute positions.
+
+    The two dialects differ in values alone. `bert` (multilingual-e5-small) counts positions
+    from 0, `xlm-roberta` (base, large, large-instruct) from pad_token_id + 1 = 2, so that
+    its 514 position rows hold 512 tokens.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int  # rows of the position table
+    first_position: int  # the row of a text's first token
+    type_vocab_size: int
+    layer_norm_eps: float
+    hidden_dropout: float = 0.1  # in training only
+    attention_dropout: float = 0.1  # in training only
+
+    def __post_init__(self) -> None:
+        if self.model_type not in MODEL_TYPES:
+            raise ValueError(
+                f"model_type is {self.model_type!r}, expected one of {', '.join(MODEL_TYPES)}: "
+                "e5core runs the encoders of multilingual E5 and nothing else"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide into "
+                f"{self.num_attention_heads} attention heads"
+            )
+        if self.max_length < 3:
+            raise ValueError(
+                f"{self.max_position_embeddings} position rows from row {self.first_position} "
+                f"hold {self.max_length} tokens, expected room for at least 3"
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def max_length(self) -> int:
+        """The longest input, in tokens."""
+        return self.max_position_embeddings - self.first_position
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases of the encoder, without pooler or heads."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        attention = 4 * (hidden * hidden + hidden)
+        feed_forward = hidden * inner + inner + inner * hidden + hidden
+        norm = 2 * hidden
+        return rows * hidden + norm + self.num_hidden_layers * (attention + feed_forward + 2 * norm)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "EncoderConfig":
+        """Read a config.json. Raises ValueError naming the file and the setting at fault."""
+        try:
+            return cls.from_dict(read_json_object(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_dict(cls, published: dict[str, Any]) -> "EncoderConfig":
+        """Take the fields of a config.json under their published names."""
+        model_type = published.get("model_type")
+        for name, expected in _REQUIRED_VALUES.items():
+            found = published.get(name, expected)
+            if found != expected and model_type in MODEL_TYPES:
+                raise ValueError(f"{name} is {found!r}, this encoder computes {expected!r} only")
+
+        def number(name: str, least: float) -> Any:
+            value = published.get(name, _DEFAULTS.get(name))
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+                raise ValueError(f"{name} is {value!r}, expected a number of at least {least}")
+            if isinstance(least, int) and value != int(value):
+                raise ValueError(f"{name} is {value!r}, expected a whole number")
+            return value
+
+        if model_type not in MODEL_TYPES:  # said before any field that the other kind may lack
+            raise ValueError(f"model_type is {model_type!r}, expected {' or '.join(MODEL_TYPES)}")
+        return cls(
+            model_type=model_type,
+            vocab_size=number("vocab_size", 1),
+            hidden_size=number("hidden_size", 1),
+            num_hidden_layers=number("num_hidden_layers", 1),
+            num_attention_heads=number("num_attention_heads", 1),
+            intermediate_size=number("intermediate_size", 1),
+            max_position_embeddings=number("max_position_embeddings", 1),
+            # multilingual-e5-small says pad_token_id 0 and pads with 1: BERT takes nothing from it.
+            first_position=0 if model_type == "bert" else number("pad_token_id", 0) + 1,
+            type_vocab_size=number("type_vocab_size", 1),
+            layer_norm_eps=number("layer_norm_eps", 0.0),
+            hidden_dropout=number("hidden_dropout_prob", 0.0),
+            attention_dropout=number("attention_probs_dropout_prob", 0.0),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of a config.json that transformers and from_dict read back."""
+        bert = self.model_type == "bert"
+        return {
+            "architectures": ["BertModel" if bert else "XLMRobertaModel"],
+            "model_type": self.model_type,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "type_vocab_size": self.type_vocab_size,
+            "layer_norm_eps": self.layer_norm_eps,
+            "hidden_act": "gelu",
+            "hidden_dropout_prob": self.hidden_dropout,
+            "attention_probs_dropout_prob": self.attention_dropout,
+            "bos_token_id": 0,
+            "pad_token_id": 0 if bert else self.first_position - 1,
+            "eos_token_id": 2,
+        }

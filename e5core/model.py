@@ -1,0 +1,347 @@
+"""Texts to vectors: the whole path in one class."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from e5core import hub
+from e5core.batching import chunks, pack, plan_batches
+from e5core.checkpoint import load_checkpoint
+from e5core.config import EncoderConfig
+from e5core.encoder import Encoder
+from e5core.files import read_json_object
+from e5core.pooling import POOLINGS, l2_normalize, read_pooling
+from e5core.progress import progress_bar
+from e5core.prompts import check_prompts, prefix_for, read_prompts
+from e5core.tokenizer import SentencePieceTokenizer, cut, windows
+
+Vectors = npt.NDArray[np.float32]
+InputType = Literal["query", "passage"] | None
+Truncate = Literal["end", "none", "window"]
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# Tokens of one forward pass. On a CPU the activations of about 1,024 tokens stay in its
+# cache (measured on Zen 4 with small and large); a GPU needs many more to be busy.
+MAX_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32768}
+
+# How many too long texts an error lists before it says how many more there are.
+_LISTED = 20
+
+_CHOOSE: Any = object()  # embed's input_type when the caller leaves it out
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """What `E5.embed` returns.
+
+    vectors       [texts, hidden_size] float32; [hidden_size] for a single str
+    token_counts  [texts] int64  tokens of each text before any cut, with prefix, `<s>`, `</s>`
+    truncated     [texts] bool   whether the end of the text was cut off
+    """
+
+    vectors: Vectors
+    token_counts: npt.NDArray[np.int64]
+    truncated: npt.NDArray[np.bool_]
+
+
+class E5:
+    """A multilingual E5 model: tokenizer, encoder, pooling and prompts.
+
+    One model can be shared between threads.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tokenizer: SentencePieceTokenizer,
+        *,
+        pooling: str = "mean",
+        prompts: Mapping[str, str] | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        """Put a model together from its parts; `from_pretrained` does it from files.
+
+        prompts     prefixes for "query" and "passage"; None if they are not known
+        max_length  tokens a text may have; None takes the encoder's limit
+        """
+        self.encoder = encoder
+        self.config = encoder.config
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.prompts = None if prompts is None else dict(prompts)
+        self.max_length = self.config.max_length if max_length is None else max_length
+        if not 3 <= self.max_length <= self.config.max_length:
+            raise ValueError(
+                f"max_length is {max_length}, this model takes 3 to {self.config.max_length}"
+            )
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary "
+                f"{self.config.vocab_size} rows: they do not belong together"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        kernels: str = "auto",
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+        prompts: str | Mapping[str, str] | None = None,
+        max_length: int | None = None,
+    ) -> "E5":
+        """Load a model from a folder in Hugging Face layout or from the hub.
+
+        model       a folder, or an id like "intfloat/multilingual-e5-large"
+        revision    branch, tag or commit on the hub
+        dtype       of weights and arithmetic: "float32", "bfloat16", "float16", "float64"
+        device      None takes the GPU if there is one
+        kernels     "auto", "sdpa" or "plain"
+        prompts     "e5", "e5-instruct", "none" or a mapping, in place of the model's own
+        max_length  tokens to cut texts at, in place of the model's own limit
+
+        Raises OSError if files are missing, ValueError if they are not what they should be.
+        """
+        folder = hub.resolve(
+            model,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        settings = read_settings(folder, str(model))
+        encoder = load_encoder(folder, dtype, device, kernels)
+        return cls(
+            encoder,
+            load_tokenizer(folder),
+            pooling=settings.pooling,
+            prompts=settings.prompts if prompts is None else check_prompts(prompts),
+            max_length=settings.max_length if max_length is None else max_length,
+        )
+
+    def encode_query(
+        self, texts: str | Iterable[str], *, task: str | None = None, **options: Any
+    ) -> Vectors:
+        """Vectors of queries: search requests, or all texts of a symmetric task."""
+        return self.embed(texts, input_type="query", task=task, **options).vectors
+
+    def encode_passage(self, texts: str | Iterable[str], **options: Any) -> Vectors:
+        """Vectors of passages: the texts that queries look for."""
+        return self.embed(texts, input_type="passage", **options).vectors
+
+    def encode(
+        self, texts: str | Iterable[str], *, input_type: InputType = _CHOOSE, **options: Any
+    ) -> Vectors:
+        """`embed(...).vectors`"""
+        return self.embed(texts, input_type=input_type, **options).vectors
+
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        *,
+        input_type: InputType = _CHOOSE,
+        task: str | None = None,
+        truncate: Truncate = "end",
+        normalize: bool = True,
+        max_tokens_per_batch: int | None = None,
+        show_progress: bool | None = None,
+    ) -> EmbedResult:
+        """Embed texts, in the caller's order.
+
+        texts       a str, or any iterable of str, read as it is needed
+        input_type  must be given: "query", "passage", or None for text without a prefix
+        task        the instruction of a large-instruct query
+        truncate    what happens to a text over `max_length` tokens: "end" cuts it off, "none"
+                    raises before any work, naming all such texts, "window" embeds it in
+                    windows and averages their vectors by token count before normalisation;
+                    every window has the prefix
+        normalize   scale each vector to unit length
+        max_tokens_per_batch  tokens of one forward pass; a single longer text still goes whole
+        show_progress  None shows a bar on a terminal and none elsewhere
+
+        Raises TypeError or ValueError naming the text at fault.
+        """
+        if input_type is _CHOOSE:
+            raise TypeError(
+                "input_type is missing: the models embed queries and passages differently. Choose "
+                "'query' (search requests, and every text of a symmetric task such as similarity "
+                "or clustering), 'passage' (the texts to be found) or None (text as it is)"
+            )
+        prefix = prefix_for(self.prompts, input_type, task)
+        if truncate not in ("end", "none", "window"):
+            raise ValueError(f"truncate is {truncate!r}, expected 'end', 'none' or 'window'")
+        if max_tokens_per_batch is None:
+            max_tokens_per_batch = MAX_TOKENS_PER_BATCH.get(self._device.type, 1024)
+        if max_tokens_per_batch < 1:
+            raise ValueError(f"max_tokens_per_batch is {max_tokens_per_batch}, expected 1 or more")
+
+        single = isinstance(texts, str)
+        if isinstance(texts, str):
+            texts = [texts]
+        elif isinstance(texts, (bytes, Mapping)):
+            raise TypeError(f"texts is a {type(texts).__name__}, expected a str or several")
+        if truncate == "none":
+            texts = list(texts)
+            self._refuse_long(texts, prefix)
+
+        vectors = [np.empty((0, self.config.hidden_size), dtype=np.float32)]
+        counts: list[int] = []
+        total = len(texts) if isinstance(texts, Sequence) else None
+        with progress_bar(total, show_progress) as advance, torch.inference_mode():
+            for chunk in chunks(texts):
+                ids = self._tokenize(chunk, prefix, first=len(counts))
+                pooled = self._pooled(ids, prefix, truncate, max_tokens_per_batch, advance)
+                self._check(pooled, first=len(counts))
+                vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
+                counts += [len(text_ids) for text_ids in ids]
+        token_counts = np.array(counts, dtype=np.int64)
+        truncated = (token_counts > self.max_length) & (truncate == "end")
+        stacked = np.concatenate(vectors)
+        return EmbedResult(stacked[0] if single else stacked, token_counts, truncated)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.encoder.embeddings.word.weight.device
+
+    def _tokenize(self, texts: list[str], prefix: str, first: int) -> list[list[int]]:
+        """Ids of each text with its prefix; errors count texts from `first`."""
+        ids = []
+        for index, text in enumerate(texts, first):
+            try:
+                ids.append(self.tokenizer.encode(prefix + text))
+            except ValueError as error:
+                raise ValueError(f"text {index}: {error}") from None
+        return ids
+
+    def _pooled(
+        self, ids: list[list[int]], prefix: str, truncate: str, max_tokens: int, advance: Any
+    ) -> Tensor:
+        """Pooled states [texts, hidden_size] of one chunk, on the CPU, not normalised."""
+        if truncate == "window":
+            lead = self.tokenizer.encode_pieces(prefix)
+            parts = [windows(text_ids, self.max_length, lead) for text_ids in ids]
+        else:
+            parts = [[cut(text_ids, self.max_length)] for text_ids in ids]
+        sequences = [(text, part) for text, text_parts in enumerate(parts) for part in text_parts]
+        lengths = [len(part) for _, part in sequences]
+        owners = [text for text, _ in sequences]
+
+        states: Tensor | None = None  # [sequences, hidden_size]
+        for batch in plan_batches(lengths, max_tokens):
+            packed = pack([sequences[i][1] for i in batch], self.config).to(self._device)
+            pooled = POOLINGS[self.pooling](self.encoder(packed), packed.cu_seqlens).float().cpu()
+            if states is None:
+                states = pooled.new_empty(len(sequences), pooled.shape[1])
+            states[batch] = pooled
+            advance(sum(1 / len(parts[owners[i]]) for i in batch))
+        assert states is not None  # a chunk has at least one text
+        if len(sequences) == len(ids):
+            return states
+        # The average of a text's windows, weighted by their tokens: with mean pooling that is
+        # the average of all its token states.
+        weights = torch.tensor(lengths, dtype=torch.float32)
+        index = torch.tensor(owners)
+        sums = states.new_zeros(len(ids), states.shape[1])
+        sums.index_add_(0, index, states * weights[:, None])
+        return sums / torch.zeros(len(ids)).index_add_(0, index, weights)[:, None]
+
+    def _refuse_long(self, texts: list[str], prefix: str) -> None:
+        long = []
+        seen = 0
+        for chunk in chunks(texts):
+            for ids in self._tokenize(chunk, prefix, first=seen):
+                if len(ids) > self.max_length:
+                    long.append(f"text {seen} has {len(ids)} tokens")
+                seen += 1
+        if long:
+            more = f" and {len(long) - _LISTED} more texts" if len(long) > _LISTED else ""
+            raise ValueError(
+                f"{', '.join(long[:_LISTED])}{more}; the model takes {self.max_length} (prefix, "
+                '<s> and </s> included); pass truncate="end" or truncate="window"'
+            )
+
+    def _check(self, pooled: Tensor, first: int) -> None:
+        """No vector leaves that is not one: NaN, infinite or zero vectors raise."""
+        good = pooled.isfinite().all(dim=1) & pooled.any(dim=1)
+        if not good.all():
+            bad = (~good).nonzero().flatten().tolist()
+            raise ValueError(
+                f"the vectors of {len(bad)} texts, the first of them text {first + bad[0]}, are "
+                f"zero or not finite in {self.encoder.embeddings.word.weight.dtype}; check the "
+                'weights, or load them with dtype="float32"'
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a folder says beside the encoder's dimensions."""
+
+    pooling: str
+    prompts: dict[str, str] | None
+    max_length: int | None
+
+
+def read_settings(folder: Path, name: str) -> Settings:
+    """Pooling, prompts and the limit of a folder; `name` is what the caller called it."""
+    path = folder / "sentence_bert_config.json"
+    limit = read_json_object(path).get("max_seq_length") if path.is_file() else None
+    if limit is not None:
+        if not isinstance(limit, int):
+            raise ValueError(f"{path}: max_seq_length is {limit!r}, expected a whole number")
+        # Some say 514, the rows of the position table, which hold 512 tokens.
+        limit = min(limit, read_config(folder).max_length)
+    return Settings(read_pooling(folder), read_prompts(folder, name), limit)
+
+
+def read_config(folder: Path) -> EncoderConfig:
+    """The config.json of a folder; FileNotFoundError says so if there is none."""
+    path = folder / hub.CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {hub.CONFIG_FILE}: it is no model folder in Hugging Face layout"
+        )
+    return EncoderConfig.from_file(path)
+
+
+def load_tokenizer(folder: Path) -> SentencePieceTokenizer:
+    """The tokenizer of a folder, from the first of hub.TOKENIZER_FILES that is there."""
+    for name in hub.TOKENIZER_FILES:
+        if (folder / name).is_file():
+            return SentencePieceTokenizer(folder / name)
+    raise FileNotFoundError(f"{folder} has no {' and no '.join(hub.TOKENIZER_FILES)}")
+
+
+def load_encoder(
+    folder: Path,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    kernels: str = "auto",
+) -> Encoder:
+    """The encoder of a folder, ready for inference; arguments as in `E5.from_pretrained`."""
+    torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if torch_dtype not in DTYPES.values():
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    # On the meta device the modules cost no memory; loading gives them the mapped file's.
+    with torch.device("meta"):
+        encoder = Encoder(read_config(folder), kernels).to(torch_dtype)
+    load_checkpoint(encoder, folder)
+    return encoder.to(device).prepare_for_inference(torch_dtype, kernels)

@@ -1,0 +1,128 @@
+"""Text to token ids: SentencePiece with the numbering of fairseq."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from e5core.spm_file import model_from_tokenizer_json
+
+BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # <s>, <pad>, </s>, <unk>
+
+# fairseq puts <pad> before the pieces, so that SentencePiece's piece k has the id k + 1.
+# Its three specials stand in another order, and of those only the unknown one is emitted.
+FAIRSEQ_OFFSET = 1
+SP_UNKNOWN = 0
+
+
+class SentencePieceTokenizer:
+    """The XLM-R tokenizer: `<s> pieces </s>`.
+
+    Text is text: a literal `<s>` or `<mask>` in it is spelled out in ordinary pieces.
+    Safe to share between threads.
+
+    >>> tokenizer = SentencePieceTokenizer("sentencepiece.bpe.model")  # doctest: +SKIP
+    >>> tokenizer.encode("Hello World!")  # doctest: +SKIP
+    [0, 35378, 6661, 38, 2]
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Load `sentencepiece.bpe.model`, or a `tokenizer.json` with the same content.
+
+        Raises FileNotFoundError, or ValueError if the file is not such a tokenizer.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            content = model_from_tokenizer_json(path)
+        else:
+            content = path.read_bytes()
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(content)
+            specials = [self._processor.IdToPiece(i) for i in range(3)]
+        except (RuntimeError, IndexError, OSError) as error:
+            raise ValueError(f"{path} is not a SentencePiece model ({len(content)} bytes)") from error
+        if specials != ["<unk>", "<s>", "</s>"]:
+            raise ValueError(
+                f"{path} starts with the pieces {specials}, expected '<unk>', '<s>', '</s>': "
+                "it is not an XLM-R tokenizer"
+            )
+
+    @property
+    def mask_id(self) -> int:
+        """`<mask>`, the last id."""
+        return self._processor.GetPieceSize() + FAIRSEQ_OFFSET
+
+    @property
+    def vocab_size(self) -> int:
+        return self.mask_id + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text of any length, `<s>` and `</s>` included.
+
+        Raises TypeError if it is not a str, ValueError if it holds a lone surrogate.
+        """
+        return [BOS, *self.encode_pieces(text), EOS]
+
+    def encode_pieces(self, text: str) -> list[int]:
+        """The ids of a text without `<s>` and `</s>`."""
+        if not isinstance(text, str):
+            raise TypeError(f"text is {text!r:.80} of type {type(text).__name__}, expected str")
+        try:
+            pieces = self._processor.EncodeAsIds(text)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character "
+                f"{error.start}, which UTF-8 cannot encode; clean it, for example with "
+                'text.encode("utf-8", "replace").decode()'
+            ) from None
+        return [p + FAIRSEQ_OFFSET if p != SP_UNKNOWN else UNKNOWN for p in pieces]
+
+    def count(self, text: str) -> int:
+        """The number of tokens of a text, `<s>` and `</s>` included."""
+        return len(self.encode_pieces(text)) + 2
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The normalised text of a list of ids; `<s>`, `<pad>`, `</s>` and `<mask>` vanish.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+        pieces = []
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"id {i} is outside the vocabulary of 0 to {self.mask_id}")
+            if i == UNKNOWN:
+                pieces.append(SP_UNKNOWN)
+            elif i > UNKNOWN and i != self.mask_id:
+                pieces.append(int(i) - FAIRSEQ_OFFSET)
+        return str(self._processor.DecodeIds(pieces))
+
+
+def cut(ids: Sequence[int], max_length: int) -> list[int]:
+    """Keep `<s>`, the first `max_length - 2` pieces and `</s>`, as the published models do."""
+    return list(ids) if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
+
+
+def windows(ids: Sequence[int], max_length: int, prefix: Sequence[int] = ()) -> list[list[int]]:
+    """Split a long text into sequences of at most `max_length` tokens.
+
+    ids     `<s> pieces </s>`
+    prefix  pieces of the prompt: where the text starts with them, every window does
+
+    The windows do not overlap; together they hold each piece of the text once.
+    Raises ValueError if the prefix leaves no room for text.
+    """
+    if len(ids) <= max_length:
+        return [list(ids)]
+    pieces = list(ids[1:-1])
+    lead = list(prefix) if pieces[: len(prefix)] == list(prefix) else []
+    room = max_length - 2 - len(lead)
+    if room < 1:
+        raise ValueError(
+            f"the prefix has {len(lead)} tokens and leaves no room for text in windows of "
+            f"{max_length}; shorten the task or raise max_length"
+        )
+    body = pieces[len(lead) :]
+    return [
+        [ids[0], *lead, *body[start : start + room], ids[-1]] for start in range(0, len(body), room)
+    ]

