@@ -336,7 +336,7 @@ def load_encoder(
 ) -> Encoder:
     """The encoder of a folder, ready for inference; arguments as in `E5.from_pretrained`."""
     torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if torch_dtype not in DTYPES.values():
+    if torch_dtype is None or torch_dtype not in DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -69,7 +69,7 @@ def read_pooling(folder: Path) -> str:
             kind = str(module.get("type", "")).rsplit(".", 1)[-1]
             if kind not in ("Transformer", "Pooling", "Normalize"):
                 raise ValueError(
-                    f"{modules} has the step {kind!r}; e5core has Transformer, Pooling and Normalize"
+                    f"{modules} has the step {kind!r}, expected Transformer, Pooling or Normalize"
                 )
             if kind == "Pooling":
                 path = folder / str(module.get("path", "1_Pooling")) / "config.json"

@@ -92,9 +92,7 @@ def _unit(name: str, vectors: npt.ArrayLike, first: int = 0) -> npt.NDArray[np.f
     return unit
 
 
-def _same_size(
-    a_name: str, a: npt.NDArray[np.float32], b_name: str, b: npt.NDArray[Any]
-) -> None:
+def _same_size(a_name: str, a: npt.NDArray[np.float32], b_name: str, b: npt.NDArray[Any]) -> None:
     if a.shape[1] != b.shape[1]:
         raise ValueError(
             f"{a_name} has vectors of {a.shape[1]} numbers, {b_name} of {b.shape[1]}: "

@@ -32,16 +32,16 @@ class SentencePieceTokenizer:
         Raises FileNotFoundError, or ValueError if the file is not such a tokenizer.
         """
         path = Path(path)
-        if path.suffix == ".json":
-            content = model_from_tokenizer_json(path)
-        else:
-            content = path.read_bytes()
+        from_json = path.suffix == ".json"
+        content = model_from_tokenizer_json(path) if from_json else path.read_bytes()
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(content)
             specials = [self._processor.IdToPiece(i) for i in range(3)]
         except (RuntimeError, IndexError, OSError) as error:
-            raise ValueError(f"{path} is not a SentencePiece model ({len(content)} bytes)") from error
+            raise ValueError(
+                f"{path} is not a SentencePiece model ({len(content)} bytes)"
+            ) from error
         if specials != ["<unk>", "<s>", "</s>"]:
             raise ValueError(
                 f"{path} starts with the pieces {specials}, expected '<unk>', '<s>', '</s>': "

@@ -33,9 +33,8 @@ class SdpaKernels(PlainKernels):
         for (length, texts), q, k, v in zip(
             groups, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
         ):
-            dense = F.scaled_dot_product_attention(
-                *(x.unflatten(0, (texts, length)).transpose(1, 2) for x in (q, k, v)),
-                dropout_p=dropout,
-            )  # [texts, heads, length, head_size]
+            q, k, v = (x.unflatten(0, (texts, length)).transpose(1, 2) for x in (q, k, v))
+            dense = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            # [texts, heads, length, head_size]
             outputs.append(dense.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)

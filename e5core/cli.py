@@ -1,0 +1,189 @@
+"""The command line: e5core embed | search | info."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import e5core
+from e5core import hub
+from e5core.files import replacing
+from e5core.kernels import BACKENDS
+from e5core.model import DTYPES, E5, read_config, read_settings
+from e5core.prompts import NAMED
+from e5core.search import search
+
+DEFAULT_MODEL = "intfloat/multilingual-e5-small"
+USAGE_ERROR = 2  # argparse's own exit code, used for every error of the caller's making
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; an error is one line on standard error and the exit code 2."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output, such as head, has what it wants. Python would complain
+        # again when it flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("e5core: interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, TypeError, MemoryError, RuntimeError) as error:
+        # RuntimeError is torch's for a device that is not there or has no memory left.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"e5core {options.command}: {reason}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="e5core", description="multilingual E5 embeddings")
+    parser.add_argument("--version", action="version", version=f"e5core {e5core.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    hub_options = argparse.ArgumentParser(add_help=False)
+    hub_options.add_argument("--revision", help="branch, tag or commit on the hub")
+    hub_options.add_argument("--cache-dir", type=Path, help="in place of huggingface_hub's cache")
+    hub_options.add_argument(
+        "--local-files-only", action="store_true", help="never ask the hub, use its cache"
+    )
+
+    load = argparse.ArgumentParser(add_help=False, parents=[hub_options])
+    load.add_argument(
+        "--model", default=DEFAULT_MODEL, help="a folder or a hub id (default: %(default)s)"
+    )
+    load.add_argument("--dtype", default="float32", choices=DTYPES)
+    load.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
+    load.add_argument("--kernels", default="auto", choices=("auto", *BACKENDS))
+    load.add_argument("--prompts", choices=NAMED, help="in place of the model's own prefixes")
+    load.add_argument("--max-length", type=int, help="tokens a text may have")
+    load.add_argument("--task", help="the instruction of an instruct model's queries")
+    load.add_argument("--max-tokens-per-batch", type=int, help="tokens of one forward pass")
+
+    embed = commands.add_parser(
+        "embed", parents=[load], help="embed a file, one text a line, into a .npy file"
+    )
+    embed.add_argument("file", help="UTF-8 text, one text a line; - is standard input")
+    embed.add_argument("--input-type", required=True, choices=("query", "passage", "none"))
+    embed.add_argument("--output", required=True, type=Path, help="[lines, hidden] float32, .npy")
+    embed.add_argument("--truncate", default="end", choices=("end", "none", "window"))
+    embed.add_argument("--no-normalize", action="store_true", help="leave vectors at their length")
+    embed.set_defaults(run=_embed)
+
+    find = commands.add_parser(
+        "search", parents=[load], help="find the passages that answer queries"
+    )
+    find.add_argument("query", nargs="+", metavar="QUERY")
+    find.add_argument("--passages", required=True, help="UTF-8 text, one passage a line")
+    find.add_argument("--top-k", type=int, default=5)
+    find.set_defaults(run=_search)
+
+    info = commands.add_parser("info", parents=[hub_options], help="describe a model")
+    info.add_argument("model", help="a folder or a hub id")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _load(options: argparse.Namespace) -> E5:
+    return E5.from_pretrained(
+        options.model,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        kernels=options.kernels,
+        local_files_only=options.local_files_only,
+        cache_dir=options.cache_dir,
+        prompts=options.prompts,
+        max_length=options.max_length,
+    )
+
+
+def _lines(name: str) -> Iterator[str]:
+    """The lines of a file without their ends; ValueError names a line that is not UTF-8."""
+    with sys.stdin.buffer if name == "-" else Path(name).open("rb") as source:
+        for number, line in enumerate(source, 1):
+            try:
+                yield line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{name}, line {number}: byte {error.start} is not UTF-8; convert the file, "
+                    "for example with iconv -t UTF-8"
+                ) from None
+
+
+def _embed(options: argparse.Namespace) -> None:
+    if options.output.suffix != ".npy":
+        raise ValueError(f"--output is {options.output}, expected a name that ends in .npy")
+    with replacing(options.output) as temporary:  # an unwritable target fails before the work
+        texts = list(_lines(options.file))
+        result = _load(options).embed(
+            texts,
+            input_type=None if options.input_type == "none" else options.input_type,
+            task=options.task,
+            truncate=options.truncate,
+            normalize=not options.no_normalize,
+            max_tokens_per_batch=options.max_tokens_per_batch,
+        )
+        np.save(temporary, result.vectors)
+    cut = int(result.truncated.sum())
+    print(
+        f"{options.output}: {len(texts)} vectors of {result.vectors.shape[1]} numbers, "
+        f"{result.token_counts.sum()} tokens, {cut} texts cut"
+    )
+
+
+def _search(options: argparse.Namespace) -> None:
+    passages = list(_lines(options.passages))
+    if not passages:
+        raise ValueError(f"{options.passages} has no lines to search")
+    model = _load(options)
+    limit = options.max_tokens_per_batch
+    queries = model.encode_query(options.query, task=options.task, max_tokens_per_batch=limit)
+    vectors = model.encode_passage(passages, max_tokens_per_batch=limit)
+    result = search(queries, vectors, options.top_k)
+    for query, indices, scores in zip(options.query, result.indices, result.scores, strict=True):
+        print(query)
+        for rank, (index, score) in enumerate(zip(indices, scores, strict=True), 1):
+            print(f"{rank:5}. {score:.4f}  line {index + 1}: {passages[index]}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    folder = hub.resolve(
+        options.model,
+        revision=options.revision,
+        cache_dir=options.cache_dir,
+        local_files_only=options.local_files_only,
+        weights=False,
+    )
+    config = read_config(folder)
+    settings = read_settings(folder, options.model)
+    parameters, tokens = config.num_parameters, config.vocab_size * config.hidden_size
+    rows = {
+        "architecture": f"{config.model_type}, {config.num_hidden_layers} layers",
+        "hidden size": f"{config.hidden_size} in {config.num_attention_heads} heads",
+        "feed-forward size": f"{config.intermediate_size}",
+        "vocabulary": f"{config.vocab_size:,} rows",
+        "parameters": f"{parameters:,}, of which {tokens:,} in the token table",
+    }
+    for name, dtype in DTYPES.items():
+        rows[f"memory in {name}"] = f"{parameters * dtype.itemsize / 1e6:,.0f} MB"
+    rows["pooling"] = settings.pooling
+    for kind in ("query", "passage"):
+        known = settings.prompts and repr(settings.prompts[kind])
+        rows[f"{kind} prefix"] = known or "not known; say it with --prompts"
+    limit = settings.max_length or config.max_length
+    rows["longest text"] = f"{limit} tokens; the position table holds {config.max_length}"
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
