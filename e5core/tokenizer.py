@@ -70,10 +70,13 @@ class SentencePieceTokenizer:
             raise TypeError(f"text is {text!r:.80} of type {type(text).__name__}, expected str")
         try:
             pieces = self._processor.EncodeAsIds(text)
-        except UnicodeEncodeError as error:
+        except (UnicodeEncodeError, RuntimeError):  # which of them depends on the release
+            place = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+            if place is None:
+                raise
             raise ValueError(
-                f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character "
-                f"{error.start}, which UTF-8 cannot encode; clean it, for example with "
+                f"the text holds the lone surrogate U+{ord(text[place]):04X} at character {place}, "
+                "which UTF-8 cannot encode; clean it, for example with "
                 'text.encode("utf-8", "replace").decode()'
             ) from None
         return [p + FAIRSEQ_OFFSET if p != SP_UNKNOWN else UNKNOWN for p in pieces]

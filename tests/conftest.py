@@ -35,9 +35,9 @@ def spread_weights(encoder: Encoder, seed: int = 0) -> Encoder:
         for name, parameter in encoder.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if "layer_norm" in name and name.endswith("weight"):
-                parameter.copy_(1 + 0.3 * noise)
+                parameter.copy_(1 + 0.2 * noise)
             elif name.endswith("bias"):
-                parameter.copy_(0.2 * noise)
+                parameter.copy_(0.1 * noise)
             elif name.startswith("embeddings."):
                 parameter.copy_(noise)
             else:

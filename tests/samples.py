@@ -1,0 +1,39 @@
+"""Texts that several tests use: the project's own sentences, and texts of a given length."""
+
+import csv
+import random
+from pathlib import Path
+
+from e5core import SentencePieceTokenizer
+
+DATA = Path(__file__).parent.parent / "scripts" / "data"
+
+
+def read_column(name: str, column: str) -> list[str]:
+    with (DATA / name).open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [row[column] for row in rows]
+
+
+SENTENCES = read_column("sentences.tsv", "sentence")
+LANGUAGES = read_column("sentences.tsv", "language")
+TOPICS = read_column("sentences.tsv", "topic")
+QUERIES = read_column("queries.tsv", "query")
+
+
+def text_of_length(
+    tokenizer: SentencePieceTokenizer, tokens: int, prefix: str = "", seed: int = 0
+) -> str:
+    """A text in many languages of `tokens` tokens, `<s>`, `</s>` and prefix included.
+
+    Nothing is shorter than `<s></s>` with its prefix, which an empty text has.
+    """
+    generator = random.Random(seed)
+    words: list[str] = []
+    while tokenizer.count(prefix + " ".join(words)) < tokens:
+        words += generator.choice(SENTENCES).split(" ")
+    while words and tokenizer.count(prefix + " ".join(words)) > tokens:
+        words.pop()
+    # What is missing is filled with a word that is always one token, also beside itself.
+    missing = tokens - tokenizer.count(prefix + " ".join(words))
+    return " ".join([*words, *["no"] * max(0, missing)])

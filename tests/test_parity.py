@@ -1,0 +1,133 @@
+"""Live parity with transformers, through the public path: prefixes and positions included."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHARSMAP, spread_weights
+from oracle import fast_tokenizer, reference_model, reference_vectors, transformers
+from samples import QUERIES, SENTENCES, text_of_length
+from tolerances import BATCH_INVARIANCE_FLOAT32, UNIT_VECTOR_FLOAT32
+
+from e5core import E5, Encoder, EncoderConfig
+
+LENGTHS = (1, 2, 3, 4, 17, 100, 255, 256, 257, 509, 510, 511, 512)
+
+GEOMETRIES = {
+    "base": EncoderConfig("xlm-roberta", 250002, 768, 12, 12, 3072, 514, 2, 1, 1e-5),
+    "large": EncoderConfig("xlm-roberta", 250002, 1024, 24, 16, 4096, 514, 2, 1, 1e-5),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(real_folder):
+    return fast_tokenizer(real_folder, CHARSMAP)
+
+
+def reference_ids(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return tokenizer(list(texts), truncation=True, max_length=512)["input_ids"]
+
+
+def worst(vectors: np.ndarray, reference: np.ndarray) -> float:
+    assert vectors.shape == reference.shape
+    return float(np.abs(vectors - reference).max())
+
+
+@pytest.fixture(scope="module")
+def texts(real_model):
+    """The collection in 28 languages, and texts of every length that matters, some too long."""
+    return [
+        *SENTENCES,
+        *QUERIES,
+        *(text_of_length(real_model.tokenizer, n, seed=n) for n in (*LENGTHS, 513, 600)),
+    ]
+
+
+@pytest.mark.parametrize("kernels", ["plain", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_real_small_equals_transformers(real_folder, tokenizer, texts, kernels, attention):
+    model = E5.from_pretrained(real_folder, kernels=kernels)
+    assert model.encoder.kernels.name == kernels
+    assert len(texts) >= 200
+    ids = reference_ids(tokenizer, [f"query: {text}" for text in texts])
+    expected = reference_vectors(reference_model(model.encoder, attention), ids)
+    assert worst(model.encode_query(texts), expected) <= UNIT_VECTOR_FLOAT32
+
+
+@pytest.mark.parametrize("dialect", ["bert", "xlm-roberta"])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+@pytest.mark.parametrize("length", [1, 2, 3, 510, 511, 512])
+def test_lengths_and_batches(dialect, batch_size, length):
+    """Both position schemes at small width, down to a text of one token."""
+    rows = 512 if dialect == "bert" else 514
+    first = 0 if dialect == "bert" else 2
+    config = EncoderConfig(dialect, 300, 48, 2, 4, 96, rows, first, 1, 1e-5)
+    encoder = spread_weights(Encoder(config)).eval()
+    generator = torch.Generator().manual_seed(length)
+    lengths = [max(1, length - i % 3) for i in range(batch_size)]
+    # From id 4: transformers takes the pad id in a text for padding, a tokenizer never emits it.
+    ids = [torch.randint(4, 300, (n,), generator=generator).tolist() for n in lengths]
+    expected = reference_vectors(reference_model(encoder), ids)
+    assert worst(encode_ids(encoder, ids), expected) <= UNIT_VECTOR_FLOAT32
+
+
+def encode_ids(encoder: Encoder, ids: list[list[int]]) -> np.ndarray:
+    from e5core import l2_normalize, mean_pool, pack
+
+    with torch.no_grad():
+        batch = pack(ids, encoder.config)
+        return l2_normalize(mean_pool(encoder(batch), batch.cu_seqlens)).numpy()
+
+
+@pytest.mark.parametrize("size", GEOMETRIES)
+def test_xlm_roberta_geometry_equals_transformers(size, real_model, tokenizer):
+    """Random weights in the real geometry, under which texts really differ."""
+    encoder = spread_weights(Encoder(GEOMETRIES[size])).prepare_for_inference()
+    model = E5(encoder, real_model.tokenizer, prompts=real_model.prompts)
+    lengths = LENGTHS if size == "base" else (1, 2, 3, 255, 511, 512)
+    texts = [*SENTENCES[::8], *(text_of_length(model.tokenizer, n, seed=n) for n in lengths)]
+    ids = reference_ids(tokenizer, [f"passage: {text}" for text in texts])
+    expected = reference_vectors(reference_model(encoder, "sdpa"), ids, batch_size=8)
+    vectors = model.encode_passage(texts)
+    cosines = (vectors @ vectors.T)[np.triu_indices(len(texts), 1)]
+    print(f"{size}: median cosine {np.median(cosines):.3f}, worst {worst(vectors, expected):.1e}")
+    assert np.median(cosines) < 0.98
+    assert worst(vectors, expected) <= UNIT_VECTOR_FLOAT32
+
+
+def test_error_against_float64_is_no_larger_than_that_of_transformers(real_folder, texts):
+    model = E5.from_pretrained(real_folder)
+    exact = E5.from_pretrained(real_folder, dtype="float64", kernels="plain")
+    sample = [*texts[:200:5], *texts[-10:]]
+    ids = [exact.tokenizer.encode(f"query: {text}")[:512] for text in sample]
+    ids = [[*text[:-1], 2] for text in ids]
+    truth = encode_ids(exact.encoder, ids)
+    ours = np.abs(model.encode_query(sample) - truth).mean()
+    theirs = np.abs(reference_vectors(reference_model(model.encoder), ids) - truth).mean()
+    print(f"mean error against float64: e5core {ours:.2e}, transformers {theirs:.2e}")
+    # Two roundings of the same computation: equal up to chance, for which a tenth is ample.
+    assert ours <= 1.1 * theirs
+
+
+def test_vector_alone_equals_vector_in_any_batch(real_model, texts):
+    together = real_model.encode_query(texts)
+    alone = np.stack([real_model.encode_query(text) for text in texts])
+    assert worst(together, alone) <= BATCH_INVARIANCE_FLOAT32
+    # Shuffled and with another budget, every text meets other neighbours.
+    order = np.random.default_rng(0).permutation(len(texts))
+    mixed = real_model.encode_query([texts[i] for i in order], max_tokens_per_batch=3000)
+    assert worst(mixed, alone[order]) <= BATCH_INVARIANCE_FLOAT32
+
+
+def test_transformers_reads_the_same_hidden_states_of_the_published_folder(real_folder, real_model):
+    """The folder as it lies on disk, loaded by both libraries' own readers."""
+    from oracle import reference_hidden_states
+
+    model = transformers.AutoModel.from_pretrained(real_folder, attn_implementation="eager")
+    ids = [real_model.tokenizer.encode(text) for text in SENTENCES[:12]]
+    expected = reference_vectors(model, ids)
+    assert worst(real_model.encode(SENTENCES[:12], input_type=None), expected) <= (
+        UNIT_VECTOR_FLOAT32
+    )
+    assert all(s.shape[1] == 384 for s in reference_hidden_states(model, ids))
