@@ -195,7 +195,7 @@ class E5:
         single = isinstance(texts, str)
         if isinstance(texts, str):
             texts = [texts]
-        elif isinstance(texts, (bytes, Mapping)):
+        elif isinstance(texts, (bytes, Mapping)) or not isinstance(texts, Iterable):
             raise TypeError(f"texts is a {type(texts).__name__}, expected a str or several")
         if truncate == "none":
             texts = list(texts)

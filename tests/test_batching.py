@@ -1,5 +1,7 @@
 """Packing, ordering and cutting a stream."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from conftest import TINY
@@ -46,7 +48,7 @@ def test_plan_keeps_every_text_once_within_the_budget(lengths, max_tokens):
     order = [lengths[i] for batch in plan for i in batch]
     assert order == sorted(order, reverse=True)
     # No two neighbouring batches would fit into one.
-    for one, other in zip(plan, plan[1:], strict=False):
+    for one, other in pairwise(plan):
         assert sum(lengths[i] for i in one) + lengths[other[0]] > max_tokens
 
 
