@@ -84,10 +84,10 @@ class EncoderConfig:
         return rows * hidden + norm + self.num_hidden_layers * (attention + feed_forward + 2 * norm)
 
     @classmethod
-    def from_file(cls, path: Path) -> "EncoderConfig":
+    def from_file(cls, path: str | Path) -> "EncoderConfig":
         """Read a config.json. Raises ValueError naming the file and the setting at fault."""
         try:
-            return cls.from_dict(read_json_object(path))
+            return cls.from_dict(read_json_object(Path(path)))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

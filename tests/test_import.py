@@ -24,8 +24,8 @@ def test_importing_loads_little_beyond_torch():
     """Packages rather than seconds: a timed test fails on a busy machine. On a quiet one these
     take 0.025 s after torch."""
     added = packages_added_by("import e5core") - set(sys.stdlib_module_names)
-    assert added == {"e5core", "sentencepiece", "safetensors", "numpy"} & added
     assert "e5core" in added
+    assert added <= {"e5core", "sentencepiece", "safetensors", "numpy"}
 
 
 def test_every_public_name_is_there():
