@@ -71,6 +71,23 @@ def write_tiny_model(folder: Path, dialect: str, seed: int = 0) -> Path:
     return folder
 
 
+# Figures that tests measured, printed behind pytest's summary.
+MEASURED: list[str] = []
+
+
+@pytest.fixture
+def measured() -> Callable[[str], None]:
+    """Call with a line to print at the end of the run, whether the test passes or not."""
+    return MEASURED.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if MEASURED:
+        terminalreporter.section("measured")
+        for line in MEASURED:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(params=sorted(TINY))
 def dialect(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -13,6 +13,7 @@ from tolerances import BATCH_INVARIANCE_FLOAT32, UNIT_VECTOR_FLOAT32
 from e5core import E5, Encoder, EncoderConfig
 
 LENGTHS = (1, 2, 3, 4, 17, 100, 255, 256, 257, 509, 510, 511, 512)
+BATCH_SIZES = (1, 2, 7, 64)
 
 GEOMETRIES = {
     "base": EncoderConfig("xlm-roberta", 250002, 768, 12, 12, 3072, 514, 2, 1, 1e-5),
@@ -46,17 +47,21 @@ def texts(real_model):
 
 @pytest.mark.parametrize("kernels", ["plain", "sdpa"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_real_small_equals_transformers(real_folder, tokenizer, texts, kernels, attention):
+def test_real_small_equals_transformers(
+    real_folder, tokenizer, texts, kernels, attention, measured
+):
     model = E5.from_pretrained(real_folder, kernels=kernels)
     assert model.encoder.kernels.name == kernels
     assert len(texts) >= 200
     ids = reference_ids(tokenizer, [f"query: {text}" for text in texts])
     expected = reference_vectors(reference_model(model.encoder, attention), ids)
-    assert worst(model.encode_query(texts), expected) <= UNIT_VECTOR_FLOAT32
+    error = worst(model.encode_query(texts), expected)
+    measured(f"real small, {kernels} against transformers' {attention}: {error:.1e}")
+    assert error <= UNIT_VECTOR_FLOAT32
 
 
 @pytest.mark.parametrize("dialect", ["bert", "xlm-roberta"])
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
 @pytest.mark.parametrize("length", [1, 2, 3, 510, 511, 512])
 def test_lengths_and_batches(dialect, batch_size, length):
     """Both position schemes at small width, down to a text of one token."""
@@ -80,23 +85,51 @@ def encode_ids(encoder: Encoder, ids: list[list[int]]) -> np.ndarray:
         return l2_normalize(mean_pool(encoder(batch), batch.cu_seqlens)).numpy()
 
 
-@pytest.mark.parametrize("size", GEOMETRIES)
-def test_xlm_roberta_geometry_equals_transformers(size, real_model, tokenizer):
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_real_small_in_batches(real_model, tokenizer, texts, batch_size):
+    """Every seventh sentence and every length, both libraries in batches of this size."""
+    sample = [*texts[:-15:7], *texts[-15:]]
+    ids = reference_ids(tokenizer, [f"passage: {text}" for text in sample])
+    expected = reference_vectors(reference_model(real_model.encoder), ids, batch_size)
+    starts = range(0, len(sample), batch_size)
+    found = [real_model.encode_passage(sample[i : i + batch_size]) for i in starts]
+    assert worst(np.concatenate(found), expected) <= UNIT_VECTOR_FLOAT32
+
+
+@pytest.fixture(scope="module", params=GEOMETRIES)
+def random_model(request, real_model) -> E5:
     """Random weights in the real geometry, under which texts really differ."""
-    encoder = spread_weights(Encoder(GEOMETRIES[size])).prepare_for_inference()
-    model = E5(encoder, real_model.tokenizer, prompts=real_model.prompts)
-    lengths = LENGTHS if size == "base" else (1, 2, 3, 255, 511, 512)
-    texts = [*SENTENCES[::8], *(text_of_length(model.tokenizer, n, seed=n) for n in lengths)]
+    encoder = spread_weights(Encoder(GEOMETRIES[request.param])).prepare_for_inference()
+    return E5(encoder, real_model.tokenizer, prompts=real_model.prompts)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_xlm_roberta_geometry_equals_transformers(random_model, tokenizer, attention, measured):
+    lengths = (1, 2, 3, 510, 511, 512, 513)
+    texts = [*SENTENCES[::8], *(text_of_length(random_model.tokenizer, n, seed=n) for n in lengths)]
     ids = reference_ids(tokenizer, [f"passage: {text}" for text in texts])
-    expected = reference_vectors(reference_model(encoder, "sdpa"), ids, batch_size=8)
-    vectors = model.encode_passage(texts)
+    # Batches of 64, 7, 2 and 1 text between them, so that each size stands beside each length.
+    model = reference_model(random_model.encoder, attention)
+    expected = np.concatenate(
+        [
+            reference_vectors(model, part, size)
+            for part, size in zip(
+                (ids[:24], ids[24:27], ids[27:29], ids[29:]), (64, 7, 2, 1), strict=True
+            )
+        ]
+    )
+    vectors = random_model.encode_passage(texts)
     cosines = (vectors @ vectors.T)[np.triu_indices(len(texts), 1)]
-    print(f"{size}: median cosine {np.median(cosines):.3f}, worst {worst(vectors, expected):.1e}")
+    error = worst(vectors, expected)
+    measured(
+        f"{random_model.config.num_hidden_layers} × {random_model.config.hidden_size} with random "
+        f"weights, {attention}: {error:.1e}, median cosine of texts {np.median(cosines):.3f}"
+    )
     assert np.median(cosines) < 0.98
-    assert worst(vectors, expected) <= UNIT_VECTOR_FLOAT32
+    assert error <= UNIT_VECTOR_FLOAT32
 
 
-def test_error_against_float64_is_no_larger_than_that_of_transformers(real_folder, texts):
+def test_error_against_float64_is_no_larger_than_that_of_transformers(real_folder, texts, measured):
     model = E5.from_pretrained(real_folder)
     exact = E5.from_pretrained(real_folder, dtype="float64", kernels="plain")
     sample = [*texts[:200:5], *texts[-10:]]
@@ -105,12 +138,12 @@ def test_error_against_float64_is_no_larger_than_that_of_transformers(real_folde
     truth = encode_ids(exact.encoder, ids)
     ours = np.abs(model.encode_query(sample) - truth).mean()
     theirs = np.abs(reference_vectors(reference_model(model.encoder), ids) - truth).mean()
-    print(f"mean error against float64: e5core {ours:.2e}, transformers {theirs:.2e}")
+    measured(f"mean error against float64: e5core {ours:.2e}, transformers {theirs:.2e}")
     # Two roundings of the same computation: equal up to chance, for which a tenth is ample.
     assert ours <= 1.1 * theirs
 
 
-def test_vector_alone_equals_vector_in_any_batch(real_model, texts):
+def test_vector_alone_equals_vector_in_any_batch(real_model, texts, measured):
     together = real_model.encode_query(texts)
     alone = np.stack([real_model.encode_query(text) for text in texts])
     assert worst(together, alone) <= BATCH_INVARIANCE_FLOAT32
@@ -118,6 +151,7 @@ def test_vector_alone_equals_vector_in_any_batch(real_model, texts):
     order = np.random.default_rng(0).permutation(len(texts))
     mixed = real_model.encode_query([texts[i] for i in order], max_tokens_per_batch=3000)
     assert worst(mixed, alone[order]) <= BATCH_INVARIANCE_FLOAT32
+    measured(f"alone against in a batch: {worst(together, alone):.1e}")
 
 
 def test_transformers_reads_the_same_hidden_states_of_the_published_folder(real_folder, real_model):
