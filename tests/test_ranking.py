@@ -7,9 +7,9 @@ from samples import LANGUAGES, SENTENCES, TOPICS
 
 from e5core import similarity
 
-# Of 16 sentences, how many must find their translation first. Measured: 16 in 112 of the 132
-# pairs and 14 in the worst (Swahili to Chinese); the published model, of which this one is a
-# 4-bit copy, is at .979 for German on the thousand sentences of Tatoeba.
+# Of 16 sentences, how many must find their translation first. Measured: all 16 in 118 of the 132
+# pairs, 14 in the worst (Swahili to Chinese), 99.3% in the mean. The published model, of which
+# this one is a 4-bit copy, finds 97.9% of German's on the thousand sentences of Tatoeba.
 LEAST_OF_16 = 14
 LEAST_MEAN = 0.985
 
@@ -44,12 +44,3 @@ def test_translations_are_found_in_every_language_pair(real_model, measured):
         measured(f"    from {language}: {np.mean(pairs) / len(topics):.1%}")
     assert min(right.values()) >= LEAST_OF_16
     assert mean >= LEAST_MEAN
-
-
-def test_a_sentence_is_nearest_to_its_own_topic_in_all_languages(real_model):
-    """Among all 191 others, the nearest is a translation."""
-    vectors = real_model.encode_query(SENTENCES)
-    scores = similarity(vectors, vectors)
-    np.fill_diagonal(scores, -1)
-    nearest = scores.argmax(axis=1)
-    assert np.mean([TOPICS[i] == TOPICS[j] for i, j in enumerate(nearest)]) >= 0.99
