@@ -1,5 +1,6 @@
 """A model id or a folder to local files. The only file that imports huggingface_hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from e5core.checkpoint import INDEX_FILE, WEIGHTS_FILE
@@ -7,13 +8,16 @@ from e5core.checkpoint import INDEX_FILE, WEIGHTS_FILE
 CONFIG_FILE = "config.json"
 # In the order of preference; the second is read where a repository lacks the first.
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
+# All that loading reads, so that no pickle, export or picture is fetched.
 SMALL_FILES = (
     CONFIG_FILE,
-    INDEX_FILE,
+    TOKENIZER_FILES[0],
     "modules.json",
+    "*_Pooling/config.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
+WEIGHTS_FILES = (WEIGHTS_FILE, INDEX_FILE, "model-*.safetensors")
 
 
 def resolve(
@@ -33,90 +37,56 @@ def resolve(
     A hub id is downloaded into huggingface_hub's cache, needed files only, or taken from
     there when the hub cannot be reached. Raises OSError saying what is wrong.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
     name = str(model)
+    folder = Path(model).expanduser()
+    if name and folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise NotADirectoryError(f"{name!r} is a file; give the folder that it lies in")
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
         raise FileNotFoundError(f"{name!r} is not a folder; give a folder or a hub id")
-    if folder.exists():
-        raise NotADirectoryError(f"{name!r} is a file; give the folder that it lies in")
-    return _download(name, revision, cache_dir, token, local_files_only, weights)
 
+    def download(patterns: Sequence[str]) -> Path:
+        return _download(name, patterns, revision, cache_dir, token, local_files_only)
 
-def needed_files(published: set[str], weights: bool = True) -> list[str]:
-    """Of all the files of a repository those that loading it reads: no pickles, no exports."""
-    wanted = [name for name in SMALL_FILES if name in published]
-    wanted += [name for name in sorted(published) if name.endswith("_Pooling/config.json")]
-    wanted += [name for name in TOKENIZER_FILES if name in published][:1]
-    if weights and WEIGHTS_FILE in published:
-        wanted.append(WEIGHTS_FILE)
-    elif weights:
-        wanted += [
-            name
-            for name in sorted(published)
-            if name.startswith("model-") and name.endswith(".safetensors")
-        ]
-    return wanted
+    folder = download([*SMALL_FILES, *(WEIGHTS_FILES if weights else ())])
+    if weights and not any((folder / file).is_file() for file in (WEIGHTS_FILE, INDEX_FILE)):
+        raise FileNotFoundError(
+            f"{name} has no {WEIGHTS_FILE} and no {INDEX_FILE} on the hub, or none is in the cache "
+            "and the hub cannot be reached; e5core loads safetensors only"
+        )
+    if not (folder / TOKENIZER_FILES[0]).is_file():
+        download([TOKENIZER_FILES[1]])
+    return folder
 
 
 def _download(
     repository: str,
+    patterns: Sequence[str],
     revision: str | None,
     cache_dir: str | Path | None,
     token: str | None,
     local_files_only: bool,
-    weights: bool,
 ) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
+    """Fetch the files that match the patterns; every failure becomes one sentence."""
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    unreachable: Exception | None = None
     try:
-        if not local_files_only:
-            try:
-                info = HfApi(token=token).model_info(repository, revision=revision)
-                published = {file.rfilename for file in info.siblings or ()}
-                if weights and not {WEIGHTS_FILE, INDEX_FILE} & published:
-                    raise FileNotFoundError(
-                        f"{repository} publishes no safetensors weights, and others are never "
-                        "loaded; convert them to safetensors in a folder of your own"
-                    )
-                return Path(
-                    snapshot_download(
-                        repository,
-                        revision=revision,
-                        cache_dir=cache_dir,
-                        token=token,
-                        allow_patterns=needed_files(published, weights),
-                    )
-                )
-            except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError):
-                raise
-            except FileNotFoundError as error:
-                if not isinstance(error, LocalEntryNotFoundError):
-                    raise
-                unreachable = error
-            except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-                unreachable = error
-            except Exception as error:
-                # The HTTP library below huggingface_hub changed with its version 1.0 (requests,
-                # then httpx) and its connection errors share no base class but Exception.
-                if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
-                    raise
-                unreachable = error
         return Path(
             snapshot_download(
-                repository, revision=revision, cache_dir=cache_dir, local_files_only=True
+                repository,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                allow_patterns=list(patterns),
             )
         )
     except HFValidationError as error:
@@ -130,14 +100,17 @@ def _download(
             f"{repository!r} is not a folder here and not a model that the hub shows you; check "
             "the name, or pass token= for a private or gated one"
         ) from error
-    except (LocalEntryNotFoundError, EntryNotFoundError) as error:
+    except LocalEntryNotFoundError as error:
         at = f" at revision {revision!r}" if revision else ""
-        reason = (
-            "local_files_only is set"
-            if local_files_only
-            else f"the hub cannot be reached ({type(unreachable).__name__}: {unreachable})"
-        )
+        why = "local_files_only is set" if local_files_only else "the hub cannot be reached"
         raise FileNotFoundError(
-            f"{repository}{at} is not in the cache and {reason}; connect once to download it, "
+            f"{repository}{at} is not whole in the cache and {why}; connect once to download it, "
             "or give a folder"
+        ) from error
+    except Exception as error:
+        # The HTTP library below huggingface_hub differs between its releases (requests, httpx),
+        # and a connection that breaks during a download raises that library's own errors.
+        raise OSError(
+            f"{repository} could not be downloaded: {type(error).__name__}: {error}; try again, "
+            "what has arrived is kept"
         ) from error
