@@ -70,7 +70,7 @@ class SentencePieceTokenizer:
             raise TypeError(f"text is {text!r:.80} of type {type(text).__name__}, expected str")
         try:
             pieces = self._processor.EncodeAsIds(text)
-        except (UnicodeEncodeError, RuntimeError):  # which of them depends on the release
+        except (UnicodeEncodeError, RuntimeError, TypeError):  # it depends on the release
             place = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
             if place is None:
                 raise
