@@ -2,11 +2,15 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
+import torch
 
 import e5core
 from e5core import hub
@@ -20,10 +24,15 @@ DEFAULT_MODEL = "intfloat/multilingual-e5-small"
 USAGE_ERROR = 2  # argparse's own exit code, used for every error of the caller's making
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as every other error; argparse would print the usage before it."""
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; an error is one line on standard error and the exit code 2."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
         options.run(options)
         sys.stdout.flush()
@@ -35,27 +44,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("e5core: interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError, TypeError, MemoryError, RuntimeError) as error:
-        # RuntimeError is torch's for a device that is not there or has no memory left.
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        # torch's error for a full memory is a RuntimeError; any other is a defect of ours.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"e5core {options.command}: {reason}", file=sys.stderr)
         return USAGE_ERROR
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="e5core", description="multilingual E5 embeddings")
+def _parser() -> _Parser:
+    parser = _Parser(prog="e5core", description="multilingual E5 embeddings")
     parser.add_argument("--version", action="version", version=f"e5core {e5core.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    hub_options = argparse.ArgumentParser(add_help=False)
+    hub_options = _Parser(add_help=False)
     hub_options.add_argument("--revision", help="branch, tag or commit on the hub")
     hub_options.add_argument("--cache-dir", type=Path, help="in place of huggingface_hub's cache")
     hub_options.add_argument(
         "--local-files-only", action="store_true", help="never ask the hub, use its cache"
     )
 
-    load = argparse.ArgumentParser(add_help=False, parents=[hub_options])
+    load = _Parser(add_help=False, parents=[hub_options])
     load.add_argument(
         "--model", default=DEFAULT_MODEL, help="a folder or a hub id (default: %(default)s)"
     )
@@ -92,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(options: argparse.Namespace) -> E5:
+    if options.device is not None:
+        try:
+            torch.zeros(1, device=options.device).tolist()  # also tells that it holds data
+        except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+            reason = re.split(r"\.\s|\n", str(error))[0]  # torch goes on for pages
+            raise ValueError(f"--device {options.device} cannot be used: {reason}") from None
     return E5.from_pretrained(
         options.model,
         revision=options.revision,
@@ -107,46 +124,68 @@ def _load(options: argparse.Namespace) -> E5:
 
 def _lines(name: str) -> Iterator[str]:
     """The lines of a file without their ends; ValueError names a line that is not UTF-8."""
-    with sys.stdin.buffer if name == "-" else Path(name).open("rb") as source:
+    with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as source:
         for number, line in enumerate(source, 1):
             try:
-                yield line.decode("utf-8").rstrip("\r\n")
+                # Some editors open a file with a byte order mark, which is no part of its text.
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{name}, line {number}: byte {error.start} is not UTF-8; convert the file, "
                     "for example with iconv -t UTF-8"
                 ) from None
+            yield text.removesuffix("\n").removesuffix("\r")
+
+
+@contextmanager
+def _errors_counting(noun: str, file: str = "") -> Iterator[None]:
+    """Errors of the library in the words of this program.
+
+    A text that it counts from 0 is a line of the file or a query, counted from 1, and its
+    argument truncate="end" is the option --truncate "end".
+    """
+    try:
+        yield
+    except ValueError as error:
+        reason = re.sub(r"\btext (\d+)\b", lambda m: f"{noun} {int(m[1]) + 1}", str(error))
+        reason = re.sub(r'\b(\w+)="', r'--\1 "', reason)
+        raise ValueError(f"{file}: {reason}" if file else reason) from error
 
 
 def _embed(options: argparse.Namespace) -> None:
-    if options.output.suffix != ".npy":
-        raise ValueError(f"--output is {options.output}, expected a name that ends in .npy")
+    if options.output.suffix != ".npy" or options.output.is_dir():
+        raise ValueError(f"--output is {options.output}, expected a file name that ends in .npy")
     with replacing(options.output) as temporary:  # an unwritable target fails before the work
         texts = list(_lines(options.file))
-        result = _load(options).embed(
-            texts,
-            input_type=None if options.input_type == "none" else options.input_type,
-            task=options.task,
-            truncate=options.truncate,
-            normalize=not options.no_normalize,
-            max_tokens_per_batch=options.max_tokens_per_batch,
-        )
+        model = _load(options)
+        with _errors_counting("line", options.file):
+            result = model.embed(
+                texts,
+                input_type=None if options.input_type == "none" else options.input_type,
+                task=options.task,
+                truncate=options.truncate,
+                normalize=not options.no_normalize,
+                max_tokens_per_batch=options.max_tokens_per_batch,
+            )
         np.save(temporary, result.vectors)
-    cut = int(result.truncated.sum())
     print(
         f"{options.output}: {len(texts)} vectors of {result.vectors.shape[1]} numbers, "
-        f"{result.token_counts.sum()} tokens, {cut} texts cut"
+        f"{result.token_counts.sum()} tokens, {result.truncated.sum()} texts cut"
     )
 
 
 def _search(options: argparse.Namespace) -> None:
+    if options.top_k < 1:
+        raise ValueError(f"--top-k is {options.top_k}, expected 1 or more")
     passages = list(_lines(options.passages))
     if not passages:
         raise ValueError(f"{options.passages} has no lines to search")
     model = _load(options)
     limit = options.max_tokens_per_batch
-    queries = model.encode_query(options.query, task=options.task, max_tokens_per_batch=limit)
-    vectors = model.encode_passage(passages, max_tokens_per_batch=limit)
+    with _errors_counting("query"):
+        queries = model.encode_query(options.query, task=options.task, max_tokens_per_batch=limit)
+    with _errors_counting("line", options.passages):
+        vectors = model.encode_passage(passages, max_tokens_per_batch=limit)
     result = search(queries, vectors, options.top_k)
     for query, indices, scores in zip(options.query, result.indices, result.scores, strict=True):
         print(query)

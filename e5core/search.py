@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Passages scored at a time: the block of scores stays small whatever the collection's size.
+# Scores computed at a time: the block stays small (16 MB) whatever the collection's size.
 BLOCK_PASSAGES = 16_384
 BLOCK_QUERIES = 256
+
+_FLOAT32 = np.finfo(np.float32)
 
 
 @dataclass(frozen=True)
@@ -51,48 +53,80 @@ def search(queries: npt.ArrayLike, passages: npt.ArrayLike, top_k: int = 10) -> 
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}, expected 1 or more")
-    if np.ndim(passages) != 2:
-        raise ValueError(f"passages has the shape {np.shape(passages)}, expected [m, hidden_size]")
-    unit_queries, raw_passages = _unit("queries", queries), np.asarray(passages)
-    _same_size("queries", unit_queries, "passages", raw_passages)
-    k = min(top_k, len(raw_passages))
+    unit_queries, vectors = _unit("queries", queries), np.asarray(passages)
+    raw_queries = np.atleast_2d(np.asarray(queries))
+    if vectors.ndim != 2:
+        raise ValueError(f"passages has the shape {vectors.shape}, expected [m, hidden_size]")
+    _same_size("queries", unit_queries, "passages", vectors)
+    k = min(top_k, len(vectors))
     scores = np.full((len(unit_queries), k), -np.inf, dtype=np.float32)
     indices = np.zeros((len(unit_queries), k), dtype=np.int64)
-    for start in range(0, len(raw_passages), BLOCK_PASSAGES):
-        block = _unit("passages", raw_passages[start : start + BLOCK_PASSAGES], first=start)
-        block_indices = np.arange(start, start + len(block))
+
+    # The matrix product finds the candidates. Its roundings depend on where a vector stands
+    # (equal passages were seen to differ by 1e-7), so whatever they could have changed is
+    # scored again, each pair by itself. The margin bounds the error of two float32 scores:
+    # hidden_size roundings each, and a few for the lengths.
+    margin = (vectors.shape[1] + 8) * _FLOAT32.eps
+    for start in range(0, len(vectors), BLOCK_PASSAGES):
+        block = vectors[start : start + BLOCK_PASSAGES]
+        # Dividing the scores by the lengths is cheaper than dividing the vectors.
+        lengths = _lengths("passages", block, first=start).astype(np.float32)
+        columns = block.astype(np.float32, copy=False).T
         for row in range(0, len(unit_queries), BLOCK_QUERIES):
-            for query, found in enumerate(unit_queries[row : row + BLOCK_QUERIES] @ block.T, row):
+            rough = unit_queries[row : row + BLOCK_QUERIES] @ columns
+            rough /= lengths
+            for query, found in enumerate(rough, row):
+                near = _candidates(found, k, scores[query, -1], margin)
+                if not len(near):
+                    continue
                 # Earlier blocks come first, so that a stable sort prefers the lower index.
-                candidates = np.concatenate([scores[query], found])
-                best = _top(candidates, k)
-                positions = np.concatenate([indices[query], block_indices])
-                scores[query], indices[query] = candidates[best], positions[best]
+                exact = np.concatenate([scores[query], _cosines(raw_queries[query], block[near])])
+                positions = np.concatenate([indices[query], start + near])
+                best = np.argsort(-exact, kind="stable")[:k]
+                scores[query], indices[query] = exact[best], positions[best]
     shape = (*np.shape(queries)[:-1], k)
     return SearchResult(indices.reshape(shape), scores.reshape(shape))
 
 
-def _top(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Indices of the k highest scores, best first, the lower index first among equals."""
-    threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    candidates = np.flatnonzero(scores >= threshold)
-    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
+def _candidates(
+    scores: npt.NDArray[np.float32], k: int, least: np.float32, margin: np.float32
+) -> npt.NDArray[np.int64]:
+    """Where scores may be among the k best and above `least`, in ascending order."""
+    near = np.flatnonzero(scores >= least - margin)
+    if len(near) > k:
+        found = scores[near]
+        near = near[found >= np.partition(found, -k)[-k] - margin]
+    return near
 
 
-def _unit(name: str, vectors: npt.ArrayLike, first: int = 0) -> npt.NDArray[np.float32]:
-    """Vectors as [n, hidden_size] float32 of unit length; errors count from `first`."""
-    array: npt.NDArray[Any] = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
+def _cosines(query: npt.NDArray[Any], passages: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Scores [m] that depend on each pair alone: summed row by row in float64."""
+    wide, query = passages.astype(np.float64), query.astype(np.float64)
+    squares = (wide * wide).sum(axis=1) * (query * query).sum()
+    cosines: npt.NDArray[np.float64] = (wide * query).sum(axis=1) / np.sqrt(squares)
+    return cosines.astype(np.float32)
+
+
+def _unit(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Vectors as [n, hidden_size] float32 of unit length."""
+    array = np.atleast_2d(np.asarray(vectors))
     if array.ndim != 2:
-        raise ValueError(f"{name} has the shape {np.shape(vectors)}, expected [n, hidden_size]")
-    norms = np.linalg.norm(array, axis=1, keepdims=True)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
-    if len(bad):
-        raise ValueError(f"vector {first + bad[0]} of {name} is zero or not finite")
-    unit: npt.NDArray[np.float32] = array / norms
-    return unit
+        raise ValueError(f"{name} has the shape {array.shape}, expected [n, hidden_size]")
+    unit: npt.NDArray[np.float64] = array / _lengths(name, array)[:, None]
+    return unit.astype(np.float32)
 
 
-def _same_size(a_name: str, a: npt.NDArray[np.float32], b_name: str, b: npt.NDArray[Any]) -> None:
+def _lengths(name: str, vectors: npt.NDArray[Any], first: int = 0) -> npt.NDArray[np.float64]:
+    """Lengths [n] of vectors [n, hidden_size]; errors count from `first`."""
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    lengths: npt.NDArray[np.float64] = np.sqrt(squares)
+    good = (lengths >= _FLOAT32.tiny) & (lengths <= _FLOAT32.max)  # NaN is neither
+    if not good.all():
+        raise ValueError(f"vector {first + np.argmin(good)} of {name} is zero or not finite")
+    return lengths
+
+
+def _same_size(a_name: str, a: npt.NDArray[Any], b_name: str, b: npt.NDArray[Any]) -> None:
     if a.shape[1] != b.shape[1]:
         raise ValueError(
             f"{a_name} has vectors of {a.shape[1]} numbers, {b_name} of {b.shape[1]}: "

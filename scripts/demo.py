@@ -11,6 +11,7 @@ import argparse
 import csv
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from e5core import E5, search
@@ -23,21 +24,21 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a folder or a hub id")
     parser.add_argument("--top-k", type=int, default=3)
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     sentences = read_table(DATA / "sentences.tsv")
     queries = read_table(DATA / "queries.tsv")
     start = time.perf_counter()
-    model = E5.from_pretrained(arguments.model)
+    model = E5.from_pretrained(options.model)
     loaded = time.perf_counter()
     passages = model.encode_passage([row["sentence"] for row in sentences])
     embedded = time.perf_counter()
     asked = model.encode_query([row["query"] for row in queries])
-    result = search(asked, passages, top_k=arguments.top_k)
+    result = search(asked, passages, top_k=options.top_k)
 
     right = 0
     for query, indices, scores in zip(queries, result.indices, result.scores, strict=True):
