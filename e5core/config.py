@@ -48,11 +48,7 @@ class EncoderConfig:
     attention_dropout: float = 0.1  # in training only
 
     def __post_init__(self) -> None:
-        if self.model_type not in MODEL_TYPES:
-            raise ValueError(
-                f"model_type is {self.model_type!r}, expected one of {', '.join(MODEL_TYPES)}: "
-                "e5core runs the encoders of multilingual E5 and nothing else"
-            )
+        _check_model_type(self.model_type)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide into "
@@ -84,51 +80,63 @@ class EncoderConfig:
         return rows * hidden + norm + self.num_hidden_layers * (attention + feed_forward + 2 * norm)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "EncoderConfig":
+    def from_file(cls, path: Path) -> "EncoderConfig":
         """Read a config.json. Raises ValueError naming the file and the setting at fault."""
+        published = read_json_object(path)
         try:
-            return cls.from_dict(read_json_object(Path(path)))
+            return cls.from_dict(published)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_dict(cls, published: dict[str, Any]) -> "EncoderConfig":
         """Take the fields of a config.json under their published names."""
-        model_type = published.get("model_type")
+        # Said before any field that the other kind may lack.
+        model_type = _check_model_type(published.get("model_type"))
         for name, expected in _REQUIRED_VALUES.items():
             found = published.get(name, expected)
-            if found != expected and model_type in MODEL_TYPES:
+            if found != expected:
                 raise ValueError(f"{name} is {found!r}, this encoder computes {expected!r} only")
 
-        def number(name: str, least: float) -> Any:
+        def whole(name: str, least: int = 1) -> int:
             value = published.get(name, _DEFAULTS.get(name))
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
-                raise ValueError(f"{name} is {value!r}, expected a number of at least {least}")
-            if isinstance(least, int) and value != int(value):
-                raise ValueError(f"{name} is {value!r}, expected a whole number")
+            if type(value) is not int or value < least:  # neither a bool nor 12.0
+                raise ValueError(f"{name} is {value!r}, expected a whole number from {least} on")
             return value
 
-        if model_type not in MODEL_TYPES:  # said before any field that the other kind may lack
-            raise ValueError(f"model_type is {model_type!r}, expected {' or '.join(MODEL_TYPES)}")
+        def fraction(name: str) -> float:
+            value = published.get(name, _DEFAULTS.get(name))
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a number from 0 to below 1")
+            return float(value)
+
         return cls(
             model_type=model_type,
-            vocab_size=number("vocab_size", 1),
-            hidden_size=number("hidden_size", 1),
-            num_hidden_layers=number("num_hidden_layers", 1),
-            num_attention_heads=number("num_attention_heads", 1),
-            intermediate_size=number("intermediate_size", 1),
-            max_position_embeddings=number("max_position_embeddings", 1),
+            vocab_size=whole("vocab_size"),
+            hidden_size=whole("hidden_size"),
+            num_hidden_layers=whole("num_hidden_layers"),
+            num_attention_heads=whole("num_attention_heads"),
+            intermediate_size=whole("intermediate_size"),
+            max_position_embeddings=whole("max_position_embeddings"),
             # multilingual-e5-small says pad_token_id 0 and pads with 1: BERT takes nothing from it.
-            first_position=0 if model_type == "bert" else number("pad_token_id", 0) + 1,
-            type_vocab_size=number("type_vocab_size", 1),
-            layer_norm_eps=number("layer_norm_eps", 0.0),
-            hidden_dropout=number("hidden_dropout_prob", 0.0),
-            attention_dropout=number("attention_probs_dropout_prob", 0.0),
+            first_position=0 if model_type == "bert" else whole("pad_token_id", 0) + 1,
+            type_vocab_size=whole("type_vocab_size"),
+            layer_norm_eps=fraction("layer_norm_eps"),
+            hidden_dropout=fraction("hidden_dropout_prob"),
+            attention_dropout=fraction("attention_probs_dropout_prob"),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of a config.json that transformers and from_dict read back."""
+        """The fields of a config.json that transformers and from_dict read back.
+
+        Raises ValueError if no config.json can say what this one does.
+        """
         bert = self.model_type == "bert"
+        if bert != (self.first_position == 0):
+            raise ValueError(
+                f"first_position is {self.first_position} in a {self.model_type} config, but as "
+                "published bert counts from 0 and xlm-roberta from pad_token_id + 1"
+            )
         return {
             "architectures": ["BertModel" if bert else "XLMRobertaModel"],
             "model_type": self.model_type,
@@ -147,3 +155,12 @@ class EncoderConfig:
             "pad_token_id": 0 if bert else self.first_position - 1,
             "eos_token_id": 2,
         }
+
+
+def _check_model_type(model_type: Any) -> str:
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"model_type is {model_type!r}, expected {' or '.join(MODEL_TYPES)}: e5core runs the "
+            "encoders of multilingual E5 and nothing else"
+        )
+    return str(model_type)

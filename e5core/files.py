@@ -1,8 +1,7 @@
 """Reading JSON and writing files so that nobody ever sees half of one."""
 
 import json
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,9 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file; ValueError names the file and the place when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    # JSONDecodeError and UnicodeDecodeError are both ValueErrors; "[[[[…" exhausts the stack.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}; get the file again") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -35,21 +35,22 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
     A reader sees the old file or the whole new one, a failed block leaves neither a
-    half-written file nor the temporary one. Raises FileNotFoundError before any work is
-    done when the folder does not exist.
+    half-written file nor the temporary one. The result has the mode that open() would have
+    given it. Raises OSError before any work is done if the folder does not exist or takes no
+    files, or if `path` is something else than a file: a rename would replace a device.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"cannot write {path}: it is there and is not a file")
     # The suffix stays: numpy.save would otherwise add one of its own.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    temporary.touch(exist_ok=False)
     try:
+        mode = (path if path.exists() else temporary).stat().st_mode
         yield temporary
-        # mkstemp makes private files; the result gets the mode that open() would give it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        # safetensors 0.8 puts a private file of its own in the place of the one it is given.
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
