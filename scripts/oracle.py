@@ -19,7 +19,14 @@ from e5core.checkpoint import tensor_names
 TOKENIZER_FILE = "sentencepiece.bpe.model"
 
 
-def fast_tokenizer(folder: Path, charsmap: Path) -> "transformers.PreTrainedTokenizerBase":
+def quiet() -> None:
+    """No progress bars, and no report on the pooler that E5 leaves unused."""
+    logging: Any = transformers.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def fast_tokenizer(folder: Path, charsmap: Path) -> Any:
     """The Hugging Face fast tokenizer with the pieces and scores of the same SentencePiece file.
 
     folder    with sentencepiece.bpe.model; one that has only tokenizer.json has that read
@@ -28,9 +35,11 @@ def fast_tokenizer(folder: Path, charsmap: Path) -> "transformers.PreTrainedToke
     The vocabulary is put together as transformers' converter for XLM-R does it. Raises
     ValueError if the file holds another table: the two would not be the same tokenizer.
     """
+    tokenizer_class: Any
     file = folder / TOKENIZER_FILE
     if not file.is_file():
-        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        tokenizer_class = transformers.PreTrainedTokenizerFast
+        return tokenizer_class(tokenizer_file=str(folder / "tokenizer.json"))
     table = charsmap.read_bytes()
     if table not in file.read_bytes():
         raise ValueError(
@@ -43,7 +52,8 @@ def fast_tokenizer(folder: Path, charsmap: Path) -> "transformers.PreTrainedToke
         (processor.IdToPiece(i), processor.GetScore(i)) for i in range(3, processor.GetPieceSize())
     ]
     vocabulary.append(("<mask>", 0.0))
-    return transformers.XLMRobertaTokenizer(vocab=vocabulary, _spm_precompiled_charsmap=table)
+    tokenizer_class = transformers.XLMRobertaTokenizer
+    return tokenizer_class(vocab=vocabulary, _spm_precompiled_charsmap=table)
 
 
 def load_reference(folder: Path, attention: str = "eager") -> torch.nn.Module:
@@ -60,10 +70,9 @@ def reference_model(encoder: Encoder, attention: str = "eager") -> torch.nn.Modu
     config = transformers.AutoConfig.for_model(
         **{name: value for name, value in published.items() if name != "architectures"}
     )
+    auto: Any = transformers.AutoModel
     with torch.device("meta"):
-        model: Any = transformers.AutoModel.from_config(
-            config, attn_implementation=attention, add_pooling_layer=False
-        )
+        model = auto.from_config(config, attn_implementation=attention, add_pooling_layer=False)
     state = encoder.state_dict()
     names = tensor_names(encoder.config)
     model.load_state_dict({name: state[ours] for name, ours in names.items()}, assign=True)
