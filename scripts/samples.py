@@ -1,12 +1,13 @@
-"""Texts that several tests use: the project's own sentences, and texts of a given length."""
+"""Texts for tests and checks: the project's own sentences, and texts of a given length."""
 
 import csv
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from e5core import SentencePieceTokenizer
 
-DATA = Path(__file__).parent.parent / "scripts" / "data"
+DATA = Path(__file__).parent / "data"
 
 
 def read_column(name: str, column: str) -> list[str]:
@@ -19,6 +20,15 @@ SENTENCES = read_column("sentences.tsv", "sentence")
 LANGUAGES = read_column("sentences.tsv", "language")
 TOPICS = read_column("sentences.tsv", "topic")
 QUERIES = read_column("queries.tsv", "query")
+
+# Steps through the files, which are ordered by language and topic; coprime to the lengths of
+# both (192, and 208 together), so that a few texts already have most languages and topics.
+_STRIDE = 17
+
+
+def spread(texts: Sequence[str], count: int) -> list[str]:
+    """`count` of the texts, or all, taken from all over the list and always the same."""
+    return [texts[i * _STRIDE % len(texts)] for i in range(min(count, len(texts)))]
 
 
 def text_of_length(
@@ -36,4 +46,4 @@ def text_of_length(
         words.pop()
     # What is missing is filled with a word that is always one token, also beside itself.
     missing = tokens - tokenizer.count(prefix + " ".join(words))
-    return " ".join([*words, *["no"] * max(0, missing)])
+    return " ".join([*words, *["a"] * max(0, missing)])

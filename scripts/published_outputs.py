@@ -1,0 +1,150 @@
+"""Outputs that others have published for the real checkpoints, as data.
+
+Every number was read in the source named beside it and is not computed by this project.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LastNumbers:
+    """The last number of each token's last hidden state, for a text given by its ids."""
+
+    source: str
+    tolerance: float
+    ids: tuple[int, ...]
+    numbers: tuple[float, ...]  # one a token
+
+
+@dataclass(frozen=True)
+class FirstNumbers:
+    """The first numbers of a text's pooled vector, not normalised, without a prefix."""
+
+    source: str
+    tolerance: float
+    text: str
+    numbers: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    name: str
+    query: str
+    passage: str
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Cosines of every query with every passage, times `scale`.
+
+    settings  the prefixes that may have been used; the numbers hold if they do under one
+    """
+
+    source: str
+    tolerance: float
+    scale: float
+    settings: tuple[Prefixes, ...]
+    queries: tuple[str, ...]
+    passages: tuple[str, ...]
+    numbers: tuple[float, ...]  # row by row, a row a query
+
+
+Expectation = LastNumbers | FirstNumbers | Similarities
+
+TRANSFORMERS = "transformers, tests/models/xlm_roberta/test_modeling_xlm_roberta.py"
+FASTEMBED = "fastembed, tests/test_text_onnx_embeddings.py"
+SENTENCE_TRANSFORMERS = "sentence-transformers, tests/test_pretrained.py"
+MODEL_CARD = "model card of intfloat/multilingual-e5-large-instruct"
+
+TASK = "Given a web search query, retrieve relevant passages that answer the query"
+NO_PREFIX = Prefixes("no prefix", "", "")
+E5_PREFIXES = Prefixes("query and passage prefix", "query: ", "passage: ")
+INSTRUCTION = Prefixes("instruction", f"Instruct: {TASK}\nQuery: ", "")
+
+
+def _xlm_roberta(*numbers: float) -> LastNumbers:
+    ids = (0, 581, 10269, 83, 99942, 136, 60742, 23, 70, 80583, 18276, 2)
+    return LastNumbers(TRANSFORMERS, 1e-3, ids, numbers)
+
+
+def _red_planet(settings: tuple[Prefixes, ...], *numbers: float) -> Similarities:
+    """Whether the test used a prefix depended on the repositories' settings on the day."""
+    return Similarities(
+        SENTENCE_TRANSFORMERS,
+        0.01,
+        1.0,
+        settings,
+        queries=("Which planet is known as the Red Planet?",),
+        passages=(
+            "Venus is often called Earth's twin because of its similar size and proximity.",
+            "Mars, known for its reddish appearance, is often referred to as the Red Planet.",
+            "Jupiter, the largest planet in our solar system, has a prominent red spot.",
+            "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
+        ),
+        numbers=numbers,
+    )
+
+
+_PROTEIN = (
+    "As a general guideline, the CDC's average requirement of protein for women ages 19 to 70 is "
+    "46 grams per day. But, as you can see from this chart, you'll need to increase that if you're "
+    "expecting or training for a marathon. Check out the chart below to see how much protein you "
+    "should be eating each day."
+)
+_PUMPKIN = (
+    "1.清炒南瓜丝 原料:嫩南瓜半个 调料:葱、盐、白糖、鸡精 做法: "
+    "1、南瓜用刀薄薄的削去表面一层皮,用勺子刮去瓤 "
+    "2、擦成细丝(没有擦菜板就用刀慢慢切成细丝) 3、锅烧热放油,入葱花煸出香味 "
+    "4、入南瓜丝快速翻炒一分钟左右,放盐、一点白糖和鸡精调味出锅 "
+    "2.香葱炒南瓜 原料:南瓜1只 调料:香葱、蒜末、橄榄油、盐 做法: 1、将南瓜去皮,切成片 "
+    "2、油锅8成热后,将蒜末放入爆香 3、爆香后,将南瓜片放入,翻炒 "
+    "4、在翻炒的同时,可以不时地往锅里加水,但不要太多 5、放入盐,炒匀 "
+    "6、南瓜差不多软和绵了之后,就可以关火 7、撒入香葱,即可出锅"
+)
+
+PUBLISHED: dict[str, tuple[Expectation, ...]] = {
+    "FacebookAI/xlm-roberta-base": (
+        _xlm_roberta(
+            *(-0.0101, 0.1218, -0.0803, 0.0801, 0.1327, 0.0776),
+            *(-0.1215, 0.2383, 0.3338, 0.3106, 0.0300, 0.0252),
+        ),
+    ),
+    "FacebookAI/xlm-roberta-large": (
+        _xlm_roberta(
+            *(-0.0699, -0.0318, 0.0705, -0.1241, 0.0999, -0.0520),
+            *(0.1004, -0.1838, -0.4704, 0.1437, 0.0821, 0.0126),
+        ),
+    ),
+    "intfloat/multilingual-e5-base": (
+        _red_planet((NO_PREFIX, E5_PREFIXES), 0.79078, 0.87654, 0.85599, 0.86601),
+    ),
+    "intfloat/multilingual-e5-large": (
+        FirstNumbers(FASTEMBED, 1e-3, "hello world", (0.4544, -0.0968, 0.1054, -1.3753, 0.1500)),
+        _red_planet((NO_PREFIX, E5_PREFIXES), 0.76823, 0.87257, 0.8288, 0.83204),
+    ),
+    "intfloat/multilingual-e5-large-instruct": (
+        _red_planet((NO_PREFIX, E5_PREFIXES, INSTRUCTION), 0.79779, 0.89875, 0.85599, 0.85365),
+        Similarities(
+            MODEL_CARD,
+            # The card names none. A cosine within 1e-3, as the other sources ask of a number:
+            # wide enough for weights that were stored in float16 since.
+            0.1,
+            100.0,
+            (INSTRUCTION,),
+            queries=("how much protein should a female eat", "南瓜的家常做法"),
+            passages=(_PROTEIN, _PUMPKIN),
+            numbers=(91.92852783203125, 67.580322265625, 70.3814468383789, 92.1330795288086),
+        ),
+    ),
+}
+
+
+def published_outputs(name: str) -> tuple[Expectation, ...]:
+    """The outputs for a hub id, or for its last part alone; ValueError lists those known."""
+    for model, expected in PUBLISHED.items():
+        if name in (model, model.rsplit("/", 1)[-1]):
+            return expected
+    raise ValueError(
+        f"no published outputs are known for {name!r}, only for {', '.join(PUBLISHED)}; say with "
+        "--published-as which of these a folder holds"
+    )
