@@ -1,4 +1,4 @@
-"""Published tensor names to module names and back, as data; reading and writing weights.
+"""Reading and writing weights under their published names.
 
 Only safetensors files are read: they hold tensors and nothing that could be executed.
 """
@@ -12,46 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
 from e5core.files import read_json_object, replacing, write_json
+from e5core.names import IGNORED, PREFIXES, WORD_EMBEDDINGS, published_name, tensor_names
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-
-# Published name ↔ name in Encoder. {i} runs over layers, {p} over weight and bias.
-TENSORS = (
-    ("embeddings.word_embeddings.weight", "embeddings.word.weight"),
-    ("embeddings.position_embeddings.weight", "embeddings.position.weight"),
-    ("embeddings.token_type_embeddings.weight", "embeddings.token_type.weight"),
-    ("embeddings.LayerNorm.{p}", "embeddings.layer_norm.{p}"),
-    ("encoder.layer.{i}.attention.self.query.{p}", "layers.{i}.attention.query.{p}"),
-    ("encoder.layer.{i}.attention.self.key.{p}", "layers.{i}.attention.key.{p}"),
-    ("encoder.layer.{i}.attention.self.value.{p}", "layers.{i}.attention.value.{p}"),
-    ("encoder.layer.{i}.attention.output.dense.{p}", "layers.{i}.attention.output.{p}"),
-    ("encoder.layer.{i}.attention.output.LayerNorm.{p}", "layers.{i}.attention_layer_norm.{p}"),
-    ("encoder.layer.{i}.intermediate.dense.{p}", "layers.{i}.intermediate.{p}"),
-    ("encoder.layer.{i}.output.dense.{p}", "layers.{i}.output.{p}"),
-    ("encoder.layer.{i}.output.LayerNorm.{p}", "layers.{i}.output_layer_norm.{p}"),
-)
-
-# The encoder's tensors carry the name of the model inside a file saved from a task model.
-WORD_EMBEDDINGS = TENSORS[0][0]
-PREFIXES = ("", "roberta.", "bert.")
-
-# What else such files hold, by the start of the name after the prefix, and why it is left.
-IGNORED = {
-    "embeddings.position_ids": "a buffer that older files hold; positions are computed",
-    "pooler.dense.": "E5 pools by mean, bge-m3 and others by the first token",
-    "lm_head.": "head of a masked language model",
-    "cls.": "head of a masked language model",
-    "classifier.": "head of a classifier",
-    "qa_outputs.": "head for question answering",
-}
-
-# LayerNorm's names in files that were born in TensorFlow.
-OLD_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}
 
 # What a weight may be stored as, in the names of safetensors. Integers and 8-bit floats are
 # quantised and mean nothing without their scales.
@@ -70,16 +37,6 @@ class StoredTensor:
     stored_name: str
     shape: tuple[int, ...]
     dtype: str
-
-
-def tensor_names(config: EncoderConfig) -> dict[str, str]:
-    """Published name → name in Encoder, for every tensor of an encoder of this size."""
-    names = {}
-    for published, ours in TENSORS:
-        for i in range(config.num_hidden_layers) if "{i}" in published else (0,):
-            for p in ("weight", "bias") if "{p}" in published else ("",):
-                names[published.format(i=i, p=p)] = ours.format(i=i, p=p)
-    return names
 
 
 def weight_files(path: Path) -> tuple[list[Path], dict[str, str]]:
@@ -142,7 +99,7 @@ def read_headers(files: Iterable[Path], weight_map: Mapping[str, str]) -> dict[s
         )
     stored: dict[str, StoredTensor] = {}
     for tensor in tensors:
-        other = stored.setdefault(_published(tensor.stored_name, prefix), tensor)
+        other = stored.setdefault(published_name(tensor.stored_name, prefix), tensor)
         if other is not tensor:
             raise CheckpointError(
                 f"{other.stored_name} in {other.file} and {tensor.stored_name} in {tensor.file} "
@@ -229,15 +186,6 @@ def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
             save_file(tensors, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"cannot write {path}: {error}") from error
-
-
-def _published(name: str, prefix: str) -> str:
-    """A stored name without a task model's prefix and with today's suffix."""
-    name = name.removeprefix(prefix)
-    for old, new in OLD_SUFFIXES.items():
-        if name.endswith("LayerNorm" + old):
-            return name.removesuffix(old) + new
-    return name
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:

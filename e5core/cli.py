@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-import torch
 
 import e5core
 from e5core import hub
 from e5core.files import replacing
+from e5core.folder import DTYPES, read_config, read_settings
 from e5core.kernels import BACKENDS
-from e5core.model import DTYPES, E5, read_config, read_settings
+from e5core.model import E5
 from e5core.prompts import NAMED
 from e5core.search import search
 
@@ -103,12 +103,6 @@ def _parser() -> _Parser:
 
 
 def _load(options: argparse.Namespace) -> E5:
-    if options.device is not None:
-        try:
-            torch.zeros(1, device=options.device).tolist()  # also tells that it holds data
-        except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-            reason = re.split(r"\.\s|\n", str(error))[0]  # torch goes on for pages
-            raise ValueError(f"--device {options.device} cannot be used: {reason}") from None
     return E5.from_pretrained(
         options.model,
         revision=options.revision,

@@ -49,7 +49,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         _check_model_type(self.model_type)
-        if self.hidden_size % self.num_attention_heads:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide into "
                 f"{self.num_attention_heads} attention heads"

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from e5core.checkpoint import INDEX_FILE, WEIGHTS_FILE
+from e5core.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
-CONFIG_FILE = "config.json"
 # In the order of preference; the second is read where a repository lacks the first.
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 # All that loading reads, so that no pickle, export or picture is fetched.

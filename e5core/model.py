@@ -12,25 +12,16 @@ from torch import Tensor
 
 from e5core import hub
 from e5core.batching import chunks, pack, plan_batches
-from e5core.checkpoint import load_checkpoint
-from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
-from e5core.files import read_json_object
-from e5core.pooling import POOLINGS, l2_normalize, read_pooling
+from e5core.folder import load_encoder, load_tokenizer, read_settings
+from e5core.pooling import POOLINGS, l2_normalize
 from e5core.progress import progress_bar
-from e5core.prompts import check_prompts, prefix_for, read_prompts
+from e5core.prompts import check_prompts, prefix_for
 from e5core.tokenizer import SentencePieceTokenizer, cut, windows
 
 Vectors = npt.NDArray[np.float32]
 InputType = Literal["query", "passage"] | None
 Truncate = Literal["end", "none", "window"]
-
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 # Tokens of one forward pass. On a CPU the activations of about 1,024 tokens stay in its
 # cache (measured on Zen 4 with small and large); a GPU needs many more to be busy.
@@ -287,61 +278,3 @@ class E5:
                 f"zero or not finite in {self.encoder.embeddings.word.weight.dtype}; check the "
                 'weights, or load them with dtype="float32"'
             )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a folder says beside the encoder's dimensions."""
-
-    pooling: str
-    prompts: dict[str, str] | None
-    max_length: int | None
-
-
-def read_settings(folder: Path, name: str) -> Settings:
-    """Pooling, prompts and the limit of a folder; `name` is what the caller called it."""
-    path = folder / "sentence_bert_config.json"
-    limit = read_json_object(path).get("max_seq_length") if path.is_file() else None
-    if limit is not None:
-        if not isinstance(limit, int):
-            raise ValueError(f"{path}: max_seq_length is {limit!r}, expected a whole number")
-        # Some say 514, the rows of the position table, which hold 512 tokens.
-        limit = min(limit, read_config(folder).max_length)
-    return Settings(read_pooling(folder), read_prompts(folder, name), limit)
-
-
-def read_config(folder: Path) -> EncoderConfig:
-    """The config.json of a folder; FileNotFoundError says so if there is none."""
-    path = folder / hub.CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {hub.CONFIG_FILE}: it is no model folder in Hugging Face layout"
-        )
-    return EncoderConfig.from_file(path)
-
-
-def load_tokenizer(folder: Path) -> SentencePieceTokenizer:
-    """The tokenizer of a folder, from the first of hub.TOKENIZER_FILES that is there."""
-    for name in hub.TOKENIZER_FILES:
-        if (folder / name).is_file():
-            return SentencePieceTokenizer(folder / name)
-    raise FileNotFoundError(f"{folder} has no {' and no '.join(hub.TOKENIZER_FILES)}")
-
-
-def load_encoder(
-    folder: Path,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device | None = None,
-    kernels: str = "auto",
-) -> Encoder:
-    """The encoder of a folder, ready for inference; arguments as in `E5.from_pretrained`."""
-    torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if torch_dtype is None or torch_dtype not in DTYPES.values():
-        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    # On the meta device the modules cost no memory; loading gives them the mapped file's.
-    with torch.device("meta"):
-        encoder = Encoder(read_config(folder), kernels).to(torch_dtype)
-    load_checkpoint(encoder, folder)
-    return encoder.to(device).prepare_for_inference(torch_dtype, kernels)

@@ -24,7 +24,7 @@ from published_outputs import PUBLISHED
 from samples import SENTENCES
 from tolerances import COPY_BOUNDS
 
-from e5core.model import DTYPES
+from e5core.folder import DTYPES
 from e5core.progress import progress_bar
 
 HOLDS, BROKEN, NOT_CHECKED = 0, 1, 2  # exit codes

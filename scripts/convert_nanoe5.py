@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from e5core.checkpoint import WEIGHTS_FILE, tensor_names, write_weights
+from e5core.checkpoint import WEIGHTS_FILE, write_weights
 from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
 from e5core.files import replacing, write_json
+from e5core.names import tensor_names
 from e5core.prompts import E5
 from e5core.spm_file import unigram_model
 

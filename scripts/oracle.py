@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from e5core import Encoder
-from e5core.checkpoint import tensor_names
+from e5core.names import tensor_names
 
 TOKENIZER_FILE = "sentencepiece.bpe.model"
 

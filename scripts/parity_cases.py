@@ -27,7 +27,7 @@ from tolerances import (
 )
 
 from e5core import E5, hub, l2_normalize, pack, search
-from e5core.model import read_config, read_settings
+from e5core.folder import read_config, read_settings
 from e5core.pooling import POOLINGS
 from e5core.prompts import E5 as E5_PROMPTS
 from e5core.prompts import prefix_for

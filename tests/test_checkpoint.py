@@ -22,7 +22,8 @@ from torch import Tensor
 import e5core.files
 from e5core import CheckpointError, Encoder, EncoderConfig, load_checkpoint, save_checkpoint
 from e5core.batching import pack
-from e5core.checkpoint import INDEX_FILE, WEIGHTS_FILE, tensor_names
+from e5core.checkpoint import INDEX_FILE, WEIGHTS_FILE
+from e5core.names import tensor_names
 
 IDS = [[0, 17, 33, 99, 2], [0, 5, 119, 2]]
 WORD = "embeddings.word_embeddings.weight"
@@ -232,7 +233,7 @@ def test_training_on_mapped_memory_leaves_the_file(folder: Path, dialect: str) -
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from e5core.model import load_encoder
+from e5core.folder import load_encoder
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()

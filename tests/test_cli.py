@@ -341,8 +341,8 @@ def test_damaged_models(
         (["--task", "t"], "leave task out"),
         (["--max-length", "1"], "max_length is 1, this model takes 3 to 64"),
         (["--max-length", "600"], "max_length is 600, this model takes 3 to 64"),
-        (["--device", "nonsense"], "--device nonsense cannot be used: Expected one of"),
-        (["--device", "meta"], "--device meta cannot be used"),
+        (["--device", "nonsense"], "device 'nonsense' cannot be used: Expected one of"),
+        (["--device", "meta"], "device 'meta' cannot be used"),
         (["--max-tokens-per-batch", "0"], "max_tokens_per_batch is 0, expected 1 or more"),
         (["--max-tokens-per-batch", "-5"], "max_tokens_per_batch is -5, expected 1 or more"),
         (["--max-tokens-per-batch", "many"], "--max-tokens-per-batch: invalid int value: 'many'"),
@@ -373,7 +373,7 @@ def test_a_gpu_that_is_not_there(
     model: Path, texts: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("embed", texts, "--model", model, "--output", output, "--input-type", "query")
-    assert "--device cuda cannot be used: " in fails(capsys, *arguments, "--device", "cuda")
+    assert "device 'cuda' cannot be used: " in fails(capsys, *arguments, "--device", "cuda")
     assert not list(output.parent.iterdir())
 
 
@@ -454,10 +454,10 @@ def test_bad_outputs_fail_before_any_work(
 def test_an_output_folder_that_cannot_be_written(
     texts: Path, output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(**options: Any) -> None:  # a mode would not stop root
+    def refuse(*_: Any, **options: Any) -> None:  # a mode would not stop root
         raise PermissionError(13, "Permission denied", str(output.parent))
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)
     rest = ("--model", "./missing", "--output", output, "--input-type", "query")
     error = fails(capsys, "embed", texts, *rest)
     assert f"Permission denied: '{output.parent}'" in error

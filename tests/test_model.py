@@ -353,6 +353,8 @@ def test_the_limit_of_a_folder(make_tiny, says, limit):
         ({"dtype": "int4"}, "dtype is 'int4', expected one of float64, float32, bfloat16"),
         ({"dtype": torch.int8}, "dtype is torch.int8"),
         ({"kernels": "fast"}, "kernels is 'fast'"),
+        ({"device": "nonsense"}, "device 'nonsense' cannot be used: Expected one of"),
+        ({"device": "meta"}, "device 'meta' cannot be used"),
         ({"prompts": "e9"}, "prompts is 'e9'"),
         ({"max_length": 65}, "max_length is 65, this model takes 3 to 64"),
         ({"max_length": 2}, "max_length is 2"),

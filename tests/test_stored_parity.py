@@ -22,9 +22,9 @@ from tolerances import STORED_FLOAT32, STORED_FLOAT64
 from torch import Tensor
 
 from e5core import E5, Encoder, PackedBatch, l2_normalize, mean_pool, pack
-from e5core.checkpoint import tensor_names
 from e5core.kernels import BACKENDS
 from e5core.kernels.plain import PlainKernels
+from e5core.names import tensor_names
 from e5core.tokenizer import cut
 
 PARITY = Path(__file__).parent / "parity"
