@@ -95,7 +95,10 @@ class Encoder(nn.Module):
         self.kernels = backends.select(kernels)
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
-        self.apply(_initialize)
+        if not self.embeddings.word.weight.is_meta:
+            # On the meta device there is nothing to fill, and torch would import its compiler
+            # to find that out: 2 s of every load (torch 2.13, 2026-11).
+            self.apply(_initialize)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """The last hidden states [tokens, hidden_size] of a batch on the encoder's device."""
