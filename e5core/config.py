@@ -80,9 +80,9 @@ class EncoderConfig:
         return rows * hidden + norm + self.num_hidden_layers * (attention + feed_forward + 2 * norm)
 
     @classmethod
-    def from_file(cls, path: Path) -> "EncoderConfig":
+    def from_file(cls, path: str | Path) -> "EncoderConfig":
         """Read a config.json. Raises ValueError naming the file and the setting at fault."""
-        published = read_json_object(path)
+        published = read_json_object(Path(path))
         try:
             return cls.from_dict(published)
         except ValueError as error:

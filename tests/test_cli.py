@@ -351,7 +351,7 @@ def test_damaged_models(
         (["--kernels", "fast"], "--kernels: invalid choice: 'fast'"),
         (["--prompts", "mine"], "--prompts: invalid choice: 'mine'"),
         (["--model", "./missing"], "'./missing' is not a folder; give a folder or a hub id"),
-        (["--model", __file__], "test_cli.py' is not a folder; give a folder or a hub id"),
+        (["--model", __file__], "test_cli.py' is a file; give the folder"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )

@@ -215,7 +215,7 @@ def set_to(name: str, value: object) -> Callable[[Source], None]:
 DAMAGES: list[tuple[Callable[[Source], None], str]] = [
     (set_to("magic", b"E5S2"), "starts with b'E5S2' 1, expected b'E5S1' 1"),
     (set_to("version", 2), "starts with b'E5S1' 2, expected b'E5S1' 1"),
-    (set_to("heads", 0), "num_attention_heads is 0, expected a number of at least 1"),
+    (set_to("heads", 0), "num_attention_heads is 0, expected a whole number from 1 on"),
     (set_to("heads", 5), "hidden_size 32 does not divide into 5 attention heads"),
     (too_many_layers, "numbers, by its header"),
     (set_to("block_length", 64), "has blocks of 64 values, expected 32"),
