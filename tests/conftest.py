@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -86,6 +87,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("measured")
         for line in MEASURED:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """scripts/oracle.py, the reference side of comparisons with transformers."""
+    return pytest.importorskip("oracle", reason="transformers, the oracle, is not installed")
 
 
 @pytest.fixture(params=sorted(TINY))

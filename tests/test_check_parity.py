@@ -32,11 +32,6 @@ def _one_thread():
 
 
 @pytest.fixture
-def oracle():
-    return pytest.importorskip("oracle", reason="transformers is the oracle of check_parity")
-
-
-@pytest.fixture
 def run(capsys):
     """Run the command: its exit code, the verdicts by case, and standard error."""
 

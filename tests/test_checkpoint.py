@@ -9,12 +9,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-import transformers
 from conftest import TINY, tiny_encoder
-from oracle import reference_hidden_states, reference_model
 from safetensors.torch import load_file, save_file
 from tolerances import STORED_FLOAT32
 from torch import Tensor
@@ -109,12 +108,14 @@ def test_names_are_a_bijection_with_the_encoder(dialect: str) -> None:
     assert set(names.values()) == set(ours)
 
 
-def test_names_are_those_of_transformers(dialect: str) -> None:
+def test_names_are_those_of_transformers(oracle: ModuleType, dialect: str) -> None:
     """Name by name with shapes; every dimension of the tiny models is another number."""
     encoder = tiny_encoder(dialect)
-    config = transformers.AutoConfig.for_model(**encoder.config.to_dict())
+    config = oracle.transformers.AutoConfig.for_model(**encoder.config.to_dict())
     with torch.device("meta"):
-        theirs = transformers.AutoModel.from_config(config, add_pooling_layer=False).state_dict()
+        theirs = oracle.transformers.AutoModel.from_config(
+            config, add_pooling_layer=False
+        ).state_dict()
     ours = encoder.state_dict()
     assert {
         published: ours[name].shape for published, name in tensor_names(encoder.config).items()
@@ -233,6 +234,7 @@ def test_training_on_mapped_memory_leaves_the_file(folder: Path, dialect: str) -
 MEASURE = """
 import sys, torch
 from pathlib import Path
+from types import ModuleType
 from e5core.folder import load_encoder
 
 def status(key):
@@ -572,23 +574,25 @@ def test_a_tensor_in_two_shards(folder: Path, dialect: str) -> None:
 # ---- saving
 
 
-def test_transformers_loads_what_is_saved(folder: Path, dialect: str) -> None:
+def test_transformers_loads_what_is_saved(oracle: ModuleType, folder: Path, dialect: str) -> None:
     encoder = load(folder, dialect)
-    theirs, info = transformers.AutoModel.from_pretrained(
+    theirs, info = oracle.transformers.AutoModel.from_pretrained(
         folder, add_pooling_layer=False, output_loading_info=True
     )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     # Bit for bit the model that was given the tensors by hand, and ours within rounding.
-    read = reference_hidden_states(theirs.eval(), IDS)
-    given = reference_hidden_states(reference_model(encoder), IDS)
+    read = oracle.reference_hidden_states(theirs.eval(), IDS)
+    given = oracle.reference_hidden_states(oracle.reference_model(encoder), IDS)
     assert all(torch.allclose(a, b, atol=STORED_FLOAT32) for a, b in zip(read, given, strict=True))
     torch.testing.assert_close(torch.cat(read), states(encoder), atol=STORED_FLOAT32, rtol=0)
 
 
-def test_the_way_there_and_back_keeps_every_byte(tmp_path: Path, dialect: str) -> None:
+def test_the_way_there_and_back_keeps_every_byte(
+    oracle: ModuleType, tmp_path: Path, dialect: str
+) -> None:
     torch.manual_seed(3)
-    config = transformers.AutoConfig.for_model(**TINY[dialect].to_dict())
-    theirs = transformers.AutoModel.from_config(config, add_pooling_layer=False)
+    config = oracle.transformers.AutoConfig.for_model(**TINY[dialect].to_dict())
+    theirs = oracle.transformers.AutoModel.from_config(config, add_pooling_layer=False)
     theirs.save_pretrained(tmp_path / "theirs")
     with torch.device("meta"):
         encoder = Encoder(EncoderConfig.from_file(tmp_path / "theirs" / "config.json"))

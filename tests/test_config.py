@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from conftest import TINY
 
 from e5core import Encoder, EncoderConfig
@@ -45,15 +45,16 @@ def published_config(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_models(name: str) -> None:
+def test_published_models(oracle: ModuleType, name: str) -> None:
     config = EncoderConfig.from_dict(published_config(name))
     assert config.first_position == (0 if name.endswith("small") else 2)
     assert config.max_length == 512
     assert config.head_size == (32 if name.endswith("small") else 64)
     with torch.device("meta"):
         ours = Encoder(config)
-        theirs = transformers.AutoModel.from_config(
-            transformers.AutoConfig.for_model(**published_config(name)), add_pooling_layer=False
+        theirs = oracle.transformers.AutoModel.from_config(
+            oracle.transformers.AutoConfig.for_model(**published_config(name)),
+            add_pooling_layer=False,
         )
     assert config.num_parameters == sum(p.numel() for p in ours.parameters())
     assert config.num_parameters == sum(p.numel() for p in theirs.parameters())
@@ -80,13 +81,13 @@ def test_dropouts_survive_the_round_trip(dialect: str) -> None:
     assert EncoderConfig.from_dict(config.to_dict()) == config
 
 
-def test_what_is_left_out_is_what_transformers_assumes(dialect: str) -> None:
+def test_what_is_left_out_is_what_transformers_assumes(oracle: ModuleType, dialect: str) -> None:
     left_out = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
     published = TINY[dialect].to_dict()
     for name in (*left_out, "pad_token_id"):
         del published[name]
     config = EncoderConfig.from_dict(published)
-    theirs = transformers.AutoConfig.for_model(**published)
+    theirs = oracle.transformers.AutoConfig.for_model(**published)
     found = (config.layer_norm_eps, config.hidden_dropout, config.attention_dropout)
     assert found == tuple(getattr(theirs, name) for name in left_out)
     if dialect == "xlm-roberta":

@@ -36,8 +36,7 @@ def test_sizes(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def fast(real_folder):
-    oracle = pytest.importorskip("oracle", reason="transformers is the oracle of tokenization")
+def fast(oracle, real_folder):
     return oracle.fast_tokenizer(real_folder, CHARSMAP)
 
 
