@@ -27,9 +27,6 @@ Truncate = Literal["end", "none", "window"]
 # cache (measured on Zen 4 with small and large); a GPU needs many more to be busy.
 MAX_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32768}
 
-# How many too long texts an error lists before it says how many more there are.
-_LISTED = 20
-
 _CHOOSE: Any = object()  # embed's input_type when the caller leaves it out
 
 
@@ -59,19 +56,23 @@ class E5:
         tokenizer: SentencePieceTokenizer,
         *,
         pooling: str = "mean",
-        prompts: Mapping[str, str] | None = None,
+        prompts: str | Mapping[str, str] | None = None,
         max_length: int | None = None,
     ) -> None:
         """Put a model together from its parts; `from_pretrained` does it from files.
 
-        prompts     prefixes for "query" and "passage"; None if they are not known
+        pooling     "mean" or "cls"
+        prompts     "e5", "e5-instruct", "none" or the prefixes of "query" and "passage"; None
+                    if they are not known
         max_length  tokens a text may have; None takes the encoder's limit
         """
         self.encoder = encoder
         self.config = encoder.config
         self.tokenizer = tokenizer
         self.pooling = pooling
-        self.prompts = None if prompts is None else dict(prompts)
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}, expected one of {sorted(POOLINGS)}")
+        self.prompts = None if prompts is None else check_prompts(prompts)
         self.max_length = self.config.max_length if max_length is None else max_length
         if not 3 <= self.max_length <= self.config.max_length:
             raise ValueError(
@@ -118,12 +119,12 @@ class E5:
             local_files_only=local_files_only,
         )
         settings = read_settings(folder, str(model))
-        encoder = load_encoder(folder, dtype, device, kernels)
+        prompts = settings.prompts if prompts is None else check_prompts(prompts)
         return cls(
-            encoder,
+            load_encoder(folder, dtype, device, kernels),
             load_tokenizer(folder),
             pooling=settings.pooling,
-            prompts=settings.prompts if prompts is None else check_prompts(prompts),
+            prompts=prompts,
             max_length=settings.max_length if max_length is None else max_length,
         )
 
@@ -262,10 +263,9 @@ class E5:
                     long.append(f"text {seen} has {len(ids)} tokens")
                 seen += 1
         if long:
-            more = f" and {len(long) - _LISTED} more texts" if len(long) > _LISTED else ""
             raise ValueError(
-                f"{', '.join(long[:_LISTED])}{more}; the model takes {self.max_length} (prefix, "
-                '<s> and </s> included); pass truncate="end" or truncate="window"'
+                f"{', '.join(long)}; the model takes {self.max_length} (prefix, <s> and </s> "
+                'included); pass truncate="end" or truncate="window"'
             )
 
     def _check(self, pooled: Tensor, first: int) -> None:
