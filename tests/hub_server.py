@@ -1,127 +1,167 @@
-"""A stand-in for the hub: the part of its HTTP API that huggingface_hub asks for a model."""
+"""A stand-in for the Hugging Face hub on this machine: the four kinds of request that a
+download makes, and the ways in which they fail."""
 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+Files = dict[str, bytes]  # path in the repository → content
 
-class Hub:
-    """Repositories as {id: {revision: folder}}; a revision's commit is made from its name."""
+
+def read_files(folder: Path) -> Files:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@dataclass
+class Repository:
+    """Commits and the names that point to them; a hidden or gated one wants a token."""
+
+    commits: dict[str, Files] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    token: str | None = None
+    gated: bool = False
+
+    def commit(self, files: Files, *refs: str) -> str:
+        """Add a commit and let refs point to it; returns its hash."""
+        content = json.dumps({name: _digest(data) for name, data in files.items()})
+        commit = _digest(content.encode())
+        self.commits[commit] = files
+        self.refs |= dict.fromkeys(refs or ("main",), commit)
+        return commit
+
+
+class HubServer:
+    """A server in a thread. `answer_all` replaces every answer; `breaks` cuts downloads off."""
 
     def __init__(self) -> None:
-        self.repositories: dict[str, dict[str, Path]] = {}
-        self.tokens: dict[str, str] = {}  # a private repository's token
-        self.gated: set[str] = set()
-        self.broken: set[str] = set()  # files of which only half is sent
-        self.requests: list[str] = []  # "METHOD path" of everything asked for
-        self.url = ""
+        self.repositories: dict[str, Repository] = {}
+        self.log: list[tuple[str, str]] = []  # method, path
+        self.answer_all: tuple[int, bytes] | None = None
+        # File → after how many bytes the connection closes, one entry a GET.
+        self.breaks: dict[str, list[int]] = {}
+        # File → bytes that GET serves as if they were all.
+        self.shortened: dict[str, int] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.daemon_threads = True
+        self._server.hub = self  # type: ignore[attr-defined]
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
 
-    def commit(self, repository: str, revision: str) -> str:
-        return hashlib.sha1(f"{repository}@{revision}".encode()).hexdigest()
+    def add(self, name: str, files: Files, **options: Any) -> Repository:
+        repository = self.repositories[name] = Repository(**options)
+        repository.commit(files)
+        return repository
 
-    def find(self, repository: str, revision: str) -> tuple[str, Path] | None:
-        for name, folder in self.repositories[repository].items():
-            if revision in (name, self.commit(repository, name)):
-                return self.commit(repository, name), folder
-        return None
+    def fetched(self) -> list[str]:
+        """The files whose content was asked for, in that order."""
+        return [
+            path.split("/resolve/")[1].split("/", 1)[1]
+            for method, path in self.log
+            if method == "GET" and "/resolve/" in path
+        ]
 
-    def fetched(self) -> set[str]:
-        """The files of which the content was asked for."""
-        return {
-            line.split("/", 5)[5]
-            for line in self.requests
-            if line.startswith("GET") and "resolve" in line
-        }
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def reply(self, status: int, body: bytes, send: int | None = None, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body[:send])
-                if send is not None:
-                    self.close_connection = True
-
-        def refuse(self, status: int, code: str) -> None:
-            self.reply(status, b"{}", X_Error_Code=code)
-
-        def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            hub.requests.append(f"{self.command} {path}")
-            parts = path.strip("/").split("/")
-            if parts[:2] == ["api", "models"]:
-                repository, rest = "/".join(parts[2:4]), parts[4:]
-                kind, revision = (rest[0], rest[1]) if len(rest) > 1 else ("revision", "main")
-            else:
-                repository, kind, revision = "/".join(parts[:2]), parts[2], parts[3]
-            if repository not in hub.repositories:
-                return self.refuse(404, "RepoNotFound")
-            expected = hub.tokens.get(repository)
-            if expected and self.headers.get("Authorization") != f"Bearer {expected}":
-                return self.refuse(401, "RepoNotFound")
-            if repository in hub.gated:
-                return self.refuse(403, "GatedRepo")
-            found = hub.find(repository, revision)
-            if found is None:
-                return self.refuse(404, "RevisionNotFound")
-            commit, folder = found
-            if kind == "resolve":
-                return self.send_file(folder, "/".join(parts[4:]), commit)
-            listing: object = [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": (folder / name).stat().st_size,
-                    "oid": hashlib.sha1((folder / name).read_bytes()).hexdigest(),
-                }
-                for name in files(folder)
-            ]
-            if kind == "revision":
-                siblings = [{"rfilename": name} for name in files(folder)]
-                listing = {"id": repository, "sha": commit, "siblings": siblings}
-            self.reply(200, json.dumps(listing).encode(), Content_Type="application/json")
-
-        do_HEAD = do_GET  # noqa: N815 (http.server's name)
-
-        def send_file(self, folder: Path, name: str, commit: str) -> None:
-            if not (folder / name).is_file():
-                return self.refuse(404, "EntryNotFound")
-            content = (folder / name).read_bytes()
-            etag = f'"{hashlib.sha1(content).hexdigest()}"'
-            half = len(content) // 2 if name in hub.broken else None
-            self.reply(200, content, half, ETag=etag, X_Repo_Commit=commit)
-
-    return Handler
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+            self._server.server_close()
 
 
-@contextmanager
-def serving(hub: Hub) -> Iterator[Hub]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(hub))
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+class _Handler(BaseHTTPRequestHandler):
+    # HTTP/1.0, this class's default, ends the connection after each answer: nothing answers
+    # any more once the server has stopped.
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _answer(self, with_body: bool) -> None:
+        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
+        path = unquote(urlsplit(self.path).path)
+        hub.log.append((self.command, path))
+        if hub.answer_all is not None:
+            return self._send(hub.answer_all[0], hub.answer_all[1] if with_body else b"")
+        name, action, rest = _parse(path)
+        repository = hub.repositories.get(name)
+        allowed = repository and self.headers.get("Authorization") == f"Bearer {repository.token}"
+        if repository is None or (repository.token and not allowed and not repository.gated):
+            return self._refuse(404, "RepoNotFound", "Repository not found")
+        revision, _, file = (rest or "main").partition("/")
+        commit = repository.refs.get(revision, revision)
+        if commit not in repository.commits:
+            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        files = repository.commits[commit]
+        if action == "info":  # the hub shows what a gated repository holds, as it shows its page
+            return self._json({"id": name, "sha": commit, "siblings": _siblings(files)})
+        if action == "tree":
+            return self._json([_tree_entry(file, data) for file, data in files.items()])
+        if repository.gated and not allowed:
+            return self._refuse(403, "GatedRepo", f"Access to model {name} is restricted")
+        if file not in files:
+            return self._refuse(404, "EntryNotFound", "Entry not found")
+        self._file(hub, file, files[file], commit, with_body)
+
+    def _file(self, hub: HubServer, file: str, data: bytes, commit: str, with_body: bool) -> None:
+        headers = {"ETag": f'"{_digest(data)}"', "X-Repo-Commit": commit}
+        if not with_body:
+            return self._send(200, b"", {**headers, "Content-Length": str(len(data))})
+        data = data[: hub.shortened.get(file, len(data))]
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        headers["Content-Length"] = str(len(data) - start)
+        body = data[start:]
+        breaks = hub.breaks.get(file)
+        if breaks:
+            body = body[: breaks.pop(0)]
+        self._send(206 if start else 200, body, headers)
+
+    def _json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": message})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _parse(path: str) -> tuple[str, str, str]:
+    """Repository, action and the rest of the path: "revision" or "revision/file"."""
+    if path.startswith("/api/models/"):
+        name = path.removeprefix("/api/models/")
+        for action, word in (("info", "/revision/"), ("tree", "/tree/")):
+            if word in name:
+                name, _, rest = name.partition(word)
+                return name, action, rest
+        return name, "info", ""
+    name, _, rest = path.strip("/").partition("/resolve/")
+    return name, "file", rest
+
+
+def _siblings(files: Files) -> list[dict[str, str]]:
+    return [{"rfilename": name} for name in files]
+
+
+def _tree_entry(name: str, data: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": name, "size": len(data), "oid": _digest(data)}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()

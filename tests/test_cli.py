@@ -350,7 +350,7 @@ def test_damaged_models(
         (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["--kernels", "fast"], "--kernels: invalid choice: 'fast'"),
         (["--prompts", "mine"], "--prompts: invalid choice: 'mine'"),
-        (["--model", "./missing"], "'./missing' is not a folder; give a folder or a hub id"),
+        (["--model", "./missing"], "'./missing' is neither a folder nor a hub id"),
         (["--model", __file__], "test_cli.py' is a file; give the folder"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
@@ -486,7 +486,7 @@ def test_nothing_to_search(model: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["embed", "f", "--output", "o.npy"], "arguments are required: --input-type; see e5core"),
         (["embed", "f", "--input-type", "query"], "arguments are required: --output"),
         (["search", "q"], "arguments are required: --passages"),
-        (["info", "./missing"], "'./missing' is not a folder"),
+        (["info", "./missing"], "'./missing' is neither a folder nor a hub id"),
     ],
 )
 def test_missing_arguments(

@@ -1,245 +1,437 @@
-"""Hub ids: what is fetched, revisions, the cache, and every way in which it can fail."""
+"""hub.py against a stand-in of the hub: what is fetched, the cache, and every refusal."""
 
+import json
 import os
-import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_server import Hub, serving
-from huggingface_hub import constants
-from safetensors.torch import load_file, save_file
+from conftest import write_tiny_model
+from hub_server import Files, HubServer, Repository, read_files
+from safetensors.torch import load, save
 
 from e5core import E5, cli, hub
-from e5core.files import write_json
+from e5core.hub import needed_files, resolve
 
-MODEL = "somebody/tiny-e5"
-CLUTTER = ("pytorch_model.bin", "README.md", "tokenizer.json", "onnx/model.onnx", "tf_model.h5")
+NAME = "someone/model"
+TEXTS = ["the query", "日本 é", ""]
+# Published beside every model and never read.
+OTHERS = {
+    "pytorch_model.bin": b"a pickle",
+    "onnx/model.onnx": b"an export",
+    "README.md": b"a model card",
+    "tokenizer.json": b"{}",
+}
+NEEDED = {
+    "config.json",
+    "1_Pooling/config.json",
+    "config_sentence_transformers.json",
+    "sentencepiece.bpe.model",
+    "model.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models that differ in their weights."""
+    base = tmp_path_factory.mktemp("published")
+    return [write_tiny_model(base / str(seed), "xlm-roberta", seed) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def vectors(folders: list[Path]) -> list[np.ndarray]:
+    return [embed(E5.from_pretrained(folder)) for folder in folders]
 
 
 @pytest.fixture
-def server(monkeypatch):
-    with serving(Hub()) as running:
-        # huggingface_hub reads its environment when it is imported.
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield running
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """A hub of its own for each test, and nothing of the user's: no token, no settings."""
+    from huggingface_hub import constants
+
+    server = HubServer()
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    # huggingface_hub before 1.0 has a copy of the template.
+    monkeypatch.setattr(
+        "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False
+    )
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield server
+    server.stop()
 
 
 @pytest.fixture
-def folder(make_tiny, server):
-    """A published repository with all that lies about in such repositories."""
-    folder = make_tiny(name="published")
-    for name in CLUTTER:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"never to be fetched")
-    server.repositories[MODEL] = {"main": folder}
-    return folder
+def published(server: HubServer, folders: list[Path]) -> Repository:
+    """someone/model with the first folder's files on main."""
+    return server.add(NAME, {**read_files(folders[0]), **OTHERS})
 
 
 @pytest.fixture
-def cache(tmp_path):
+def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def vector(model: E5) -> np.ndarray:
-    return model.encode_query("a text")
+@pytest.fixture
+def load_model(cache: Path) -> Callable[..., E5]:
+    return lambda **options: E5.from_pretrained(NAME, cache_dir=cache, **options)
 
 
-def test_only_the_needed_files_are_fetched(server, folder, cache):
-    model = E5.from_pretrained(MODEL, cache_dir=cache)
-    assert np.array_equal(vector(model), vector(E5.from_pretrained(folder)))
-    assert server.fetched() == {
-        "config.json",
-        "sentencepiece.bpe.model",
-        "1_Pooling/config.json",
-        "config_sentence_transformers.json",
-        "model.safetensors",
-    }
+def embed(model: E5) -> np.ndarray:
+    return model.encode(TEXTS, input_type="query")
 
 
-def test_a_second_load_fetches_nothing(server, folder, cache):
-    E5.from_pretrained(MODEL, cache_dir=cache)
-    server.requests.clear()
-    E5.from_pretrained(MODEL, cache_dir=cache)
-    assert server.fetched() == set()
-
-
-def test_sharded_weights(server, folder, cache):
-    expected = vector(E5.from_pretrained(folder))
-    tensors = load_file(folder / "model.safetensors")
+def sharded(folder: Path) -> Files:
+    """A folder's files with the weights in two parts and an index."""
+    files = read_files(folder)
+    tensors = load(files.pop("model.safetensors"))
     names = sorted(tensors)
     weight_map = {}
-    for i, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"model-0000{i}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
-    (folder / "model.safetensors").unlink()
-    assert np.array_equal(vector(E5.from_pretrained(MODEL, cache_dir=cache)), expected)
+    for part, chosen in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-0000{part}-of-00002.safetensors"
+        files[file] = save({name: tensors[name] for name in chosen})
+        weight_map |= dict.fromkeys(chosen, file)
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    return files
 
 
-def test_revisions(server, folder, make_tiny, cache):
-    other = make_tiny(seed=1, name="other")
-    server.repositories[MODEL]["v2"] = other
-    newest = vector(E5.from_pretrained(MODEL, cache_dir=cache))
-    pinned = vector(E5.from_pretrained(MODEL, cache_dir=cache, revision="v2"))
-    assert np.array_equal(newest, vector(E5.from_pretrained(folder)))
-    assert np.array_equal(pinned, vector(E5.from_pretrained(other)))
-    assert not np.allclose(newest, pinned, atol=0.01)
-    commit = server.commit(MODEL, "v2")
-    assert np.array_equal(
-        vector(E5.from_pretrained(MODEL, cache_dir=cache, revision=commit)), pinned
-    )
-
-
-@pytest.mark.parametrize("revision", [None, "main", "commit"])
-def test_the_cache_serves_when_the_hub_does_not(server, folder, cache, revision, monkeypatch):
-    if revision == "commit":
-        revision = server.commit(MODEL, "main")
-    expected = vector(E5.from_pretrained(MODEL, cache_dir=cache, revision=revision))
-    server.requests.clear()
-    offline = E5.from_pretrained(MODEL, cache_dir=cache, revision=revision, local_files_only=True)
-    assert server.requests == []
-    assert np.array_equal(vector(offline), expected)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    unreachable = E5.from_pretrained(MODEL, cache_dir=cache, revision=revision)
-    assert np.array_equal(vector(unreachable), expected)
-
-
-def test_offline_by_environment(server, folder, cache):
-    expected = vector(E5.from_pretrained(MODEL, cache_dir=cache))
-    code = (
-        "import sys; from e5core import E5; m = E5.from_pretrained(sys.argv[1], "
-        "cache_dir=sys.argv[2]); print(m.encode_query('a text')[:3].tolist())"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code, MODEL, str(cache)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        check=True,
+def run_python(code: str, **environment: str) -> str:
+    """Standard output of a program in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=Path(hub.__file__).parent.parent,
         capture_output=True,
         text=True,
-    ).stdout
-    assert eval(found) == pytest.approx(expected[:3].tolist(), abs=1e-6)
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_a_repository_with_tokenizer_json_alone(server, folder, cache):
-    (folder / "sentencepiece.bpe.model").unlink()
-    with pytest.raises(ValueError, match=r"tokenizer\.json is not valid JSON"):
-        E5.from_pretrained(MODEL, cache_dir=cache)
+# What is fetched.
+
+
+@pytest.mark.usefixtures("published")
+def test_a_hub_id_gives_the_vectors_of_the_folder(load_model, vectors):
+    np.testing.assert_array_equal(embed(load_model()), vectors[0])
+
+
+@pytest.mark.usefixtures("published")
+def test_only_the_needed_files_are_fetched(server, load_model):
+    load_model()
+    assert sorted(server.fetched()) == sorted(NEEDED)
+
+
+@pytest.mark.usefixtures("published")
+def test_the_weights_are_fetched_last(server, load_model):
+    load_model()
+    assert server.fetched()[-1] == "model.safetensors"
+
+
+@pytest.mark.usefixtures("published")
+def test_a_second_load_fetches_no_file(server, load_model):
+    load_model()
+    before = len(server.fetched())
+    load_model()
+    assert len(server.fetched()) == before
+
+
+def test_tokenizer_json_is_fetched_where_sentencepiece_is_missing(server, folders, cache):
+    files = {**read_files(folders[0]), **OTHERS}
+    del files["sentencepiece.bpe.model"]
+    server.add(NAME, files)
+    folder = resolve(NAME, cache_dir=cache)
     assert "tokenizer.json" in server.fetched()
+    assert (folder / "tokenizer.json").read_bytes() == OTHERS["tokenizer.json"]
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_neither_cache_nor_hub(cache, monkeypatch, local):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    why = "local_files_only is set" if local else "the hub cannot be reached"
-    start = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=f"{MODEL} is not whole in the cache and {why}"):
-        E5.from_pretrained(MODEL, cache_dir=cache, local_files_only=local)
-    assert time.monotonic() - start < 60  # no endless retries
+def test_sharded_weights_give_the_vectors_of_the_folder(server, load_model, folders, vectors):
+    server.add(NAME, sharded(folders[0]))
+    np.testing.assert_array_equal(embed(load_model()), vectors[0])
+    assert sum("-of-00002" in file for file in server.fetched()) == 2
 
 
-def test_an_unknown_revision(server, folder, cache):
-    with pytest.raises(FileNotFoundError, match=f"{MODEL} has no revision 'v9'"):
-        E5.from_pretrained(MODEL, cache_dir=cache, revision="v9")
+def test_needed_files_prefers_one_file_of_weights_to_parts():
+    parts = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+    assert needed_files({"model.safetensors", *parts}) == ["model.safetensors"]
+    assert needed_files({"model.bin", *parts}) == sorted(parts)
+    assert needed_files({"model.safetensors", *parts}, weights=False) == []
 
 
-def test_an_unknown_repository(server, cache):
-    with pytest.raises(FileNotFoundError, match="'nobody/nothing' is not a folder here and not"):
-        E5.from_pretrained("nobody/nothing", cache_dir=cache)
+def test_a_download_is_refused_where_only_pickles_are_published(server, load_model, folders):
+    files = {**read_files(folders[0]), **OTHERS}
+    del files["model.safetensors"]
+    server.add(NAME, files)
+    with pytest.raises(FileNotFoundError, match=f"{NAME} publishes no safetensors weights.*conv"):
+        load_model()
+    assert "pytorch_model.bin" not in server.fetched()
 
 
-def test_a_gated_repository(server, folder, cache):
-    server.gated.add(MODEL)
-    with pytest.raises(FileNotFoundError, match="pass token= for a private or gated one"):
-        E5.from_pretrained(MODEL, cache_dir=cache)
+# Revisions.
 
 
-def test_a_private_repository(server, folder, cache):
-    server.tokens[MODEL] = "hf_secret"
-    with pytest.raises(FileNotFoundError, match="pass token="):
-        E5.from_pretrained(MODEL, cache_dir=cache)
-    model = E5.from_pretrained(MODEL, cache_dir=cache, token="hf_secret")
-    assert np.array_equal(vector(model), vector(E5.from_pretrained(folder)))
+@pytest.fixture
+def two_commits(published: Repository, folders: list[Path]) -> dict[str, str]:
+    """The second model's weights on main and tag v2; the first one's on tag v1."""
+    first = published.refs["main"]
+    published.refs["v1"] = first
+    second = published.commit({**read_files(folders[1]), **OTHERS}, "main", "v2")
+    return {"v1": "v1", "v2": "v2", "first commit": first, "second commit": second}
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("./nope", "'./nope' is not a folder"),
-        ("/nope/nope", "is not a folder"),
-        ("~/nope", "is not a folder"),
-        ("a/b/c", "'a/b/c' is not a folder"),
-        ("", "'' is not a folder"),
-        ("bad name!/x", "neither a folder nor a hub id"),
-        ("double--dash/x..y", "neither a folder nor a hub id"),
-    ],
+    ("kind", "model"), [("v1", 0), ("v2", 1), ("first commit", 0), ("second commit", 1)]
 )
-def test_names_that_are_none(server, name, message):
-    with pytest.raises(FileNotFoundError, match=message):
-        E5.from_pretrained(name)
-    assert server.requests == []
+def test_a_revision_gives_its_weights(two_commits, load_model, vectors, kind, model):
+    assert not np.allclose(vectors[0], vectors[1])
+    np.testing.assert_array_equal(embed(load_model(revision=two_commits[kind])), vectors[model])
 
 
-def test_a_file_in_place_of_a_folder(folder):
-    with pytest.raises(NotADirectoryError, match="is a file; give the folder"):
-        E5.from_pretrained(folder / "model.safetensors")
+def test_a_branch_that_moved_is_followed(published, load_model, folders, vectors):
+    load_model()
+    published.commit({**read_files(folders[1]), **OTHERS})
+    np.testing.assert_array_equal(embed(load_model()), vectors[1])
 
 
-def test_a_repository_without_safetensors(server, folder, cache):
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="e5core loads safetensors only"):
-        E5.from_pretrained(MODEL, cache_dir=cache)
-    assert not {"pytorch_model.bin", "tf_model.h5"} & server.fetched()
+@pytest.mark.usefixtures("published")
+@pytest.mark.parametrize("revision", ["v9", "0" * 40])
+def test_an_unknown_revision_is_named(load_model, revision):
+    with pytest.raises(FileNotFoundError, match=f"{NAME} has no revision '{revision}'"):
+        load_model(revision=revision)
 
 
-def test_a_download_that_breaks_is_never_taken_for_whole(server, folder, cache):
-    server.broken.add("model.safetensors")
-    with pytest.raises(OSError, match=f"{MODEL} could not be downloaded"):
-        E5.from_pretrained(MODEL, cache_dir=cache)
-    with pytest.raises(FileNotFoundError, match=MODEL):
-        E5.from_pretrained(MODEL, cache_dir=cache, local_files_only=True)
-    server.broken.clear()
-    model = E5.from_pretrained(MODEL, cache_dir=cache)
-    assert np.array_equal(vector(model), vector(E5.from_pretrained(folder)))
+# Without a network.
 
 
-def test_info_fetches_no_weights_and_loading_still_does(server, folder, cache, capsys, monkeypatch):
-    assert cli.main(["info", MODEL, "--cache-dir", str(cache)]) == 0
-    assert "bert, 3 layers" in capsys.readouterr().out
-    assert "model.safetensors" not in server.fetched()
-    with pytest.raises(FileNotFoundError, match=MODEL):
-        E5.from_pretrained(MODEL, cache_dir=cache, local_files_only=True)
-    model = E5.from_pretrained(MODEL, cache_dir=cache)
-    assert np.array_equal(vector(model), vector(E5.from_pretrained(folder)))
+@pytest.mark.parametrize("revision", [None, "v1"])
+@pytest.mark.parametrize("asked", ["server stopped", "local_files_only"])
+def test_the_cache_serves_without_the_hub(
+    server, two_commits, load_model, vectors, revision, asked
+):
+    load_model(revision=revision)
+    if asked == "server stopped":
+        server.stop()
+    server.log.clear()
+    model = load_model(revision=revision, local_files_only=asked == "local_files_only")
+    np.testing.assert_array_equal(embed(model), vectors[1 if revision is None else 0])
+    assert server.log == []
 
 
-def test_a_folder_needs_no_hub(folder, tmp_path):
-    """In an interpreter of its own: huggingface_hub is not even imported, nor torch's compiler."""
-    shutil.copytree(folder, tmp_path / "copy")
+@pytest.mark.usefixtures("published")
+def test_a_commit_is_found_in_the_cache(server, published, load_model, vectors):
+    load_model()
+    server.stop()
+    model = load_model(revision=published.refs["main"])
+    np.testing.assert_array_equal(embed(model), vectors[0])
+
+
+def test_hf_hub_offline_uses_the_cache(server, two_commits, load_model, cache, vectors, tmp_path):
+    load_model()
+    load_model(revision="v1")
+    server.log.clear()
     code = (
-        "import sys; from e5core import E5; E5.from_pretrained(sys.argv[1]).encode_query('x'); "
-        "print({'huggingface_hub', 'torch._dynamo'} & set(sys.modules))"
+        "import numpy; from e5core import E5\n"
+        "for revision, file in ((None, 'main'), ('v1', 'v1')):\n"
+        f"    model = E5.from_pretrained({NAME!r}, revision=revision, cache_dir={str(cache)!r})\n"
+        f"    vectors = model.encode({TEXTS!r}, input_type='query')\n"
+        f"    numpy.save({str(tmp_path)!r} + '/' + file, vectors)\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "copy")]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "set()\n"
+    run_python(code, HF_HUB_OFFLINE="1", HF_ENDPOINT=server.url)
+    np.testing.assert_array_equal(np.load(tmp_path / "main.npy"), vectors[1])
+    np.testing.assert_array_equal(np.load(tmp_path / "v1.npy"), vectors[0])
+    assert server.log == []
 
 
-def test_patterns_leave_out_what_is_never_read():
-    from fnmatch import fnmatch
-
-    patterns = [*hub.SMALL_FILES, *hub.WEIGHTS_FILES]
-    wanted = ("model-00001-of-00002.safetensors", "1_Pooling/config.json", "config.json")
-    assert all(any(fnmatch(name, p) for p in patterns) for name in wanted)
-    unwanted = (*CLUTTER, "onnx/config.json", "openvino/model.safetensors", "sparse_linear.pt")
-    assert not any(fnmatch(name, p) for p in patterns for name in unwanted)
+def test_a_cache_in_the_home_folder_is_found(server, published, folders, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    resolve(NAME, cache_dir="~/models")
+    server.stop()
+    assert resolve(NAME, cache_dir="~/models").is_relative_to(tmp_path / "models")
 
 
-def test_expanding_the_home_folder(folder, monkeypatch):
-    monkeypatch.setenv("HOME", str(folder.parent))
-    assert hub.resolve(f"~/{folder.name}") == Path(folder)
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_an_unreachable_hub_and_no_cache_is_one_error(server, load_model, revision):
+    server.stop()
+    at = f"{NAME} at revision '{revision}'" if revision else NAME
+    started = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=f"^{at} is not in the cache.* the hub cannot be r"):
+        load_model(revision=revision)
+    assert time.monotonic() - started < 5
+
+
+def test_local_files_only_and_no_cache_asks_nobody(server, load_model):
+    with pytest.raises(
+        FileNotFoundError, match=r"not in the cache.*local_files_only.*connect once"
+    ):
+        load_model(local_files_only=True)
+    assert server.log == []
+
+
+def test_a_hub_that_never_answers_is_given_up(monkeypatch, server, load_model):
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+        started = time.monotonic()
+        with pytest.raises(FileNotFoundError, match=r"cannot be reached \(.*Timeout"):
+            load_model()
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("answer", [(503, b"busy"), (200, b"<html>Please log in</html>")])
+def test_a_useless_answer_leaves_the_cache(server, published, load_model, vectors, answer):
+    server.answer_all = answer
+    with pytest.raises(FileNotFoundError, match=r"not in the cache.*cannot be reached"):
+        load_model()
+    server.answer_all = None
+    load_model()
+    server.answer_all = answer
+    np.testing.assert_array_equal(embed(load_model()), vectors[0])
+
+
+# Refusals.
+
+
+@pytest.mark.usefixtures("server")
+def test_an_unknown_repository_is_named(load_model):
+    with pytest.raises(FileNotFoundError, match=f"'{NAME}' is not a folder here.*token="):
+        load_model()
+
+
+def test_a_gated_repository_says_so(server, load_model, folders):
+    server.add(NAME, read_files(folders[0]), gated=True, token="secret")
+    with pytest.raises(PermissionError, match=f"{NAME} is gated; ask for access"):
+        load_model()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_token_opens_a_repository(server, load_model, folders, vectors, gated):
+    server.add(NAME, read_files(folders[0]), gated=gated, token="secret")
+    with pytest.raises(OSError, match="token="):
+        load_model(token="wrong")
+    np.testing.assert_array_equal(embed(load_model(token="secret")), vectors[0])
+
+
+@pytest.mark.parametrize("local_files_only", [False, True])
+@pytest.mark.parametrize(
+    "name", ["", "./nope", "/nope", "../nope", "~/nope-e5", "a/b/c", "two words", "a--b", "a/"]
+)
+def test_what_is_neither_folder_nor_id_is_refused(server, name, local_files_only):
+    with pytest.raises(FileNotFoundError, match=f"^{name!r} is neither a folder nor a hub id"):
+        E5.from_pretrained(name, local_files_only=local_files_only)
+    assert server.log == []
+
+
+def test_a_file_is_no_folder(folders):
+    file = folders[0] / "model.safetensors"
+    with pytest.raises(NotADirectoryError, match="is a file; give the folder"):
+        E5.from_pretrained(file)
+
+
+# Downloads that break.
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub waits a second before each of its attempts."""
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+
+
+@pytest.mark.usefixtures("published", "no_waiting")
+def test_a_download_that_breaks_once_is_completed(server, load_model, vectors):
+    server.breaks["model.safetensors"] = [10_000]
+    # huggingface_hub 2.4 goes on by itself, 1.0 leaves the next attempt to the caller.
+    with suppress(OSError):
+        load_model()
+    model = load_model()
+    np.testing.assert_array_equal(embed(model), vectors[0])
+    assert server.fetched().count("model.safetensors") == 2
+
+
+@pytest.mark.usefixtures("published", "no_waiting")
+def test_a_download_that_keeps_breaking_is_an_error(server, load_model, vectors):
+    server.breaks["model.safetensors"] = [10_000, *[0] * 20]
+    with pytest.raises(OSError, match=f"download of {NAME} broke off .*; try again"):
+        load_model()
+    with pytest.raises(FileNotFoundError, match="in the cache without its weights"):
+        load_model(local_files_only=True)
+    server.breaks.clear()
+    np.testing.assert_array_equal(embed(load_model()), vectors[0])
+
+
+@pytest.mark.usefixtures("published", "no_waiting")
+def test_a_file_that_arrives_short_is_an_error(server, load_model):
+    server.shortened["model.safetensors"] = 10_000
+    with pytest.raises(OSError, match=f"download of {NAME} broke off"):
+        load_model()
+    with pytest.raises(FileNotFoundError, match="in the cache without its weights"):
+        load_model(local_files_only=True)
+
+
+# Without the weights.
+
+
+@pytest.fixture
+def info(cache: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """`e5core info someone/model`: its output."""
+
+    def run() -> str:
+        assert cli.main(["info", NAME, "--cache-dir", str(cache)]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.usefixtures("published")
+def test_info_fetches_no_weights(server, info):
+    assert "xlm-roberta, 3 layers" in info()
+    assert set(server.fetched()) == NEEDED - {"model.safetensors"}
+
+
+@pytest.mark.usefixtures("published")
+def test_a_model_loads_after_info(info, load_model, vectors):
+    info()
+    np.testing.assert_array_equal(embed(load_model()), vectors[0])
+
+
+def test_after_info_missing_weights_are_named(server, folders, info, load_model):
+    for files in (read_files(folders[0]), sharded(folders[1])):
+        server.add(NAME, files)
+        info()
+        with pytest.raises(FileNotFoundError, match=f"{NAME} is in the cache without its weights"):
+            load_model(local_files_only=True)
+
+
+@pytest.mark.usefixtures("published")
+def test_info_needs_no_network_the_second_time(server, info):
+    first = info()
+    server.stop()
+    assert info() == first
+
+
+def test_loading_a_folder_imports_nothing_optional(folders):
+    code = (
+        "import sys, torch\n"  # torch itself imports tqdm where it is installed
+        "optional = {'huggingface_hub', 'transformers', 'tqdm', 'onnxruntime', 'torch._dynamo'}\n"
+        "optional -= set(sys.modules)\n"  # the last is torch's compiler, 1.4 s of import
+        "import e5core\n"
+        "print(sorted(optional & set(sys.modules)))\n"
+        f"model = e5core.E5.from_pretrained({str(folders[0])!r})\n"
+        "model.encode('the query', input_type='query', show_progress=False)\n"
+        "print(sorted(optional & set(sys.modules)))\n"
+        "print({'huggingface_hub', 'torch._dynamo'} <= optional)\n"
+    )
+    assert run_python(code).splitlines() == ["[]", "[]", "True"]
