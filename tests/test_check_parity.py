@@ -398,7 +398,7 @@ def test_unequal_hidden_sizes(run, make_tiny, tmp_path):
         (("--bounds", "int8"), "only beside MODEL"),
         (("--published-as", "multilingual-e5-base"), "only beside published"),
         (("--against", "published", "--sample", "3"), "only beside transformers or MODEL"),
-        (("--against", "no/such/folder"), "'no/such/folder' is not a folder"),
+        (("--against", "no/such/folder"), "'no/such/folder' is neither a folder nor a hub id"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, make_tiny, options, said):
@@ -411,7 +411,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, make_tiny, options, said):
 def test_a_missing_model(run):
     code, _, err = run("./nowhere", "--against", "published", "--published-as", "xlm-roberta-base")
     assert (code, err.count("\n")) == (2, 1)
-    assert "'./nowhere' is not a folder" in err
+    assert "'./nowhere' is neither a folder nor a hub id" in err
 
 
 def test_nan_breaks_every_bound():
