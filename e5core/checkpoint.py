@@ -3,8 +3,9 @@
 Only safetensors files are read: they hold tensors and nothing that could be executed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from e5core.encoder import Encoder
+from e5core.encoder import Embeddings, Encoder, EncoderLayer
 from e5core.files import read_json_object, replacing, write_json
 from e5core.names import IGNORED, PREFIXES, WORD_EMBEDDINGS, published_name, tensor_names
 
@@ -142,22 +143,43 @@ def load_checkpoint(encoder: Encoder, path: str | Path) -> None:
     All names and shapes are checked before any tensor is read, and all values before the
     encoder changes. Raises FileNotFoundError or CheckpointError.
     """
-    path = Path(path)
-    files, weight_map = weight_files(path)
-    stored = read_headers(files, weight_map)
-    check_headers(stored, encoder, path)
+    stored = _checked_headers(encoder, Path(path))
     parameters = encoder.state_dict()
     assign = any(parameter.is_meta for parameter in parameters.values())
     state: dict[str, Tensor] = {}
-    for file in files:
-        with _open(file) as reader:
-            for name, ours in tensor_names(encoder.config).items():
-                if stored[name].file == file:
-                    tensor = reader.get_tensor(stored[name].stored_name)
-                    dtype = parameters[ours].dtype
-                    _check_values(name, tensor, dtype, file)
-                    state[ours] = tensor.to(dtype) if assign else tensor
+    for name, tensor in _read_tensors(stored, tensor_names(encoder.config)):
+        ours = tensor_names(encoder.config)[name]
+        dtype = parameters[ours].dtype
+        _check_values(stored[name], tensor, dtype)
+        state[ours] = tensor.to(dtype) if assign else tensor
     encoder.load_state_dict(state, assign=assign)
+
+
+def load_parts(
+    encoder: Encoder, path: str | Path, dtype: torch.dtype, device: torch.device
+) -> Iterator[Embeddings | EncoderLayer]:
+    """Fill an encoder on the meta device part by part; yields each part when it is on `device`.
+
+    dtype  what the caller will lower the part to; parts come in the dtype of the file
+
+    On a CPU a part is the mapped file itself, mapped anew for each: when the caller replaces
+    or drops its tensors, no memory of the file stays behind. Errors as in load_checkpoint, but
+    the token table is only mapped: a value that is not finite shows when its token occurs.
+    """
+    stored = _checked_headers(encoder, Path(path))
+    names = {ours: name for name, ours in tensor_names(encoder.config).items()}
+    for prefix, part in encoder.named_modules():
+        if not isinstance(part, (Embeddings, EncoderLayer)):
+            continue
+        ours = {names[f"{prefix}.{key}"]: key for key in part.state_dict()}
+        state = {}
+        for name, tensor in _read_tensors(stored, ours):
+            if name != WORD_EMBEDDINGS:
+                _check_values(stored[name], tensor, dtype)
+            # A vector that stays would keep the whole file mapped.
+            state[ours[name]] = tensor.clone() if tensor.dim() == 1 else tensor
+        part.load_state_dict(state, assign=True)
+        yield part.requires_grad_(False).to(device)
 
 
 def save_checkpoint(encoder: Encoder, folder: str | Path) -> None:
@@ -168,6 +190,11 @@ def save_checkpoint(encoder: Encoder, folder: str | Path) -> None:
     """
     folder = Path(folder)
     config = encoder.config.to_dict()
+    if any(parameter.is_meta for parameter in encoder.parameters()):
+        raise ValueError(
+            "the encoder holds no weights to save: prepare_for_inference gave them to its "
+            f"{encoder.kernels.name} kernels; load it with load_checkpoint, which leaves it whole"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     state = encoder.state_dict()
     tensors = {
@@ -186,6 +213,24 @@ def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
             save_file(tensors, temporary, metadata={"format": "pt"})
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"cannot write {path}: {error}") from error
+
+
+def _checked_headers(encoder: Encoder, path: Path) -> dict[str, StoredTensor]:
+    files, weight_map = weight_files(path)
+    stored = read_headers(files, weight_map)
+    check_headers(stored, encoder, path)
+    return stored
+
+
+def _read_tensors(
+    stored: Mapping[str, StoredTensor], names: Iterable[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of some published names, memory-mapped, file by file."""
+    by_file = sorted(names, key=lambda name: stored[name].file)
+    for file, group in groupby(by_file, key=lambda name: stored[name].file):
+        with _open(file) as reader:
+            for name in group:
+                yield name, reader.get_tensor(stored[name].stored_name)
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:
@@ -215,8 +260,9 @@ def _open(file: Path) -> safe_open:
         ) from error
 
 
-def _check_values(name: str, tensor: Tensor, dtype: torch.dtype, file: Path) -> None:
+def _check_values(stored: StoredTensor, tensor: Tensor, dtype: torch.dtype) -> None:
     """Raise CheckpointError unless all values are finite, and stay so in `dtype`."""
+    file, name = stored.file, stored.stored_name
     # The extremes are NaN as soon as one value is. Unlike isfinite() and a sum in float64
     # they cost no memory (2026-11: 768 MB for the word embeddings of small).
     extremes = torch.stack(tensor.aminmax())

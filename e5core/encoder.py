@@ -4,6 +4,8 @@ Post-LayerNorm: every sublayer computes LayerNorm(x + sublayer(x)).
 Sources: Vaswani et al. 2017, arXiv:1706.03762; Devlin et al. 2018, arXiv:1810.04805.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as apply_dropout
@@ -27,11 +29,26 @@ class Embeddings(nn.Module):
         self.token_type = _table(config.type_vocab_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = config.hidden_dropout
+        self.dtype: torch.dtype | None = None  # of the layers, where it is not that of the sum
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, kernels: Kernels) -> Tensor:
+        """hidden states [tokens, hidden_size] for the first layer"""
+        dtype = self.layer_norm.weight.dtype
         # Single texts are always of type 0. The order of the sum is transformers' own.
-        x = self.word(input_ids) + self.token_type.weight[0] + self.position(position_ids)
-        return apply_dropout(kernels.layer_norm(x, self.layer_norm), self.dropout, self.training)
+        x = self.word(input_ids).to(dtype) + self.token_type.weight[0].to(dtype)
+        x = kernels.layer_norm(x + self.position(position_ids).to(dtype), self.layer_norm)
+        return apply_dropout(x, self.dropout, self.training).to(self.dtype or dtype)
+
+    def prepare(self, dtype: torch.dtype, kernels: Kernels) -> None:
+        """Kernels that only infer read the tables as they are, mapped files too, row by row.
+
+        The rows are then added in float32 or wider and rounded once.
+        """
+        if kernels.trainable or self.word.weight.device.type != "cpu":
+            self.to(dtype)
+        else:
+            self.layer_norm.to(torch.promote_types(dtype, torch.float32))
+            self.dtype = dtype
 
 
 class SelfAttention(nn.Module):
@@ -49,12 +66,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, kernels: Kernels) -> Tensor:
         """x + attention(x), both [tokens, hidden_size]"""
-        query, key, value = (
-            kernels.linear(x, layer).unflatten(-1, (-1, self.head_size))
-            for layer in (self.query, self.key, self.value)
-        )  # [tokens, heads, head_size]
+        qkv = kernels.linear(x, self.query, self.key, self.value)
+        qkv = qkv.view(len(x), 3, -1, self.head_size)  # [tokens, 3, heads, head_size]
         context = kernels.attention(
-            query, key, value, cu_seqlens, max_seqlen, self.attention_dropout * self.training
+            qkv, cu_seqlens, max_seqlen, self.attention_dropout * self.training
         )
         return kernels.linear_residual(
             context.flatten(1), self.output, x, self.hidden_dropout * self.training
@@ -79,6 +94,14 @@ class EncoderLayer(nn.Module):
         x = kernels.linear_residual(inner, self.output, attended, self.dropout * self.training)
         return kernels.layer_norm(x, self.output_layer_norm)
 
+    def prepare(self, dtype: torch.dtype, kernels: Kernels) -> None:
+        """Lower the precision and let the kernels take the weights, as `forward` calls them."""
+        self.to(dtype)
+        attention = self.attention
+        kernels.take(attention.query, attention.key, attention.value)
+        for layer in (attention.output, self.intermediate, self.output):
+            kernels.take(layer)
+
 
 class Encoder(nn.Module):
     """A stack of layers over packed token embeddings. Trainable as it is.
@@ -92,11 +115,16 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, kernels: str = "auto") -> None:
         super().__init__()
         self.config = config
-        self.kernels = backends.select(kernels)
+        self.kernels = backends.select(kernels, training=True)
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         if not self.embeddings.word.weight.is_meta:
             self.apply(_initialize)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states."""
+        return self.embeddings.dtype or self.embeddings.layer_norm.weight.dtype
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """The last hidden states [tokens, hidden_size] of a batch on the encoder's device."""
@@ -105,12 +133,44 @@ class Encoder(nn.Module):
             x = layer(x, batch.cu_seqlens, batch.max_seqlen, self.kernels)
         return x
 
+    def parts(self) -> Iterator["Embeddings | EncoderLayer"]:
+        """The embeddings, then each layer."""
+        yield self.embeddings
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            yield layer
+
     def prepare_for_inference(
-        self, dtype: torch.dtype = torch.float32, kernels: str = "auto"
+        self,
+        dtype: torch.dtype = torch.float32,
+        kernels: str | Kernels = "auto",
+        parts: Iterable["Embeddings | EncoderLayer"] | None = None,
     ) -> "Encoder":
-        """Fix dtype and kernels and switch training off; returns the encoder itself."""
-        self.kernels = backends.select(kernels)
-        return self.eval().requires_grad_(False).to(dtype)
+        """Fix dtype and kernels and switch training off; returns the encoder itself.
+
+        Kernels may take the weights over in a layout of their own. The encoder then only
+        runs: it cannot be trained, saved or prepared again.
+
+        dtype    of the layers and their arithmetic
+        kernels  "auto" for the fastest that run here, or what kernels.select takes or returns
+        parts    the encoder's own parts; a loader yields each as soon as it is filled, so that
+                 no two copies of all weights ever exist
+
+        Raises ValueError if the kernels of that name cannot run here, or if earlier ones hold
+        the weights.
+        """
+        if isinstance(kernels, str):
+            kernels = backends.select(kernels, self.embeddings.word.weight.device, dtype)
+        self.kernels = kernels
+        self.eval().requires_grad_(False)
+        for part in self.parts() if parts is None else parts:
+            if any(parameter.is_meta for parameter in part.parameters()):
+                raise ValueError(
+                    "the encoder holds no weights: it was prepared for inference before, and its "
+                    "kernels have taken them; load it anew"
+                )
+            part.prepare(dtype, kernels)
+        return self
 
 
 def _table(rows: int, hidden_size: int) -> nn.Embedding:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from e5core.checkpoint import CONFIG_FILE, load_checkpoint
+from e5core.checkpoint import CONFIG_FILE, load_parts
 from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
 from e5core.files import read_json_object
 from e5core.hub import TOKENIZER_FILES
+from e5core.kernels import select
 from e5core.pooling import read_pooling
 from e5core.prompts import read_prompts
 from e5core.tokenizer import SentencePieceTokenizer
@@ -73,11 +74,12 @@ def load_encoder(
     if torch_dtype is None or torch_dtype not in DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     device = _usable_device(device)
+    chosen = select(kernels, device, torch_dtype)
     # On the meta device the modules cost no memory; loading gives them the mapped file's.
     with torch.device("meta"):
-        encoder = Encoder(read_config(folder), kernels).to(torch_dtype)
-    load_checkpoint(encoder, folder)
-    return encoder.to(device).prepare_for_inference(torch_dtype, kernels)
+        encoder = Encoder(read_config(folder))
+    parts = load_parts(encoder, folder, torch_dtype, device)
+    return encoder.prepare_for_inference(torch_dtype, chosen, parts)
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:

@@ -105,7 +105,8 @@ class E5:
         revision    branch, tag or commit on the hub
         dtype       of weights and arithmetic: "float32", "bfloat16", "float16", "float64"
         device      None takes the GPU if there is one
-        kernels     "auto", "sdpa" or "plain"
+        kernels     "auto" for the fastest that run, or a name in kernels.BACKENDS; "sdpa" and
+                    "plain" leave the encoder trainable
         prompts     "e5", "e5-instruct", "none" or a mapping, in place of the model's own
         max_length  tokens to cut texts at, in place of the model's own limit
 
@@ -275,6 +276,6 @@ class E5:
             bad = (~good).nonzero().flatten().tolist()
             raise ValueError(
                 f"the vectors of {len(bad)} texts, the first of them text {first + bad[0]}, are "
-                f"zero or not finite in {self.encoder.embeddings.word.weight.dtype}; check the "
+                f"zero or not finite in {self.encoder.dtype}; check the "
                 'weights, or load them with dtype="float32"'
             )

@@ -22,7 +22,7 @@ from tolerances import STORED_FLOAT32, STORED_FLOAT64
 from torch import Tensor
 
 from e5core import E5, Encoder, PackedBatch, l2_normalize, mean_pool, pack
-from e5core.kernels import BACKENDS
+from e5core.kernels import BACKENDS, Kernels
 from e5core.kernels.plain import PlainKernels
 from e5core.names import tensor_names
 from e5core.tokenizer import cut
@@ -64,36 +64,42 @@ def lengths(reference: dict[str, Tensor]) -> list[int]:
     return reference["cu_seqlens"].diff().tolist()
 
 
+class Recorder:
+    """The kernels of an encoder, with the keys of each layer kept."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        self.keys: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.kernels, name)
+
+    def attention(self, qkv: Tensor, *rest: object) -> Tensor:
+        self.keys.append(qkv[:, 1].flatten(1))
+        return self.kernels.attention(qkv, *rest)
+
+
+def forward(encoder: Encoder, batch: PackedBatch) -> dict[str, Tensor]:
+    """Hidden states, keys and vectors, under the names of the reference."""
+    recorder = Recorder(encoder.kernels)
+    x = encoder.embeddings(batch.input_ids, batch.position_ids, recorder)
+    found = {"hidden_states.0": x}
+    for i, layer in enumerate(encoder.layers, 1):
+        x = layer(x, batch.cu_seqlens, batch.max_seqlen, recorder)
+        found[f"hidden_states.{i}"] = x
+    found["vectors"] = l2_normalize(mean_pool(x, batch.cu_seqlens))
+    return found | {f"keys.{i}": key for i, key in enumerate(recorder.keys)}
+
+
 def recorded(encoder: Encoder, batch: PackedBatch) -> dict[str, Tensor]:
     """What the reference holds, computed by e5core, under the same names."""
-    found: dict[str, Tensor] = {}
-    keys: list[Tensor] = []
-
-    class Recorder(type(encoder.kernels)):  # type: ignore[misc]
-        def attention(self, query: Tensor, key: Tensor, *rest: object) -> Tensor:
-            keys.append(key.flatten(1))
-            return super().attention(query, key, *rest)
-
-    kernels, encoder.kernels = encoder.kernels, Recorder()
     encoder.zero_grad()
     encoder.requires_grad_()
-    stages = [encoder.embeddings, *encoder.layers]
-    hooks = [
-        stage.register_forward_hook(
-            lambda module, given, output, i=i: found.__setitem__(f"hidden_states.{i}", output)
-        )
-        for i, stage in enumerate(stages)
-    ]
-    try:
-        vectors = l2_normalize(mean_pool(encoder(batch), batch.cu_seqlens))
-    finally:
-        encoder.kernels = kernels
-        for hook in hooks:
-            hook.remove()
+    found = forward(encoder, batch)
+    vectors = found["vectors"]
     weights = torch.linspace(-1, 1, vectors.numel()).to(vectors.dtype).view_as(vectors)
-    found["vectors"], found["scalar"] = vectors, (vectors * weights).sum()
+    found["scalar"] = (vectors * weights).sum()
     found["scalar"].backward()
-    found |= {f"keys.{i}": key for i, key in enumerate(keys)}
     parameters = dict(encoder.named_parameters())
     for name, ours in tensor_names(encoder.config).items():
         found[f"gradient.{name}"] = parameters[ours].grad
@@ -150,7 +156,17 @@ def test_vectors_through_the_public_path(folder, reference, texts):
             assert np.abs(found - reference["vectors"].numpy()).max() <= STORED_FLOAT32
 
 
-@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize("kernels", [name for name in BACKENDS if not BACKENDS[name].trainable])
+def test_every_layer_of_kernels_that_only_infer(folder, reference, kernels):
+    model = E5.from_pretrained(folder, kernels=kernels)
+    with torch.inference_mode():
+        found = forward(model.encoder, reference_batch(model, reference))
+    assert len(found) == 8  # embeddings, three layers' states and keys, vectors
+    for name, tensor in found.items():
+        assert (tensor - reference[name]).abs().max() <= STORED_FLOAT32, name
+
+
+@pytest.mark.parametrize("kernels", [name for name in BACKENDS if BACKENDS[name].trainable])
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("float64", STORED_FLOAT64), ("float32", STORED_FLOAT32)]
 )
@@ -187,8 +203,10 @@ def test_another_eps_is_caught(model, reference, factor):
 
 def test_a_forgotten_scale_is_caught(model, reference):
     class Unscaled(Mutated):
-        def attention(self, query, *rest):
-            return super().attention(query * query.shape[-1] ** 0.5, *rest)
+        def attention(self, qkv, *rest):
+            query, key, value = qkv.unbind(1)
+            scaled = torch.stack([query * query.shape[-1] ** 0.5, key, value], dim=1)
+            return super().attention(scaled, *rest)
 
     assert mutation_faults(model, reference, kernels=Unscaled())
 
@@ -214,9 +232,9 @@ def test_a_leak_between_texts_is_caught(model, reference):
     batch = reference_batch(model, reference)
 
     class Leaking(Mutated):
-        def attention(self, query, key, value, cu_seqlens, max_seqlen, dropout):
+        def attention(self, qkv, cu_seqlens, max_seqlen, dropout):
             merged = torch.cat([cu_seqlens[:1], cu_seqlens[2:]])
-            return super().attention(query, key, value, merged, 10**6, dropout)
+            return super().attention(qkv, merged, 10**6, dropout)
 
     encoder = copy.deepcopy(model.encoder)
     encoder.kernels = Leaking()
@@ -260,31 +278,11 @@ def test_every_swap_of_two_tensors_is_caught(model, reference):
     for one, other in pairs:
         a, b = encoder.get_parameter(one), encoder.get_parameter(other)
         a.data, b.data = b.data, a.data
-        found = forward(encoder, batch)
+        with torch.no_grad():
+            found = forward(encoder, batch)
         assert any((found[n] - t).abs().max() > STORED_FLOAT64 for n, t in expected.items()), (
             f"{one} ↔ {other} went unseen"
         )
         a.data, b.data = b.data, a.data
-    assert all(
-        (forward(encoder, batch)[n] - t).abs().max() <= STORED_FLOAT64 for n, t in expected.items()
-    )
-
-
-def forward(encoder: Encoder, batch: PackedBatch) -> dict[str, Tensor]:
-    """Hidden states, keys and vectors, without gradients."""
-    found: dict[str, Tensor] = {}
-
-    class Recorder(PlainKernels):
-        def attention(self, query, key, *rest):
-            found[f"keys.{len([n for n in found if n.startswith('keys')])}"] = key.flatten(1)
-            return super().attention(query, key, *rest)
-
-    with torch.no_grad():
-        kernels = Recorder()
-        x = encoder.embeddings(batch.input_ids, batch.position_ids, kernels)
-        found["hidden_states.0"] = x
-        for i, layer in enumerate(encoder.layers, 1):
-            x = layer(x, batch.cu_seqlens, batch.max_seqlen, kernels)
-            found[f"hidden_states.{i}"] = x
-        found["vectors"] = l2_normalize(mean_pool(x, batch.cu_seqlens))
-    return found
+    found = forward(encoder, batch)
+    assert all((found[n] - t).abs().max() <= STORED_FLOAT64 for n, t in expected.items())

@@ -10,9 +10,19 @@ from torch import Tensor, nn
 
 class PlainKernels:
     name = "plain"
+    devices: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu")
+    trainable = True
 
-    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        return F.linear(x, layer.weight, layer.bias)
+    @classmethod
+    def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None
+
+    def take(self, *layers: nn.Linear) -> None:
+        pass
+
+    def linear(self, x: Tensor, *layers: nn.Linear) -> Tensor:
+        products = [F.linear(x, layer.weight, layer.bias) for layer in layers]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
     def linear_gelu(self, x: Tensor, layer: nn.Linear) -> Tensor:
         return F.gelu(self.linear(x, layer), approximate="none")
@@ -25,32 +35,22 @@ class PlainKernels:
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
-    def attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        dropout: float,
-    ) -> Tensor:
+    def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         """One text at a time, so that none can see another; softmax in float32 or wider."""
-        offsets = text_offsets(cu_seqlens, max_seqlen)
-        scale = 1 / math.sqrt(query.shape[-1])
-        wide = torch.promote_types(query.dtype, torch.float32)
+        scale = 1 / math.sqrt(qkv.shape[-1])
+        wide = torch.promote_types(qkv.dtype, torch.float32)
         outputs = []
-        for start, stop in pairwise(offsets):
-            q, k, v = (x[start:stop].transpose(0, 1) for x in (query, key, value))
-            scores = (q @ k.transpose(1, 2)).to(wide) * scale  # [heads, tokens, tokens]
-            weights = F.dropout(scores.softmax(dim=-1).to(v.dtype), dropout)
-            outputs.append((weights @ v).transpose(0, 1))  # [tokens, heads, head_size]
+        for text in qkv.split(text_lengths(cu_seqlens, max_seqlen)):
+            query, key, value = text.permute(1, 2, 0, 3)  # [heads, tokens, head_size] each
+            scores = (query @ key.transpose(1, 2)).to(wide) * scale  # [heads, tokens, tokens]
+            weights = F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
+            outputs.append((weights @ value).transpose(0, 1))  # [tokens, heads, head_size]
         return torch.cat(outputs)
 
 
-def text_offsets(cu_seqlens: Tensor, max_seqlen: int) -> list[int]:
-    """cu_seqlens as a list, held against max_seqlen."""
-    offsets: list[int] = cu_seqlens.tolist()
-    longest = max(stop - start for start, stop in pairwise(offsets))
-    if longest > max_seqlen:
-        raise ValueError(f"max_seqlen is {max_seqlen}, but a text has {longest} tokens")
-    return offsets
+def text_lengths(cu_seqlens: Tensor, max_seqlen: int) -> list[int]:
+    """The tokens of each text, held against max_seqlen."""
+    lengths = [stop - start for start, stop in pairwise(cu_seqlens.tolist())]
+    if max(lengths) > max_seqlen:
+        raise ValueError(f"max_seqlen is {max_seqlen}, but a text has {max(lengths)} tokens")
+    return lengths
