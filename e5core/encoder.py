@@ -151,7 +151,7 @@ class Encoder(nn.Module):
         Kernels may take the weights over in a layout of their own. The encoder then only
         runs: it cannot be trained, saved or prepared again.
 
-        dtype    of the layers and their arithmetic
+        dtype    of the layers and their arithmetic; torch.int8 means float32 between them
         kernels  "auto" for the fastest that run here, or what kernels.select takes or returns
         parts    the encoder's own parts; a loader yields each as soon as it is filled, so that
                  no two copies of all weights ever exist
@@ -169,7 +169,7 @@ class Encoder(nn.Module):
                     "the encoder holds no weights: it was prepared for inference before, and its "
                     "kernels have taken them; load it anew"
                 )
-            part.prepare(dtype, kernels)
+            part.prepare(torch.float32 if dtype == torch.int8 else dtype, kernels)
         return self
 
 

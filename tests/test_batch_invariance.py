@@ -8,21 +8,25 @@ from conftest import tiny_encoder
 from samples import QUERIES, SENTENCES, text_of_length
 
 from e5core import E5, mean_pool, pack
-from e5core.kernels import BACKENDS, onednn
+from e5core.kernels import BACKENDS, onednn, why_not
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+
+
+def name_for(dtype):
+    return "int8" if dtype == torch.int8 else "onednn"
 
 
 def skip_unless_usable(dtype):
-    if reason := BACKENDS["onednn"].unavailable(torch.device("cpu"), dtype):
-        pytest.skip(f"onednn: {reason}")
+    if reason := why_not(BACKENDS[name_for(dtype)], torch.device("cpu"), dtype):
+        pytest.skip(reason)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_in_hundreds_of_random_batches(dialect, dtype):
     """Every length that the tiny model takes, batches of 1 to 40 texts in any order."""
     skip_unless_usable(dtype)
-    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, "onednn")
+    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, name_for(dtype))
     generator = random.Random(0)
     longest = encoder.config.max_length
     texts = [
@@ -48,7 +52,7 @@ def test_bits_in_hundreds_of_random_batches(dialect, dtype):
 def test_bits_of_the_real_model(real_folder, dtype):
     """All ways of attention: lengths from 8 to 512, alone and in batches of every budget."""
     skip_unless_usable(dtype)
-    model = E5.from_pretrained(real_folder, dtype=dtype, kernels="onednn")
+    model = E5.from_pretrained(real_folder, dtype=dtype, kernels=name_for(dtype))
     lengths = (17, 31, 32, 33, 47, 48, 49, 64, 65, 127, 128, 129, 200, 256, 257, 511, 512)
     texts = [text_of_length(model.tokenizer, n, "query: ", seed=n) for n in lengths]
     texts += [*SENTENCES[::9], *QUERIES]
@@ -63,7 +67,7 @@ def test_bits_of_the_real_model(real_folder, dtype):
             assert (row == alone[i]).all(), (dtype, budget, texts[i][:40])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_bits_of_a_product_at_every_number_of_rows(dtype, threads):
     """What the two tests above rest on, at the shapes of small and large."""

@@ -143,7 +143,7 @@ def test_another_normalisation_table_is_refused(oracle, run, make_tiny):
 def test_error_against_float64_is_compared_with_that_of_transformers(factor, ok):
     noise = np.random.default_rng(0).normal(size=(2, 40, 384)) * 1e-8
     truth = np.zeros((40, 384))
-    assert error_case("error", factor * noise[0], noise[1], truth).ok is ok
+    assert error_case("sdpa", factor * noise[0], noise[1], truth).ok is ok
 
 
 def test_without_transformers_one_line_says_what_to_install(run, make_tiny, monkeypatch):

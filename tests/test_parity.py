@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from e5core.kernels.int8 import Int8Kernels
 from e5core.kernels.onednn import OnednnKernels
 from e5core.kernels.plain import PlainKernels
 from e5core.kernels.sdpa import SdpaKernels
@@ -25,17 +26,21 @@ class Kernels(Protocol):
 
     name       what `select` knows it by
     devices    the types of device it is made for
+    dtypes     the precisions it is made for; torch.int8 stands for weights and activations in
+               int8 with float32 between the layers
     trainable  whether gradients flow; if not, the object serves one encoder, whose weights it
                takes over
     """
 
     name: str
     devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
     trainable: bool
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why these kernels cannot run there, as a sentence; None if they can."""
+        """Why they do not run here on a device and in a dtype they are made for, as a sentence;
+        None if they do."""
 
     def take(self, *layers: nn.Linear) -> None:
         """Before the first forward: layers that `linear` will get together, or one alone.
@@ -67,6 +72,7 @@ class Kernels(Protocol):
 
 # In the order in which "auto" prefers them.
 BACKENDS: dict[str, type[Kernels]] = {
+    "int8": Int8Kernels,
     "onednn": OnednnKernels,
     "sdpa": SdpaKernels,
     "plain": PlainKernels,
@@ -89,12 +95,12 @@ def select(
     if name != "auto":
         if name not in BACKENDS:
             raise ValueError(f"kernels is {name!r}, expected 'auto' or one of {sorted(BACKENDS)}")
-        if reason := BACKENDS[name].unavailable(device, dtype):
+        if reason := why_not(BACKENDS[name], device, dtype):
             raise ValueError(f"kernels {name!r} cannot be used: {reason}")
         return BACKENDS[name]()
     reasons: list[str] = []
     for backend in BACKENDS.values():
-        if device.type not in backend.devices or (training and not backend.trainable):
+        if not made_for(backend, device, dtype) or (training and not backend.trainable):
             continue
         reason = backend.unavailable(device, dtype)
         if reason is None:
@@ -102,7 +108,27 @@ def select(
                 _say_once(f"e5core runs on its {backend.name} kernels: {'; '.join(reasons)}")
             return backend()
         reasons.append(f"{backend.name} cannot be used: {reason}")
-    raise ValueError(f"no kernels run in {dtype} on {device}: {'; '.join(reasons)}")
+    raise ValueError(
+        f"no kernels run in {_word(dtype)} on {device}{': ' if reasons else ''}{'; '.join(reasons)}"
+    )
+
+
+def why_not(backend: type[Kernels], device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why kernels do not run on a device in a dtype, as a sentence; None if they do."""
+    if made_for(backend, device, dtype):
+        return backend.unavailable(device, dtype)
+    return (
+        f"they are for {' and '.join(map(_word, backend.dtypes))} on {'/'.join(backend.devices)}, "
+        f"not for {_word(dtype)} on {device}"
+    )
+
+
+def made_for(backend: type[Kernels], device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type in backend.devices and dtype in backend.dtypes
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @cache

@@ -60,6 +60,7 @@ class Packed:
 class OnednnKernels(PlainKernels):
     name = "onednn"
     devices: tuple[str, ...] = ("cpu",)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     trainable = False
 
     def __init__(self) -> None:
@@ -67,35 +68,33 @@ class OnednnKernels(PlainKernels):
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu" or dtype not in VECTOR:
-            return f"they run on the CPU in float32 and bfloat16, not on {device} in {dtype}"
-        return _probe(dtype)
+        return probe(dtype)
 
     def take(self, *layers: nn.Linear) -> None:
         weight = torch.cat([layer.weight.detach() for layer in layers])
         bias = torch.cat([layer.bias.detach() for layer in layers])
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        self._packed[layers[0]] = Packed(packed, bias)
+        self._packed[layers[0]] = pack(weight, bias)
         for layer in layers:
             layer.to("meta")  # one copy in memory is enough
 
     def linear(self, x: Tensor, *layers: nn.Linear) -> Tensor:
-        return _product(x, self._packed[layers[0]], "none")
+        return product(x, self._packed[layers[0]], "none")
 
     def linear_gelu(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        return _product(x, self._packed[layer], "gelu")
+        return product(x, self._packed[layer], "gelu")
 
     def linear_residual(
         self, x: Tensor, layer: nn.Linear, residual: Tensor, dropout: float
     ) -> Tensor:
         if dropout:
             raise ValueError(INFERENCE_ONLY)
-        return _product(x, self._packed[layer], "add", residual)
+        return product(x, self._packed[layer], "add", residual)
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         if dropout:
             raise ValueError(INFERENCE_ONLY)
-        groups = plan(tuple(text_lengths(cu_seqlens, max_seqlen)), qkv.shape[2], qkv.dtype)
+        lengths = tuple(text_lengths(cu_seqlens, max_seqlen))
+        groups = plan(lengths, qkv.shape[2], self.attention_dtype(qkv.dtype))
         output = qkv.new_empty(len(qkv), *qkv.shape[2:])
         start = 0
         for group in groups:
@@ -103,6 +102,10 @@ class OnednnKernels(PlainKernels):
             attend(qkv, start, group, output[start : start + group.tokens])
             start += group.tokens
         return output
+
+    def attention_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The entry of WAYS for hidden states of a dtype."""
+        return dtype
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,12 @@ def attend_alone(qkv: Tensor, start: int, group: Group, output: Tensor) -> None:
     window = qkv[start : start + group.length]
     if len(window) < group.length:
         window = F.pad(window, (0, 0, 0, 0, 0, 0, 0, group.length - len(window)))
-    query, key, value = window.permute(1, 2, 0, 3).unbind()  # [heads, length, head_size] each
-    _softmax_attention(query[:, : group.tokens], key, value, group.mask, output.transpose(0, 1))
+    # [heads, length, head_size] each
+    query, key, value = window.to(group.mask.dtype).permute(1, 2, 0, 3).unbind()
+    place = output.transpose(0, 1) if output.dtype == group.mask.dtype else None
+    context = _softmax_attention(query[:, : group.tokens], key, value, group.mask, place)
+    if place is None:
+        output.copy_(context.transpose(0, 1))
 
 
 def attend_fused(qkv: Tensor, start: int, group: Group, output: Tensor) -> None:
@@ -216,12 +223,16 @@ def _way(length: int, dtype: torch.dtype) -> tuple[str, int, torch.dtype]:
     return "fused", length, dtype
 
 
-def _product(x: Tensor, packed: Packed, then: str, residual: Tensor | None = None) -> Tensor:
+def pack(weight: Tensor, bias: Tensor) -> Packed:
+    return Packed(torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), bias)
+
+
+def product(x: Tensor, packed: Packed, then: str, residual: Tensor | None = None) -> Tensor:
     """x W^T + b, then "none", "gelu" (the exact one) or "add" of a residual"""
     if len(x) == 1:
         # oneDNN has another routine for a single row, which adds in another order.
         doubled = None if residual is None else residual.expand(2, -1)
-        return _product(x.expand(2, -1), packed, then, doubled)[:1]
+        return product(x.expand(2, -1), packed, then, doubled)[:1]
     linear = torch.ops.mkldnn._linear_pointwise
     output: Tensor
     if residual is None:
@@ -232,7 +243,7 @@ def _product(x: Tensor, packed: Packed, then: str, residual: Tensor | None = Non
 
 
 @cache
-def _probe(dtype: torch.dtype) -> str | None:
+def probe(dtype: torch.dtype) -> str | None:
     """Call the private operators on a small input: they must be there, right and not slow."""
     generator = torch.Generator().manual_seed(0)
     x, residual = torch.randn(2, 64, 128, generator=generator).to(dtype)

@@ -11,6 +11,12 @@ from torch import Tensor, nn
 class PlainKernels:
     name = "plain"
     devices: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu")
+    dtypes: tuple[torch.dtype, ...] = (
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+    )
     trainable = True
 
     @classmethod

@@ -1,0 +1,27 @@
+"""Weights in int8: one scale a row, so one an output channel of a linear layer, one a token of
+the table.
+
+A row is symmetric about 0 and spans -127 to 127, value = scale · integer; the error is at most
+half a scale. In files the scales of a tensor stand beside it, under its name and SCALE_SUFFIX.
+"""
+
+import torch
+from torch import Tensor
+
+SCALE_SUFFIX = "_scale"
+LARGEST = 127
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A matrix [rows, columns] of any float as integers [rows, columns] int8 and scales [rows].
+
+    Scales are float32; those of rows of zeros are 1.
+    """
+    largest = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).float()
+    scales = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
+
+
+def dequantize_rows(integers: Tensor, scales: Tensor) -> Tensor:
+    """The float32 values of what quantize_rows returns."""
+    return integers.float() * scales[:, None]
