@@ -1,11 +1,15 @@
-"""Texts for tests and checks: the project's own sentences, and texts of a given length."""
+"""Texts and weights for tests and checks: the project's own sentences, texts of a given length,
+and random weights under which texts differ."""
 
 import csv
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from e5core import SentencePieceTokenizer
+import torch
+
+from e5core import Encoder, SentencePieceTokenizer
 
 DATA = Path(__file__).parent / "data"
 
@@ -47,3 +51,25 @@ def text_of_length(
     # What is missing is filled with a word that is always one token, also beside itself.
     missing = tokens - tokenizer.count(prefix + " ".join(words))
     return " ".join([*words, *["a"] * max(0, missing)])
+
+
+def spread_weights(encoder: Encoder, seed: int = 0) -> Encoder:
+    """Random weights under which every tensor matters and texts get different vectors.
+
+    At BERT's usual spread of 0.02 all texts get nearly the same vector, and a parity test on
+    those proves little. Matrices keep the scale of their input, biases and LayerNorms are
+    away from 0 and 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "layer_norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.2 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.1 * noise)
+            elif name.startswith("embeddings."):
+                parameter.copy_(noise)
+            else:
+                parameter.copy_(1.5 * noise / math.sqrt(parameter.shape[-1]))
+    return encoder

@@ -1,12 +1,11 @@
 """Fixtures: the real model, and tiny seeded checkpoints of each dialect."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
+from samples import spread_weights
 
 from e5core import E5, Encoder, EncoderConfig, save_checkpoint
 from e5core.files import write_json
@@ -22,28 +21,6 @@ TINY = {
     "bert": EncoderConfig("bert", 120, 24, 3, 4, 40, 64, 0, 2, 1e-12),
     "xlm-roberta": EncoderConfig("xlm-roberta", 120, 24, 3, 4, 40, 66, 2, 1, 1e-5),
 }
-
-
-def spread_weights(encoder: Encoder, seed: int = 0) -> Encoder:
-    """Random weights under which every tensor matters and texts get different vectors.
-
-    At BERT's usual spread of 0.02 all texts get nearly the same vector, and a parity test on
-    those proves little. Matrices keep the scale of their input, biases and LayerNorms are
-    away from 0 and 1.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "layer_norm" in name and name.endswith("weight"):
-                parameter.copy_(1 + 0.2 * noise)
-            elif name.endswith("bias"):
-                parameter.copy_(0.1 * noise)
-            elif name.startswith("embeddings."):
-                parameter.copy_(noise)
-            else:
-                parameter.copy_(1.5 * noise / math.sqrt(parameter.shape[-1]))
-    return encoder
 
 
 def tiny_encoder(dialect: str, seed: int = 0) -> Encoder:
