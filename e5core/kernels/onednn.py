@@ -83,24 +83,25 @@ class OnednnKernels(PlainKernels):
     def linear_gelu(self, x: Tensor, layer: nn.Linear) -> Tensor:
         return product(x, self._packed[layer], "gelu")
 
-    def linear_residual(
-        self, x: Tensor, layer: nn.Linear, residual: Tensor, dropout: float
+    def linear_residual_norm(
+        self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
         if dropout:
             raise ValueError(INFERENCE_ONLY)
-        return product(x, self._packed[layer], "add", residual)
+        return self.layer_norm(product(x, self._packed[layer], "add", residual), norm)
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         if dropout:
             raise ValueError(INFERENCE_ONLY)
         lengths = tuple(text_lengths(cu_seqlens, max_seqlen))
-        groups = plan(lengths, qkv.shape[2], self.attention_dtype(qkv.dtype))
-        output = qkv.new_empty(len(qkv), *qkv.shape[2:])
+        tokens, _, heads, head_size = qkv.shape
+        groups = plan(lengths, heads, self.attention_dtype(qkv.dtype))
+        output = qkv.new_empty(tokens, heads, head_size)
         start = 0
         for group in groups:
-            attend = FUNCTIONS[group.way]
-            attend(qkv, start, group, output[start : start + group.tokens])
-            start += group.tokens
+            attend, stop = FUNCTIONS[group.way], start + group.tokens
+            attend(qkv, start, group, output[start:stop])
+            start = stop
         return output
 
     def attention_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -129,11 +130,12 @@ class Group:
 def attend_grouped(qkv: Tensor, start: int, group: Group, output: Tensor) -> None:
     """Short texts, padded to one length, with all their scores in memory at once."""
     assert group.mask is not None
-    texts, length, (heads, head_size) = group.texts, group.length, qkv.shape[2:]
-    qkv = qkv[start : start + group.tokens]
+    texts, length, (_, heads, head_size) = group.texts, group.length, qkv.shape[1:]
+    if group.tokens < qkv.shape[0]:
+        qkv = qkv[start : start + group.tokens]
     dense = qkv.new_zeros(3, texts, heads, length, head_size, dtype=group.mask.dtype)
     if group.rows is None:
-        equal = qkv.unflatten(0, (texts, -1))
+        equal = qkv.view(texts, -1, 3, heads, head_size)
         dense[:, :, :, : equal.shape[1]] = equal.permute(2, 0, 3, 1, 4)
     else:
         padded = qkv.new_zeros(texts * length, 3, heads, head_size)
@@ -144,7 +146,7 @@ def attend_grouped(qkv: Tensor, start: int, group: Group, output: Tensor) -> Non
     context = _softmax_attention(query, key, value, group.mask)
     context = context.view(texts, heads, length, head_size).transpose(1, 2)
     if group.rows is None:
-        equal_output = output.unflatten(0, (texts, -1))
+        equal_output = output.view(texts, -1, heads, head_size)
         equal_output.copy_(context[:, : equal_output.shape[1]])
     else:
         output.copy_(context.reshape(texts * length, heads, head_size)[group.rows])
@@ -157,8 +159,8 @@ def attend_alone(qkv: Tensor, start: int, group: Group, output: Tensor) -> None:
     """
     assert group.mask is not None
     window = qkv[start : start + group.length]
-    if len(window) < group.length:
-        window = F.pad(window, (0, 0, 0, 0, 0, 0, 0, group.length - len(window)))
+    if window.shape[0] < group.length:
+        window = F.pad(window, (0, 0, 0, 0, 0, 0, 0, group.length - window.shape[0]))
     # [heads, length, head_size] each
     query, key, value = window.to(group.mask.dtype).permute(1, 2, 0, 3).unbind()
     place = output.transpose(0, 1) if output.dtype == group.mask.dtype else None
@@ -229,7 +231,7 @@ def pack(weight: Tensor, bias: Tensor) -> Packed:
 
 def product(x: Tensor, packed: Packed, then: str, residual: Tensor | None = None) -> Tensor:
     """x W^T + b, then "none", "gelu" (the exact one) or "add" of a residual"""
-    if len(x) == 1:
+    if x.shape[0] == 1:
         # oneDNN has another routine for a single row, which adds in another order.
         doubled = None if residual is None else residual.expand(2, -1)
         return product(x.expand(2, -1), packed, then, doubled)[:1]
@@ -247,12 +249,13 @@ def probe(dtype: torch.dtype) -> str | None:
     """Call the private operators on a small input: they must be there, right and not slow."""
     generator = torch.Generator().manual_seed(0)
     x, residual = torch.randn(2, 64, 128, generator=generator).to(dtype)
-    layer = nn.Linear(128, 128, dtype=dtype)
+    layer, norm = nn.Linear(128, 128, dtype=dtype), nn.LayerNorm(128, dtype=dtype)
     ours = OnednnKernels()
     try:
         with torch.inference_mode():
             product = F.linear(x.double(), layer.weight.double(), layer.bias.double())
-            expected = torch.stack([product, F.gelu(product), product + residual.double()])
+            summed = F.layer_norm(product + residual.double(), norm.normalized_shape)
+            expected = torch.stack([product, F.gelu(product), summed])
             plain_seconds = fastest(lambda: F.linear(x, layer.weight, layer.bias))
             ours.take(layer)
             seconds = fastest(lambda: ours.linear(x, layer))
@@ -260,7 +263,7 @@ def probe(dtype: torch.dtype) -> str | None:
                 [
                     ours.linear(x, layer),
                     ours.linear_gelu(x, layer),
-                    ours.linear_residual(x, layer, residual, 0.0),
+                    ours.linear_residual_norm(x, layer, residual, norm, 0.0),
                 ]
             )
     except (AttributeError, RuntimeError, NotImplementedError) as error:

@@ -33,13 +33,13 @@ class PlainKernels:
     def linear_gelu(self, x: Tensor, layer: nn.Linear) -> Tensor:
         return F.gelu(self.linear(x, layer), approximate="none")
 
-    def linear_residual(
-        self, x: Tensor, layer: nn.Linear, residual: Tensor, dropout: float
-    ) -> Tensor:
-        return residual + F.dropout(self.linear(x, layer), dropout)
-
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+    def linear_residual_norm(
+        self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
+    ) -> Tensor:
+        return self.layer_norm(residual + F.dropout(self.linear(x, layer), dropout), norm)
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         """One text at a time, so that none can see another; softmax in float32 or wider."""
