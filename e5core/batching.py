@@ -1,13 +1,18 @@
 """Packed batches: the tokens of all texts one after another, without padding."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from e5core.config import EncoderConfig
+
+Item = TypeVar("Item")
+_END: Any = object()
 
 # Texts are tokenized, sorted by length and embedded in chunks of at most this many texts
 # and about this many characters, so that memory does not grow with the input.
@@ -112,3 +117,12 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
             chunk, characters = [], 0
     if chunk:
         yield chunk
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items in the same order, each next one made in a thread while one is in use."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        pending = executor.submit(next, items, _END)
+        while (item := pending.result()) is not _END:
+            pending = executor.submit(next, items, _END)
+            yield item

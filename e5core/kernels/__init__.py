@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from e5core.kernels.cuda import CudaKernels
 from e5core.kernels.int8 import Int8Kernels
 from e5core.kernels.onednn import OnednnKernels
 from e5core.kernels.plain import PlainKernels
@@ -49,6 +50,20 @@ class Kernels(Protocol):
         afterwards.
         """
 
+    def embed(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        word: Tensor,
+        position: Tensor,
+        token_type: Tensor,
+        norm: nn.LayerNorm,
+    ) -> Tensor:
+        """layer_norm(word[input_ids] + token_type[0] + position[position_ids])
+
+        ids are [tokens] int64, tables [rows, hidden_size]; computed and returned in norm's dtype
+        """
+
     def linear(self, x: Tensor, *layers: nn.Linear) -> Tensor:
         """x W^T + b of all layers, side by side"""
 
@@ -72,6 +87,7 @@ class Kernels(Protocol):
 
 # In the order in which "auto" prefers them.
 BACKENDS: dict[str, type[Kernels]] = {
+    "cuda": CudaKernels,
     "int8": Int8Kernels,
     "onednn": OnednnKernels,
     "sdpa": SdpaKernels,

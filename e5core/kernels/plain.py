@@ -26,6 +26,20 @@ class PlainKernels:
     def take(self, *layers: nn.Linear) -> None:
         pass
 
+    def embed(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        word: Tensor,
+        position: Tensor,
+        token_type: Tensor,
+        norm: nn.LayerNorm,
+    ) -> Tensor:
+        dtype = norm.weight.dtype
+        # Single texts are always of type 0. The order of the sum is transformers' own.
+        x = F.embedding(input_ids, word).to(dtype) + token_type[0].to(dtype)
+        return self.layer_norm(x + F.embedding(position_ids, position).to(dtype), norm)
+
     def linear(self, x: Tensor, *layers: nn.Linear) -> Tensor:
         products = [F.linear(x, layer.weight, layer.bias) for layer in layers]
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)

@@ -1,0 +1,111 @@
+"""The element-wise steps of the encoder on a GPU, each one pass over its memory, in Triton.
+
+A GPU does them as fast as it reads and writes, so what counts is how often the hidden states
+travel: bias and GELU, or bias, residual and LayerNorm, go once instead of three times. Sums and
+statistics are in float32 whatever the dtype. With TRITON_INTERPRET=1, set before this file is
+imported, they run on CPU tensors, which is how they are tested everywhere.
+"""
+
+# Triton compiles the bodies of its kernels; their arguments have no types of Python's.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+GELU_BLOCK = 1024  # numbers a program
+
+
+@triton.jit
+def _bias_gelu(x, bias, out, numbers, features, block: tl.constexpr):
+    place = tl.program_id(0) * block + tl.arange(0, block)
+    inside = place < numbers
+    value = tl.load(x + place, mask=inside).to(tl.float32)
+    value += tl.load(bias + place % features, mask=inside).to(tl.float32)
+    gelu = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))  # 1 / sqrt(2)
+    tl.store(out + place, gelu.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _normalized(row, inside, weight, bias, column, features, eps):
+    """LayerNorm of one row, arXiv:1607.06450, in two steps: the variance is that of x - mean."""
+    mean = tl.sum(tl.where(inside, row, 0.0), axis=0) / features
+    centred = tl.where(inside, row - mean, 0.0)
+    variance = tl.sum(centred * centred, axis=0) / features
+    scale = tl.load(weight + column, mask=inside).to(tl.float32)
+    shift = tl.load(bias + column, mask=inside).to(tl.float32)
+    return centred / tl.sqrt(variance + eps) * scale + shift
+
+
+@triton.jit
+def _residual_norm(
+    x, x_bias, residual, weight, bias, out, features, eps, block: tl.constexpr
+):  # fmt: skip
+    column = tl.arange(0, block)
+    inside = column < features
+    place = tl.program_id(0).to(tl.int64) * features + column
+    row = tl.load(x + place, mask=inside).to(tl.float32)
+    row += tl.load(x_bias + column, mask=inside).to(tl.float32)
+    row += tl.load(residual + place, mask=inside).to(tl.float32)
+    row = _normalized(row, inside, weight, bias, column, features, eps)
+    tl.store(out + place, row.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _embed_norm(
+    input_ids, position_ids, word, position, token_type, weight, bias, out, features, eps,
+    block: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < features
+    word_place = tl.load(input_ids + token) * features + column
+    position_place = tl.load(position_ids + token) * features + column
+    row = tl.load(word + word_place, mask=inside).to(tl.float32)
+    row += tl.load(token_type + column, mask=inside).to(tl.float32)
+    row += tl.load(position + position_place, mask=inside).to(tl.float32)
+    row = _normalized(row, inside, weight, bias, column, features, eps)
+    tl.store(out + token * features + column, row.to(out.dtype.element_ty), mask=inside)
+
+
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias) with erf; x [tokens, features], bias [features]."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    grid = (triton.cdiv(x.numel(), GELU_BLOCK),)
+    _bias_gelu[grid](x, bias, out, x.numel(), x.shape[-1], block=GELU_BLOCK)
+    return out
+
+
+def residual_norm(x: Tensor, x_bias: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """LayerNorm(x + x_bias + residual); x and residual [tokens, features], x_bias [features]."""
+    x, residual = x.contiguous(), residual.contiguous()
+    out = torch.empty_like(x)
+    features = x.shape[-1]
+    _residual_norm[(x.shape[0],)](
+        x, x_bias, residual, norm.weight, norm.bias, out, features, norm.eps,
+        block=triton.next_power_of_2(features),
+    )  # fmt: skip
+    return out
+
+
+def embed_norm(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    norm: nn.LayerNorm,
+) -> Tensor:
+    """LayerNorm(word[input_ids] + token_type[0] + position[position_ids]) in word's dtype.
+
+    input_ids and position_ids are [tokens] int64, the tables [rows, features].
+    """
+    features = word.shape[-1]
+    out = torch.empty(input_ids.shape[0], features, dtype=word.dtype, device=word.device)
+    _embed_norm[(input_ids.shape[0],)](
+        input_ids, position_ids, word, position, token_type, norm.weight, norm.bias, out,
+        features, norm.eps, block=triton.next_power_of_2(features),
+    )  # fmt: skip
+    return out
