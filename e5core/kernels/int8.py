@@ -26,6 +26,8 @@ from e5core.quantization import quantize_rows
 # are rounded up, that is one more.
 STEPS = 254
 
+SMALLEST_SCALE = 1e-30  # of a token of zeros; its reciprocal is still finite
+
 # A float32 of this size has whole numbers for steps, and its lowest byte counts them modulo 256:
 # adding it rounds, and the byte is the result. round() and a cast take twice as long.
 ROUNDER = 1.5 * 2**23
@@ -119,10 +121,12 @@ def _product(x: Tensor, packed: Int8Packed, residual: Tensor | None = None) -> T
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[tokens, features] float32 as uint8, with the scale and the zero point [tokens, 1] of each.
 
-    x ≈ scale · (q - zero_point), at most half a scale away.
+    x ≈ scale · (q - zero_point), at most half a scale away; the range always reaches to 0, so
+    that a constant token has one too.
     """
-    smallest, largest = x.amin(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)
-    scale = (largest - smallest).clamp_(min=torch.finfo(torch.float32).tiny) / STEPS
+    smallest = x.amin(dim=1, keepdim=True).clamp_(max=0)
+    largest = x.amax(dim=1, keepdim=True).clamp_(min=0)
+    scale = ((largest - smallest) / STEPS).clamp_(min=SMALLEST_SCALE)
     steps = scale.reciprocal()
     zero_point = (-smallest * steps).round_()
     rounded = (x * steps).add_(zero_point + ROUNDER)
