@@ -103,11 +103,16 @@ class EncoderLayer(nn.Module):
 
     def prepare(self, dtype: torch.dtype, kernels: Kernels) -> None:
         """Lower the precision and let the kernels take the weights, as `forward` calls them."""
-        self.to(dtype)
         attention = self.attention
-        kernels.take(attention.query, attention.key, attention.value)
-        for layer in (attention.output, self.intermediate, self.output):
-            kernels.take(layer)
+        for layers in (
+            (attention.query, attention.key, attention.value),
+            (attention.output,),
+            (self.intermediate,),
+            (self.output,),
+        ):
+            kernels.take(layers, dtype)
+        for norm in (self.attention_layer_norm, self.output_layer_norm):
+            norm.to(dtype)
 
 
 class Encoder(nn.Module):

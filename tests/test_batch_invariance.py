@@ -79,7 +79,7 @@ def test_bits_of_a_product_at_every_number_of_rows(dtype, threads):
             kernels, layer = onednn.OnednnKernels(), torch.nn.Linear(inputs, outputs, dtype=dtype)
             x = torch.randn(700, inputs).to(dtype)
             with torch.inference_mode():
-                kernels.take(layer)
+                kernels.take([layer], layer.weight.dtype)
                 whole = kernels.linear_gelu(x, layer)
                 for rows in (*range(1, 70), 127, 128, 129, 255, 256, 257, 511, 513, 699):
                     assert torch.equal(kernels.linear_gelu(x[:rows], layer), whole[:rows]), rows

@@ -82,7 +82,7 @@ def test_a_product_is_that_of_the_quantised_numbers(tokens, inputs, outputs):
     exact = scale.double() * (q.double() - zero_point.double()) @ weight.T + layer.bias.double()
     kernels = Int8Kernels()
     with torch.inference_mode():
-        kernels.take(layer)
+        kernels.take([layer], layer.weight.dtype)
         found = kernels.linear(x, layer)
         assert (found - exact).abs().max() <= 3e-6 * exact.abs().max() * inputs**0.5
         gelu = kernels.linear_gelu(x, layer)

@@ -144,8 +144,8 @@ class TestEveryArgumentCounts:
         alone = nn.Linear(6, 4)
         alone.load_state_dict(layer.state_dict())
         with torch.no_grad():
-            kernels.take(layer, other)
-            kernels.take(alone)
+            kernels.take([layer, other], torch.float32)
+            kernels.take([alone], torch.float32)
             side_by_side = kernels.linear(x, layer, other)
             product = products[0]
             close = {"rtol": 0, "atol": 1e-6}

@@ -5,6 +5,7 @@ one file with the same operations, tested against it.
 """
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
@@ -43,11 +44,11 @@ class Kernels(Protocol):
         """Why they do not run here on a device and in a dtype they are made for, as a sentence;
         None if they do."""
 
-    def take(self, *layers: nn.Linear) -> None:
+    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         """Before the first forward: layers that `linear` will get together, or one alone.
 
-        A back-end with a layout of its own keeps the weights in it; the modules hold none
-        afterwards.
+        Leaves them in `dtype`, or keeps the weights in a layout of its own; then the modules
+        hold none afterwards.
         """
 
     def embed(

@@ -5,6 +5,7 @@ What the installed torch lacks is left to torch's own operators: variable-length
 of equal length, the Triton kernels to torch's GELU and LayerNorm.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -36,7 +37,8 @@ class CudaKernels(SdpaKernels):
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         return _probe(str(device), dtype)
 
-    def take(self, *layers: nn.Linear) -> None:
+    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        super().take(layers, dtype)
         if len(layers) == 1:
             return
         weight = torch.cat([layer.weight.detach() for layer in layers])

@@ -11,6 +11,7 @@ With x ≈ scale · (q - zero_point) and W ≈ channel · I, a product is
 of which oneDNN computes `channel · q I^T`, exactly before the scale.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -58,7 +59,7 @@ class Int8Kernels(onednn.OnednnKernels):
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         return _probe()
 
-    def take(self, *layers: nn.Linear) -> None:
+    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         """Layers in float, or quantised already: int8 with their `weight_scale`."""
         pairs = [quantized_weight(layer) for layer in layers]
         integers, channel = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
@@ -144,7 +145,7 @@ def _probe() -> str | None:
         with torch.inference_mode():
             expected = F.linear(x, layer.weight, layer.bias)
             plain_seconds = onednn.fastest(lambda: F.linear(x, layer.weight, layer.bias))
-            ours.take(layer)
+            ours.take([layer], torch.float32)
             seconds = onednn.fastest(lambda: ours.linear(x, layer))
             deviation = (ours.linear(x, layer) - expected).abs().max().item()
     except (AttributeError, RuntimeError, NotImplementedError) as error:

@@ -7,7 +7,7 @@ one way whatever the number of rows, and a text's attention depends on its lengt
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from itertools import groupby
@@ -65,17 +65,36 @@ class OnednnKernels(PlainKernels):
 
     def __init__(self) -> None:
         self._packed: dict[nn.Linear, Packed] = {}
+        self._scratch = torch.empty(0)
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         return probe(dtype)
 
-    def take(self, *layers: nn.Linear) -> None:
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        bias = torch.cat([layer.bias.detach() for layer in layers])
-        self._packed[layers[0]] = pack(weight, bias)
+    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        bias = torch.cat([layer.bias.detach().to(dtype) for layer in layers])
+        self._packed[layers[0]] = pack(self._gathered(layers, dtype), bias)
         for layer in layers:
             layer.to("meta")  # one copy in memory is enough
+
+    def _gathered(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> Tensor:
+        """The weights in one matrix of a dtype: one of them as it is, or a copy.
+
+        All copies use the same memory. Freed between packed weights, each would leave a hole
+        that the process keeps (2026-11: a third more memory for large).
+        """
+        weights = [layer.weight.detach() for layer in layers]
+        if len(weights) == 1 and weights[0].dtype == dtype:
+            return weights[0]
+        rows, columns = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+        if self._scratch.numel() < rows * columns or self._scratch.dtype != dtype:
+            self._scratch = torch.empty(rows * columns, dtype=dtype)
+        gathered = self._scratch[: rows * columns].view(rows, columns)
+        for weight, place in zip(
+            weights, gathered.split([weight.shape[0] for weight in weights]), strict=True
+        ):
+            place.copy_(weight)
+        return gathered
 
     def linear(self, x: Tensor, *layers: nn.Linear) -> Tensor:
         return product(x, self._packed[layers[0]], "none")
@@ -257,7 +276,7 @@ def probe(dtype: torch.dtype) -> str | None:
             summed = F.layer_norm(product + residual.double(), norm.normalized_shape)
             expected = torch.stack([product, F.gelu(product), summed])
             plain_seconds = fastest(lambda: F.linear(x, layer.weight, layer.bias))
-            ours.take(layer)
+            ours.take([layer], dtype)
             seconds = fastest(lambda: ours.linear(x, layer))
             found = torch.stack(
                 [

@@ -1,6 +1,7 @@
 """Torch operators only: slow, obviously right, the specification of all other kernels."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -23,8 +24,9 @@ class PlainKernels:
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         return None
 
-    def take(self, *layers: nn.Linear) -> None:
-        pass
+    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        for layer in layers:
+            layer.to(dtype)
 
     def embed(
         self,
