@@ -1,5 +1,6 @@
 """Texts to vectors: the whole path in one class."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +199,7 @@ class E5:
             texts = list(texts)
             self._refuse_long(texts, prefix)
 
-        vectors = [np.empty((0, self.config.hidden_size), dtype=np.float32)]
+        vectors: deque[Vectors] = deque()
         counts: list[int] = []
         total = len(texts) if isinstance(texts, Sequence) else None
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
@@ -209,7 +210,12 @@ class E5:
                 counts += [len(text_ids) for text_ids in ids]
         token_counts = np.array(counts, dtype=np.int64)
         truncated = (token_counts > self.max_length) & (truncate == "end")
-        stacked = np.concatenate(vectors)
+        stacked = np.empty((len(counts), self.config.hidden_size), dtype=np.float32)
+        place = 0
+        while vectors:  # each part is freed as it is copied: never all of them twice
+            part = vectors.popleft()
+            stacked[place : place + len(part)] = part
+            place += len(part)
         return EmbedResult(stacked[0] if single else stacked, token_counts, truncated)
 
     @property
