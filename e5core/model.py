@@ -108,7 +108,8 @@ class E5:
 
         model       a folder, or an id like "intfloat/multilingual-e5-large"
         revision    branch, tag or commit on the hub
-        dtype       of weights and arithmetic: "float32", "bfloat16", "float16", "float64"
+        dtype       of weights and arithmetic: "float32", "bfloat16", "float16", "float64", or
+                    "int8" (CPU) for linear layers in int8 with float32 between them
         device      None takes the GPU if there is one
         kernels     "auto" for the fastest that run, or a name in kernels.BACKENDS; "sdpa" and
                     "plain" leave the encoder trainable

@@ -175,6 +175,7 @@ def attend_alone(qkv: Tensor, start: int, group: Group, output: Tensor) -> None:
     """One long text, read and written in place.
 
     The keys and values that pad it are those of the texts behind it: their weight is exactly 0.
+    Were one of them not finite, both texts would be, and E5 raises for either.
     """
     assert group.mask is not None
     window = qkv[start : start + group.length]
