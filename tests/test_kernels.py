@@ -207,7 +207,7 @@ def test_auto_says_once_that_it_fell_back(dialect, monkeypatch):
 
 
 def test_an_unknown_name_is_refused(dialect):
-    with pytest.raises(ValueError, match=r"kernels is 'fast', expected 'auto' or one of \['int8'"):
+    with pytest.raises(ValueError, match=r"kernels is 'fast', expected 'auto' or one of \['cuda'"):
         tiny_encoder(dialect).prepare_for_inference(kernels="fast")
 
 
