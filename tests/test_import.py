@@ -6,6 +6,7 @@ import sys
 # torch itself imports numpy and, in some releases, tqdm; what counts is what e5core adds.
 ADDED = "import torch, sys; before = set(sys.modules); {}; print(*(set(sys.modules) - before))"
 OPTIONAL = {"huggingface_hub", "transformers", "tqdm", "onnxruntime", "requests", "httpx"}
+INTERFACES = {"langchain_core", "llama_index", "mteb", "sklearn", "sentence_transformers", "ray"}
 
 
 def packages_added_by(code: str) -> set[str]:
@@ -15,9 +16,15 @@ def packages_added_by(code: str) -> set[str]:
 
 
 def test_importing_loads_no_optional_package():
-    assert not packages_added_by("import e5core") & OPTIONAL
+    assert not packages_added_by("import e5core") & (OPTIONAL | INTERFACES)
     # The check itself can see such a package.
     assert packages_added_by("import huggingface_hub") & OPTIONAL
+
+
+def test_the_interface_of_sentence_transformers_does_without_it():
+    added = packages_added_by("import e5core.integrations.sentence_transformers")
+    assert "e5core" in added
+    assert not added & (OPTIONAL | INTERFACES)
 
 
 def test_importing_loads_little_beyond_torch():

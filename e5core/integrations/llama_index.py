@@ -1,0 +1,78 @@
+"""LlamaIndex: its BaseEmbedding. Needs llama-index-core, the extra `llama-index`."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.bridge.pydantic import PrivateAttr
+
+from e5core.integrations import as_model
+from e5core.model import E5
+
+# Texts that LlamaIndex hands over at a time. Its own default of 10 leaves packed batches half
+# empty; they are cut by tokens anyway.
+EMBED_BATCH_SIZE = 512
+
+
+class E5Embedding(BaseEmbedding):
+    """LlamaIndex embeddings; nodes and texts are embedded as passages, a query as a query.
+
+    >>> Settings.embed_model = E5Embedding("intfloat/multilingual-e5-small")  # doctest: +SKIP
+
+    Retrieval is what the interface is made for. For similarity or clustering of equals embed
+    every text with `get_query_embedding`.
+    """
+
+    task: str | None = None
+    _model: E5 = PrivateAttr()
+
+    def __init__(
+        self,
+        model: E5 | str | Path,
+        *,
+        task: str | None = None,
+        embed_batch_size: int = EMBED_BATCH_SIZE,
+        load_options: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Wrap a model.
+
+        model         a loaded one, a folder or a hub id
+        task          the instruction of a large-instruct model's queries
+        load_options  of E5.from_pretrained, where `model` is not loaded yet
+        fields        of BaseEmbedding, such as num_workers or embeddings_cache
+        """
+        loaded = as_model(model, load_options or {})
+        # What traces and caches show; a loaded model does not know where it came from.
+        name = "e5core" if isinstance(model, E5) else str(model)
+        fields.setdefault("model_name", name)
+        super().__init__(task=task, embed_batch_size=embed_batch_size, **fields)
+        self._model = loaded
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "E5Embedding"
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        vector: list[float] = self._model.encode_query(query, task=self.task).tolist()
+        return vector
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors = self._model.encode_passage(texts, show_progress=False)
+        nested: list[list[float]] = vectors.tolist()
+        return nested
+
+    # The work is done in a thread, so that an event loop goes on meanwhile.
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await asyncio.to_thread(self._get_query_embedding, query)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)

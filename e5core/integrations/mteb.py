@@ -1,0 +1,83 @@
+"""mteb: its encoder protocol. Needs mteb, the extra `mteb`."""
+
+from pathlib import Path
+from typing import Any
+
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ScoringFunction
+from mteb.types import PromptType
+
+from e5core.model import E5, Vectors
+
+
+class E5Encoder(AbsEncoder):
+    """A model that `mteb.evaluate` takes.
+
+    >>> mteb.evaluate(E5Encoder("intfloat/multilingual-e5-small"), tasks)  # doctest: +SKIP
+
+    Documents of a retrieval task get the passage prefix, all else the query prefix: its
+    queries, and every text of a symmetric task, for which mteb names no side. That is the rule of
+    the models' cards; mteb's own E5 wrapper leaves texts of symmetric tasks without a prefix.
+    A large-instruct model gets the task's instruction as mteb states it, in place of any prefix
+    only the model's query prefix has `{task}` for.
+    """
+
+    def __init__(
+        self,
+        model_name: str | Path,
+        revision: str | None = None,
+        *,
+        device: str | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Load a model.
+
+        model_name  a folder or a hub id
+        name        what results are stored under, "organisation/model"; default the hub id, or
+                    "local/" and the folder's name
+        options     of E5.from_pretrained
+        """
+        self.model = E5.from_pretrained(model_name, revision=revision, device=device, **options)
+        if name is None:
+            folder = Path(model_name).expanduser()
+            name = f"local/{folder.resolve().name}" if folder.is_dir() else str(model_name)
+        config = self.model.config
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {
+                "name": name,
+                "revision": revision or "no_revision_available",
+                "n_parameters": config.num_parameters,
+                "max_tokens": self.model.max_length,
+                "embed_dim": config.hidden_size,
+                "framework": ["PyTorch"],
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "use_instructions": True,
+            }
+        )
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        show_progress_bar: bool | None = None,
+        **options: Any,
+    ) -> Vectors:
+        """Unit vectors [texts, hidden_size] float32 of what a task's data loader holds.
+
+        inputs   a DataLoader of batches with the texts under "text"
+        options  of mteb for other encoders; `batch_size` among them, since packed batches have a
+                 budget of tokens
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        if prompt_type == PromptType.document:
+            return self.model.encode_passage(texts, show_progress=show_progress_bar)
+        task = None
+        if "{task}" in (self.model.prompts or {}).get("query", ""):
+            task = self.get_instruction(task_metadata, prompt_type)
+        return self.model.encode_query(texts, task=task, show_progress=show_progress_bar)

@@ -1,0 +1,108 @@
+"""scikit-learn: texts to features. Needs scikit-learn, the extra `sklearn`."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+
+from e5core.model import E5, InputType, Truncate, Vectors
+
+
+class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Texts to unit vectors, as a step of a pipeline.
+
+    >>> make_pipeline(E5Transformer(), LogisticRegression())  # doctest: +SKIP
+
+    It learns nothing: `fit` only looks at its arguments. Clones, and copies in other threads,
+    share one model a process; pickles hold the parameters, not the weights.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "intfloat/multilingual-e5-small",
+        *,
+        input_type: InputType = "query",
+        task: str | None = None,
+        truncate: Truncate = "end",
+        normalize: bool = True,
+        dtype: str = "float32",
+        device: str | None = None,
+        kernels: str = "auto",
+        prompts: str | None = None,
+    ) -> None:
+        """Name a model and what `E5.embed` is to do with each text.
+
+        model       a folder or a hub id, loaded when it is first needed
+        input_type  the models' cards ask for "query" on features of a classifier and for
+                    clustering, so that is what texts are taken for; "passage", or None for no
+                    prefix
+
+        The others are those of E5.from_pretrained and E5.embed.
+        """
+        self.model = model
+        self.input_type = input_type
+        self.task = task
+        self.truncate = truncate
+        self.normalize = normalize
+        self.dtype = dtype
+        self.device = device
+        self.kernels = kernels
+        self.prompts = prompts
+
+    def fit(self, X: Iterable[str], y: object = None) -> "E5Transformer":  # noqa: N803
+        """Check that X is texts; nothing is learnt."""
+        _texts(X)
+        return self
+
+    def transform(self, X: Iterable[str]) -> Vectors:  # noqa: N803
+        """Vectors [texts, hidden_size] float32 of a list, a Series or a one-dimensional array.
+
+        Raises ValueError or TypeError if X is a str, a table, or holds something else than str.
+        """
+        return self._loaded.encode(
+            _texts(X),
+            input_type=self.input_type,
+            task=self.task,
+            truncate=self.truncate,
+            normalize=self.normalize,
+            show_progress=False,
+        )
+
+    @property
+    def _loaded(self) -> E5:
+        return _load(str(self.model), self.dtype, self.device, self.kernels, self.prompts)
+
+    @property
+    def _n_features_out(self) -> int:
+        """What get_feature_names_out counts."""
+        return self._loaded.config.hidden_size
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = True
+        tags.input_tags.one_d_array = True
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = False
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+# Clones of an estimator, which a grid search makes by the dozen, need no copy of the weights.
+@lru_cache(maxsize=2)
+def _load(model: str, dtype: str, device: str | None, kernels: str, prompts: str | None) -> E5:
+    return E5.from_pretrained(model, dtype=dtype, device=device, kernels=kernels, prompts=prompts)
+
+
+def _texts(X: Any) -> list[str]:  # noqa: N803
+    """X as a list of texts. A table iterates over its columns' names: never what is meant."""
+    if isinstance(X, str):
+        raise ValueError("X is one str, expected several texts; pass [text]")
+    if np.ndim(X) != 1 if hasattr(X, "ndim") else not isinstance(X, Iterable):
+        raise ValueError(
+            f"X is a {type(X).__name__} of the shape {np.shape(X)}, expected one column of texts; "
+            'pass X["name"], in a ColumnTransformer the name as a str, not in a list'
+        )
+    return list(X)
