@@ -6,6 +6,7 @@ from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
 from e5core.model import E5, EmbedResult
 from e5core.pooling import cls_pool, l2_normalize, mean_pool
+from e5core.quantize import quantize_vectors
 from e5core.search import SearchResult, search, similarity
 from e5core.tokenizer import SentencePieceTokenizer
 
@@ -25,6 +26,7 @@ __all__ = [
     "load_checkpoint",
     "mean_pool",
     "pack",
+    "quantize_vectors",
     "save_checkpoint",
     "search",
     "similarity",

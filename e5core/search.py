@@ -1,4 +1,4 @@
-"""Cosine similarity and exact search over vectors."""
+"""Cosine similarity and search over vectors: exact, or candidates first from a smaller form."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -42,22 +42,78 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return scores.reshape(np.shape(a)[:-1] + np.shape(b)[:-1])
 
 
-def search(queries: npt.ArrayLike, passages: npt.ArrayLike, top_k: int = 10) -> SearchResult:
-    """The `top_k` passages of highest cosine similarity for each query, exactly.
+def search(
+    queries: npt.ArrayLike,
+    passages: npt.ArrayLike,
+    top_k: int = 10,
+    *,
+    quantized: npt.ArrayLike | None = None,
+    center: npt.ArrayLike | None = None,
+    oversample: int = 8,
+) -> SearchResult:
+    """The `top_k` passages of highest cosine similarity for each query.
 
-    queries   [n, hidden_size], or [hidden_size] for one
-    passages  [m, hidden_size]; at most m are returned
+    queries    [n, hidden_size], or [hidden_size] for one
+    passages   [m, hidden_size]; at most m are returned; also what quantize_vectors makes of
+               them, int8 or the bits of "binary"
+    quantized  a quantised form of the same passages: the `top_k * oversample` best are found in it,
+               then scored again by `passages`, of which only those rows are read, so that they
+               may lie in a file (numpy.load with mmap_mode="r")
+    center     that of the bits, if there are any: the queries are then scored by the cosine of
+               query - center with the signs
 
-    Scores are computed in blocks, so memory does not grow with n · m. Of equal scores the
-    passage that comes first wins. Raises ValueError as `similarity` does.
+    Without `quantized` the search is exact over what `passages` holds. Scores are computed in
+    blocks, so memory does not grow with n * m. Of equal scores the passage that comes first
+    wins. Raises ValueError as `similarity` does.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}, expected 1 or more")
-    unit_queries, vectors = _unit("queries", queries), np.asarray(passages)
+    vectors = np.asarray(passages)
+    if quantized is None:
+        return _search(queries, vectors, top_k, center)
+    if oversample < 1:
+        raise ValueError(f"oversample is {oversample}, expected 1 or more")
+    small = np.asarray(quantized)
+    if len(small) != len(vectors):
+        raise ValueError(f"quantized has {len(small)} vectors, passages {len(vectors)}")
+    # Ascending, so that a stable sort prefers the lower index.
+    near = np.sort(_search(queries, small, top_k * oversample, center).indices)
+    wide = np.atleast_2d(np.asarray(queries))
+    _same_size("queries", wide, "passages", vectors)
+    near = near.reshape(len(wide), -1)
+    k = min(top_k, near.shape[1])
+    scores = np.empty((len(wide), k), dtype=np.float32)
+    indices = np.empty((len(wide), k), dtype=np.int64)
+    for query, found in enumerate(near):
+        rows = vectors[found]
+        vector_lengths("passages", rows, numbers=found)
+        exact = _cosines(wide[query], rows)
+        best = np.argsort(-exact, kind="stable")[:k]
+        scores[query], indices[query] = exact[best], found[best]
+    shape = (*np.shape(queries)[:-1], k)
+    return SearchResult(indices.reshape(shape), scores.reshape(shape))
+
+
+def _search(
+    queries: npt.ArrayLike,
+    vectors: npt.NDArray[Any],
+    top_k: int,
+    center: npt.ArrayLike | None,
+) -> SearchResult:
+    """Exactly, over the numbers of `vectors` or the signs that they pack."""
     raw_queries = np.atleast_2d(np.asarray(queries))
+    unit_queries = _unit("queries", raw_queries)
     if vectors.ndim != 2:
         raise ValueError(f"passages has the shape {vectors.shape}, expected [m, hidden_size]")
-    _same_size("queries", unit_queries, "passages", vectors)
+    hidden_size = raw_queries.shape[1]
+    packed = vectors.dtype == np.uint8 and vectors.shape[1] == -(-hidden_size // 8) != hidden_size
+    if packed:
+        raw_queries = raw_queries - _center(center, hidden_size)
+        unit_queries = _unit("queries", raw_queries)
+    else:
+        _same_size("queries", unit_queries, "passages", vectors)
+        if center is not None:
+            raise ValueError("center is given, but there are no bits; leave it out")
     k = min(top_k, len(vectors))
     scores = np.full((len(unit_queries), k), -np.inf, dtype=np.float32)
     indices = np.zeros((len(unit_queries), k), dtype=np.int64)
@@ -66,11 +122,13 @@ def search(queries: npt.ArrayLike, passages: npt.ArrayLike, top_k: int = 10) -> 
     # (equal passages were seen to differ by 1e-7), so whatever they could have changed is
     # scored again, each pair by itself. The margin bounds the error of two float32 scores:
     # hidden_size roundings each, and a few for the lengths.
-    margin = (vectors.shape[1] + 8) * _FLOAT32.eps
+    margin = (hidden_size + 8) * _FLOAT32.eps
     for start in range(0, len(vectors), BLOCK_PASSAGES):
         block = vectors[start : start + BLOCK_PASSAGES]
+        if packed:
+            block = _signs(block, hidden_size)
         # Dividing the scores by the lengths is cheaper than dividing the vectors.
-        lengths = _lengths("passages", block, first=start).astype(np.float32)
+        lengths = vector_lengths("passages", block, first=start).astype(np.float32)
         columns = block.astype(np.float32, copy=False).T
         for row in range(0, len(unit_queries), BLOCK_QUERIES):
             rough = unit_queries[row : row + BLOCK_QUERIES] @ columns
@@ -86,6 +144,23 @@ def search(queries: npt.ArrayLike, passages: npt.ArrayLike, top_k: int = 10) -> 
                 scores[query], indices[query] = exact[best], positions[best]
     shape = (*np.shape(queries)[:-1], k)
     return SearchResult(indices.reshape(shape), scores.reshape(shape))
+
+
+def _center(center: npt.ArrayLike | None, hidden_size: int) -> npt.NDArray[Any]:
+    if center is None:
+        raise ValueError(
+            f"there are bits of {hidden_size} dimensions, but no center; pass the one that "
+            "quantize_vectors got"
+        )
+    array = np.asarray(center)
+    if array.shape != (hidden_size,):
+        raise ValueError(f"center has the shape {array.shape}, expected [{hidden_size}]")
+    return array
+
+
+def _signs(bits: npt.NDArray[np.uint8], hidden_size: int) -> npt.NDArray[np.int8]:
+    """[m, hidden_size] of 1 and -1 from the bits of as many vectors."""
+    return np.unpackbits(bits, axis=1, count=hidden_size).astype(np.int8) * 2 - 1
 
 
 def _candidates(
@@ -112,17 +187,27 @@ def _unit(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     array = np.atleast_2d(np.asarray(vectors))
     if array.ndim != 2:
         raise ValueError(f"{name} has the shape {array.shape}, expected [n, hidden_size]")
-    unit: npt.NDArray[np.float64] = array / _lengths(name, array)[:, None]
+    unit: npt.NDArray[np.float64] = array / vector_lengths(name, array)[:, None]
     return unit.astype(np.float32)
 
 
-def _lengths(name: str, vectors: npt.NDArray[Any], first: int = 0) -> npt.NDArray[np.float64]:
-    """Lengths [n] of vectors [n, hidden_size]; errors count from `first`."""
+def vector_lengths(
+    name: str,
+    vectors: npt.NDArray[Any],
+    first: int = 0,
+    numbers: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Lengths [n] of vectors [n, hidden_size].
+
+    Raises ValueError for a vector that is zero or not finite; it is counted from `first`, or
+    has its place in `numbers`.
+    """
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     lengths: npt.NDArray[np.float64] = np.sqrt(squares)
     good = (lengths >= _FLOAT32.tiny) & (lengths <= _FLOAT32.max)  # NaN is neither
     if not good.all():
-        raise ValueError(f"vector {first + np.argmin(good)} of {name} is zero or not finite")
+        place = first + np.argmin(good) if numbers is None else numbers[np.argmin(good)]
+        raise ValueError(f"vector {place} of {name} is zero or not finite")
     return lengths
 
 

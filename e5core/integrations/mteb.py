@@ -19,8 +19,8 @@ class E5Encoder(AbsEncoder):
     Documents of a retrieval task get the passage prefix, all else the query prefix: its
     queries, and every text of a symmetric task, for which mteb names no side. That is the rule of
     the models' cards; mteb's own E5 wrapper leaves texts of symmetric tasks without a prefix.
-    A large-instruct model gets the task's instruction as mteb states it, in place of any prefix
-    only the model's query prefix has `{task}` for.
+    Where the query prefix of a model has a place for the task, as that of large-instruct, the
+    instruction that mteb has for the task goes there.
     """
 
     def __init__(
