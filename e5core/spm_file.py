@@ -108,6 +108,11 @@ def keep_pieces(content: bytes, kept: Collection[int]) -> bytes:
     return b"".join(parts)
 
 
+def read_model(path: Path) -> bytes:
+    """The SentencePiece model in a file: its own, or a `tokenizer.json` with the same content."""
+    return model_from_tokenizer_json(path) if path.suffix == ".json" else path.read_bytes()
+
+
 def model_from_tokenizer_json(path: Path) -> bytes:
     """Rebuild the SentencePiece model from a Hugging Face `tokenizer.json`.
 
