@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from e5core import hub
+from e5core import forking, hub
 from e5core.batching import PackedBatch, ahead, chunks, pack, plan_batches
 from e5core.encoder import Encoder
 from e5core.folder import load_encoder, load_tokenizer, read_settings
@@ -49,7 +49,8 @@ class EmbedResult:
 class E5:
     """A multilingual E5 model: tokenizer, encoder, pooling and prompts.
 
-    One model can be shared between threads.
+    One model can be shared between threads. On a CPU a process forked after it was loaded can
+    use it too, on one thread; spawn processes that are to have several each.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class E5:
                     if they are not known
         max_length  tokens a text may have; None takes the encoder's limit
         """
+        self._forks = forking.forks()
         self.encoder = encoder
         self.config = encoder.config
         self.tokenizer = tokenizer
@@ -200,6 +202,7 @@ class E5:
             texts = list(texts)
             self._refuse_long(texts, prefix)
 
+        forking.one_thread_if_forked(self._forks)
         vectors: deque[Vectors] = deque()
         counts: list[int] = []
         total = len(texts) if isinstance(texts, Sequence) else None

@@ -37,7 +37,7 @@ class SentencePieceTokenizer:
         try:
             self._processor.LoadFromSerializedProto(content)
             specials = [self._processor.IdToPiece(i) for i in range(3)]
-        except (RuntimeError, IndexError, OSError) as error:
+        except (RuntimeError, IndexError, OSError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path} is not a SentencePiece model ({len(content)} bytes)"
             ) from error

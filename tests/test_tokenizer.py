@@ -4,12 +4,13 @@ import threading
 import unicodedata
 
 import pytest
-from conftest import CHARSMAP
+from conftest import CHARSMAP, tiny_vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import LANGUAGES, QUERIES, SENTENCES
 
 from e5core import SentencePieceTokenizer
+from e5core.spm_file import unigram_model
 from e5core.tokenizer import cut, windows
 
 # From transformers' test_tokenization_xlm_roberta.py, where they hold for xlm-roberta-base.
@@ -181,6 +182,16 @@ def test_a_file_that_is_no_tokenizer(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"sentencepiece\.bpe\.model"):
         SentencePieceTokenizer(path)
+
+
+def test_a_special_piece_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "sentencepiece.bpe.model"
+    content = unigram_model(tiny_vocabulary(), b"")
+    path.write_bytes(content.replace(b"<unk>", b"<un\xe1>"))
+    with pytest.raises(ValueError, match=r"sentencepiece\.bpe\.model is not a SentencePiece model"):
+        SentencePieceTokenizer(path)
+    path.write_bytes(content)
+    assert SentencePieceTokenizer(path).encode("a")
 
 
 def test_a_truncated_tokenizer_file(tmp_path, real_folder):
