@@ -55,10 +55,10 @@ def test_bits_of_the_real_model(real_folder, dtype):
     model = E5.from_pretrained(real_folder, dtype=dtype, kernels=name_for(dtype))
     lengths = (17, 31, 32, 33, 47, 48, 49, 64, 65, 127, 128, 129, 200, 256, 257, 511, 512)
     texts = [text_of_length(model.tokenizer, n, "query: ", seed=n) for n in lengths]
-    texts += [*SENTENCES[::9], *QUERIES]
+    texts += [*SENTENCES[::16], *QUERIES[::2]]
     alone = [model.encode(text, input_type="query") for text in texts]
     generator = random.Random(0)
-    for budget in (64, 512, 1024, 5000):
+    for budget in (512, 3000):
         order = generator.sample(range(len(texts)), len(texts))
         found = model.encode(
             [texts[i] for i in order], input_type="query", max_tokens_per_batch=budget
