@@ -347,7 +347,7 @@ def test_damaged_models(
         (["--max-tokens-per-batch", "-5"], "max_tokens_per_batch is -5, expected 1 or more"),
         (["--max-tokens-per-batch", "many"], "--max-tokens-per-batch: invalid int value: 'many'"),
         (["--truncate", "start"], "--truncate: invalid choice: 'start'"),
-        (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["--dtype", "int4"], "--dtype: invalid choice: 'int4'"),
         (["--kernels", "fast"], "--kernels: invalid choice: 'fast'"),
         (["--prompts", "mine"], "--prompts: invalid choice: 'mine'"),
         (["--model", "./missing"], "'./missing' is neither a folder nor a hub id"),
