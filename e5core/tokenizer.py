@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from e5core.spm_file import read_model
+from e5core.spm_file import model_from_tokenizer_json
 
 BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # <s>, <pad>, </s>, <unk>
 
@@ -32,7 +32,8 @@ class SentencePieceTokenizer:
         Raises FileNotFoundError, or ValueError if the file is not such a tokenizer.
         """
         path = Path(path)
-        content = read_model(path)
+        from_json = path.suffix == ".json"
+        content = model_from_tokenizer_json(path) if from_json else path.read_bytes()
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(content)
