@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from e5core.spm_file import model_from_tokenizer_json
+from e5core.spm_file import read_model
 
 BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # <s>, <pad>, </s>, <unk>
 
@@ -32,8 +32,7 @@ class SentencePieceTokenizer:
         Raises FileNotFoundError, or ValueError if the file is not such a tokenizer.
         """
         path = Path(path)
-        from_json = path.suffix == ".json"
-        content = model_from_tokenizer_json(path) if from_json else path.read_bytes()
+        content = read_model(path)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(content)
