@@ -200,7 +200,7 @@ class Weights:
 
 
 def taken(name: str, config: EncoderConfig) -> bool:
-    """Whether a result has the tensor: the encoder's, and the pooler that transformers looks for."""
+    """Whether a result has it: the encoder's tensors, and the pooler that transformers wants."""
     return name in tensor_names(config) or name.startswith("pooler.dense.")
 
 
