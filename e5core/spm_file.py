@@ -19,7 +19,8 @@ from e5core.files import read_json_object
 NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # ModelProto.SentencePiece.Type; 4 to 6 are rare
 _UNIGRAM = 1  # TrainerSpec.ModelType
 _PIECES, _TRAINER_SPEC, _NORMALIZER_SPEC, _SELF_TEST_DATA = 1, 2, 3, 4  # fields of ModelProto
-_MODEL_TYPE, _VOCAB_SIZE = 3, 4  # fields of TrainerSpec
+# Fields of TrainerSpec.
+_MODEL_TYPE, _VOCAB_SIZE, _WHITESPACE_SUFFIX, _BYTE_FALLBACK = 3, 4, 24, 35
 _VARINT, _FIXED64, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types
 
 # The four that open a vocabulary in fairseq's order; SentencePiece has no <pad> and
@@ -81,6 +82,31 @@ def read_pieces(content: bytes) -> list[Piece]:
     if not pieces:
         raise ValueError("it is not a SentencePiece model: it has no pieces")
     return pieces
+
+
+def read_charsmap(content: bytes) -> bytes:
+    """The normaliser's compiled table; empty if the model normalises nothing.
+
+    Raises ValueError if the model is of another kind than XLM-R's: not Unigram, spelling
+    unknown characters out in bytes, or treating white space in another way.
+    """
+    # What is left out has these values.
+    trainer: dict[int, Any] = {_MODEL_TYPE: _UNIGRAM, _BYTE_FALLBACK: 0, _WHITESPACE_SUFFIX: 0}
+    normalizer: dict[int, Any] = {2: b"", 3: 1, 4: 1, 5: 1}  # as unigram_model writes them
+    expected = [*trainer.values(), 1, 1, 1]
+    for number, value, _ in _fields(content):
+        if number in (_TRAINER_SPEC, _NORMALIZER_SPEC):
+            settings = trainer if number == _TRAINER_SPEC else normalizer
+            inner = {n: v for n, v, _ in _fields(_message(value)) if n in settings}
+            settings.update(inner)
+    charsmap = _message(normalizer.pop(2))
+    if [*trainer.values(), *normalizer.values()] != expected:
+        raise ValueError(
+            "its model_type, byte_fallback, treat_whitespace_as_suffix, add_dummy_prefix, "
+            "remove_extra_whitespaces and escape_whitespaces are "
+            f"{[*trainer.values(), *normalizer.values()]}, those of XLM-R are {expected}"
+        )
+    return charsmap
 
 
 def keep_pieces(content: bytes, kept: Collection[int]) -> bytes:

@@ -200,7 +200,7 @@ class Weights:
 
 
 def taken(name: str, config: EncoderConfig) -> bool:
-    """Whether a result has it: the encoder's tensors, and the pooler that transformers wants."""
+    """Whether a result has the tensor: the encoder's, and a pooler, as transformers expects."""
     return name in tensor_names(config) or name.startswith("pooler.dense.")
 
 
@@ -308,10 +308,10 @@ def print_summary(folder: Path, files: Iterable[Path], tensors: int, parameters:
         print(f"  {file.name}: {file.stat().st_size:,} bytes, sha256 {_sha256(file)}")
 
 
-def summarize(weights: Weights, folder: Path, written: Path) -> None:
-    """print_summary of what write_weights wrote into `written`, and what was left out."""
+def summarize(weights: Weights, folder: Path) -> None:
+    """print_summary of a folder that is in place, and what was left out."""
     parameters = sum(prod(header.shape) for header in weights.headers.values())
-    print_summary(folder, [written / WEIGHTS_FILE], len(weights.headers), parameters)
+    print_summary(folder, [folder / WEIGHTS_FILE], len(weights.headers), parameters)
     if weights.left_out:
         print(f"  left out, as no part of the encoder: {', '.join(sorted(weights.left_out))}")
 
