@@ -3,7 +3,7 @@
 Only safetensors files are read: they hold tensors and nothing that could be executed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -92,11 +92,19 @@ def read_headers(files: Iterable[Path], weight_map: Mapping[str, str]) -> dict[s
                 header = reader.get_slice(name)
                 shape = tuple(header.get_shape())
                 tensors.append(StoredTensor(file, name, shape, header.get_dtype()))
+    return by_published_name(tensors, ", ".join(map(str, files)))
+
+
+def by_published_name(tensors: Sequence[StoredTensor], source: str) -> dict[str, StoredTensor]:
+    """Stored tensors under their published names: no task model's prefix, no gamma and beta.
+
+    Raises CheckpointError if they are of another architecture, or if one is there twice.
+    """
     names = {tensor.stored_name for tensor in tensors}
     prefix = next((p for p in PREFIXES if p + WORD_EMBEDDINGS in names), None)
     if prefix is None:
         raise CheckpointError(
-            f"{', '.join(map(str, files))}: no tensor is named {WORD_EMBEDDINGS}, alone or after "
+            f"{source}: no tensor is named {WORD_EMBEDDINGS}, alone or after "
             f"{' or '.join(filter(None, PREFIXES))}; the first names are {sorted(names)[:3]}: "
             "this is not a BERT or XLM-RoBERTa checkpoint"
         )

@@ -22,26 +22,24 @@ from conversion import (
     TOKENIZER_PATTERNS,
     Parser,
     Weights,
-    checked_tensors,
     copy_files,
-    read_safetensor,
     replacing_folder,
     run,
+    stored_weights,
     summarize,
-    weights_of,
     write_prompts,
     write_weights,
 )
 from parity_cases import against_copy
 from torch import Tensor
 
-from e5core import EncoderConfig, hub
+from e5core import hub
 from e5core.checkpoint import CONFIG_FILE
 from e5core.config import INT8_MODEL_TYPE
 from e5core.files import read_json_object, write_json
 from e5core.folder import read_config, read_settings
 from e5core.names import WORD_EMBEDDINGS
-from e5core.quantization import SCALE_SUFFIX, dequantize_rows, quantize_rows
+from e5core.quantization import SCALE_SUFFIX, quantize_rows
 from e5core.writer import TensorHeader
 
 TARGETS = {
@@ -71,28 +69,9 @@ def convert(options: argparse.Namespace) -> None:
         write_prompts(folder, read_settings(source, options.source))
         if options.verify:
             verify(options.source, folder, options.dtype)
-        summarize(result, options.folder, folder)
-        share = result.size / weights.size
-        print(f"  {result.size / 1e6:,.0f} MB of weights, {share:.0%} of the source's")
-
-
-def stored_weights(folder: Path, config: EncoderConfig) -> Weights:
-    """The weights of a folder; those in int8 as the float32 that they stand for."""
-    stored = checked_tensors(folder, config)
-    weights = weights_of(stored, config, read_safetensor)
-    integers = [name for name, header in weights.headers.items() if header.dtype == torch.int8]
-    scales = {name + SCALE_SUFFIX for name in integers}
-
-    def read(name: str) -> Tensor:
-        if name not in integers:
-            return weights.read(name)
-        return dequantize_rows(weights.read(name), read_safetensor(stored[name + SCALE_SUFFIX]))
-
-    headers = {
-        name: TensorHeader(torch.float32, header.shape) if name in integers else header
-        for name, header in weights.headers.items()
-    }
-    return Weights(headers, read, [name for name in weights.left_out if name not in scales])
+    summarize(result, options.folder)
+    share = result.size / weights.size
+    print(f"  {result.size / 1e6:,.0f} MB of weights, {share:.0%} of the source's")
 
 
 def converted(weights: Weights, dtype: torch.dtype) -> Weights:
