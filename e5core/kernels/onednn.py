@@ -159,7 +159,7 @@ def fastest(call: Callable[[], object], enough: float = 0.0) -> float:
             other for milliseconds, in nearly all of a few calls
     """
     call()
-    seconds = []
+    seconds: list[float] = []
     while len(seconds) < (50 if enough else 3) and min(seconds, default=math.inf) > enough:
         start = time.perf_counter()
         call()
