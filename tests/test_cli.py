@@ -82,12 +82,18 @@ def test_embed_writes_the_vectors_of_the_library(
     vectors = np.load(output)
     np.testing.assert_array_equal(vectors, expected.vectors)
     assert (vectors.shape, vectors.dtype) == ((len(LINES), 24), np.float32)
-    assert [path.name for path in output.parent.iterdir()] == [output.name]
-    assert capsys.readouterr() == (
+    ids = output.with_name(f"{output.name}.ids.jsonl")
+    assert {*output.parent.iterdir()} == {output, ids}
+    assert [json.loads(line) for line in ids.read_text().splitlines()] == [
+        {"file": str(texts), "line": i + 1} for i in range(len(LINES))
+    ]
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith(
         f"{output}: 7 vectors of 24 numbers, {expected.token_counts.sum()} tokens, "
-        f"{expected.truncated.sum()} texts cut\n",
-        "",
+        f"{expected.truncated.sum()} texts cut; "
     )
+    assert re.search(r"; [\d.]+ s, [\d.]+ rows/s, \d+ tokens/s\n$", printed.out)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +322,7 @@ def overflow(model: Path) -> None:
         (damage_tokenizer, "is not a SentencePiece model (20 bytes)"),
         (no_weights, "has no model.safetensors"),
         (no_config, "has no config.json"),
-        (overflow, "texts.txt: the vectors of 7 texts, the first of them line 1, are"),
+        (overflow, "texts.txt, line 1, are zero or not finite in torch.float32"),
     ],
 )
 def test_damaged_models(
@@ -381,7 +387,7 @@ def test_a_gpu_that_is_not_there(
     ("content", "message"),
     [
         (None, "No such file or directory: "),
-        ("folder", "Is a directory: "),
+        ("folder", "is a folder without files"),
         (b"good\nbad \xff\n", "file.txt, line 2: byte 4 is not UTF-8"),
         ("text".encode("utf-16"), "file.txt, line 1: byte 0 is not UTF-8"),
     ],
@@ -419,8 +425,8 @@ def test_too_long_texts_are_named_by_their_lines(
     arguments = ("embed", file, "--model", model, "--output", output, "--input-type", "query")
     error = fails(capsys, *arguments, "--truncate", "none")
     tokens = E5.from_pretrained(model).tokenizer.count("query: " + LONG)
-    assert f"{file}: line 2 has {tokens} tokens, line 4 has {tokens} tokens; the model" in error
-    assert 'pass --truncate "end" or --truncate "window"' in error
+    assert f"{file}, line 2: the text has {tokens} tokens, the model takes 64" in error
+    assert 'pass --truncate "end" or --truncate "window"; pass --on-error "skip"' in error
     assert not list(output.parent.iterdir())
 
 
@@ -457,7 +463,7 @@ def test_an_output_folder_that_cannot_be_written(
     def refuse(*_: Any, **options: Any) -> None:  # a mode would not stop root
         raise PermissionError(13, "Permission denied", str(output.parent))
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     rest = ("--model", "./missing", "--output", output, "--input-type", "query")
     error = fails(capsys, "embed", texts, *rest)
     assert f"Permission denied: '{output.parent}'" in error
@@ -577,7 +583,7 @@ def test_interrupt_and_progress_bar_on_a_terminal(
     )
     os.close(end)
     try:
-        shown = read_until(terminal, rb"%\|.*\| [1-9]\d*/2000001 \[")  # the bar moves
+        shown = read_until(terminal, rb"%\|.*\| [1-9][\d,]* rows, .* rows/s, .* tokens/s \[")
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
         shown += read_until(terminal, None)
@@ -587,9 +593,11 @@ def test_interrupt_and_progress_bar_on_a_terminal(
         process.kill()
         process.communicate()
         os.close(terminal)
-    assert shown.decode().splitlines()[-1] == "e5core: interrupted"
+    partial = output.with_name(f"{output.name}.partial")
+    left = f"what is done is in {partial}, the same command goes on from there"
+    assert shown.decode().splitlines()[-1] == f"e5core: interrupted; {left}"
     assert b"Traceback" not in shown
-    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert {*output.parent.iterdir()} == {output, partial}
     assert output.read_bytes() == b"old"
 
 
