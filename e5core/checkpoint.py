@@ -3,7 +3,7 @@
 Only safetensors files are read: they hold tensors and nothing that could be executed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,14 +16,16 @@ from torch import Tensor
 from e5core.encoder import Embeddings, Encoder, EncoderLayer
 from e5core.files import read_json_object, replacing, write_json
 from e5core.names import IGNORED, PREFIXES, WORD_EMBEDDINGS, published_name, tensor_names
+from e5core.quantization import SCALE_SUFFIX, dequantize_rows
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-# What a weight may be stored as, in the names of safetensors. Integers and 8-bit floats are
-# quantised and mean nothing without their scales.
+# What a weight may be stored as, in the names of safetensors. Other integers and 8-bit floats
+# are quantised in ways that nothing in the file tells; int8 with its scales is ours.
 STORED_DTYPES = ("F16", "BF16", "F32", "F64")
+INT8 = "I8"
 
 
 class CheckpointError(ValueError):
@@ -90,11 +92,19 @@ def read_headers(files: Iterable[Path], weight_map: Mapping[str, str]) -> dict[s
                 header = reader.get_slice(name)
                 shape = tuple(header.get_shape())
                 tensors.append(StoredTensor(file, name, shape, header.get_dtype()))
+    return by_published_name(tensors, ", ".join(map(str, files)))
+
+
+def by_published_name(tensors: Sequence[StoredTensor], source: str) -> dict[str, StoredTensor]:
+    """Stored tensors under their published names: no task model's prefix, no gamma and beta.
+
+    Raises CheckpointError if they are of another architecture, or if one is there twice.
+    """
     names = {tensor.stored_name for tensor in tensors}
     prefix = next((p for p in PREFIXES if p + WORD_EMBEDDINGS in names), None)
     if prefix is None:
         raise CheckpointError(
-            f"{', '.join(map(str, files))}: no tensor is named {WORD_EMBEDDINGS}, alone or after "
+            f"{source}: no tensor is named {WORD_EMBEDDINGS}, alone or after "
             f"{' or '.join(filter(None, PREFIXES))}; the first names are {sorted(names)[:3]}: "
             "this is not a BERT or XLM-RoBERTa checkpoint"
         )
@@ -114,9 +124,10 @@ def check_headers(stored: Mapping[str, StoredTensor], encoder: Encoder, source: 
     names = tensor_names(encoder.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
     faults = [f"missing: {name}" for name in names if name not in stored]
+    scales = {name + SCALE_SUFFIX for name in names if _is_int8(stored, name)}
     for name, tensor in stored.items():
         if name not in names:
-            if not name.startswith(tuple(IGNORED)):
+            if name not in scales and not name.startswith(tuple(IGNORED)):
                 faults.append(f"unexpected: {tensor.stored_name}")
             continue
         expected = shapes[names[name]]
@@ -124,8 +135,17 @@ def check_headers(stored: Mapping[str, StoredTensor], encoder: Encoder, source: 
             faults.append(
                 f"misshapen: {name} is {list(tensor.shape)}, config.json says {list(expected)}"
             )
-        if tensor.dtype not in STORED_DTYPES:
-            faults.append(f"dtype: {name} is {tensor.dtype}, expected {'/'.join(STORED_DTYPES)}")
+        wanted = "/".join(STORED_DTYPES)
+        if tensor.dtype == INT8 and len(expected) == 2:
+            scale = stored.get(name + SCALE_SUFFIX)
+            found = "missing" if scale is None else f"{list(scale.shape)} {scale.dtype}"
+            if found != (scales_wanted := f"[{expected[0]}] F32"):
+                faults.append(
+                    f"dtype: {name} is {INT8} and its scales are {found}, expected {wanted}, or "
+                    f"{INT8} with scales {scales_wanted}"
+                )
+        elif tensor.dtype not in STORED_DTYPES:
+            faults.append(f"dtype: {name} is {tensor.dtype}, expected {wanted}")
     if faults:
         raise CheckpointError(
             f"{source} does not fit its config.json: {'; '.join(faults)} ({len(faults)} faults); "
@@ -147,9 +167,13 @@ def load_checkpoint(encoder: Encoder, path: str | Path) -> None:
     parameters = encoder.state_dict()
     assign = any(parameter.is_meta for parameter in parameters.values())
     state: dict[str, Tensor] = {}
-    for name, tensor in _read_tensors(stored, tensor_names(encoder.config)):
-        ours = tensor_names(encoder.config)[name]
+    names = tensor_names(encoder.config)
+    scales = _read_scales(stored, names)
+    for name, tensor in _read_tensors(stored, names):
+        ours = names[name]
         dtype = parameters[ours].dtype
+        if name in scales:
+            tensor = dequantize_rows(tensor, scales[name])
         _check_values(stored[name], tensor, dtype)
         state[ours] = tensor.to(dtype) if assign else tensor
     encoder.load_state_dict(state, assign=assign)
@@ -162,6 +186,9 @@ def load_parts(
 
     dtype  what the caller will lower the part to; parts come in the dtype of the file
 
+    Of a file in int8 the token table keeps its integers, for torch.int8 the linear layers too;
+    their scales are then a buffer of the module, `weight_scale`. Everything else is float.
+
     On a CPU a part is the mapped file itself, mapped anew for each: when the caller replaces
     or drops its tensors, no memory of the file stays behind. Errors as in load_checkpoint, but
     the token table is only mapped: a value that is not finite shows when its token occurs.
@@ -171,15 +198,29 @@ def load_parts(
     for prefix, part in encoder.named_modules():
         if not isinstance(part, (Embeddings, EncoderLayer)):
             continue
+        part.requires_grad_(False)  # integers cannot
         ours = {names[f"{prefix}.{key}"]: key for key in part.state_dict()}
+        scales = _read_scales(stored, ours)
         state = {}
         for name, tensor in _read_tensors(stored, ours):
+            if name in scales:
+                in_layer = dtype == torch.int8 and isinstance(part, EncoderLayer)
+                if in_layer or name == WORD_EMBEDDINGS:
+                    module = part.get_submodule(ours[name].removesuffix(".weight"))
+                    module.register_buffer("weight_scale", scales[name], persistent=False)
+                else:
+                    tensor = dequantize_rows(tensor, scales[name])
             if name != WORD_EMBEDDINGS:
                 _check_values(stored[name], tensor, dtype)
             # A vector that stays would keep the whole file mapped.
             state[ours[name]] = tensor.clone() if tensor.dim() == 1 else tensor
         part.load_state_dict(state, assign=True)
-        yield part.requires_grad_(False).to(device)
+        yield part.to(device)
+
+
+def stored_in_int8(path: Path) -> bool:
+    """Whether a checkpoint holds its token table in int8; errors as in load_checkpoint."""
+    return _is_int8(read_headers(*weight_files(path)), WORD_EMBEDDINGS)
 
 
 def save_checkpoint(encoder: Encoder, folder: str | Path) -> None:
@@ -231,6 +272,25 @@ def _read_tensors(
         with _open(file) as reader:
             for name in group:
                 yield name, reader.get_tensor(stored[name].stored_name)
+
+
+def _is_int8(stored: Mapping[str, StoredTensor], name: str) -> bool:
+    return name in stored and stored[name].dtype == INT8
+
+
+def _read_scales(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The scales [rows] of those tensors that are stored in int8, by the tensors' names."""
+    owners = {name + SCALE_SUFFIX: name for name in names if _is_int8(stored, name)}
+    scales = {}
+    for name, scale in _read_tensors(stored, owners):
+        _check_values(stored[name], scale, torch.float32)
+        if scale.min() <= 0:
+            raise CheckpointError(
+                f"{stored[name].file}: {stored[name].stored_name} holds {scale.min():g}, expected "
+                "scales above 0; convert the model again"
+            )
+        scales[owners[name]] = scale.clone()  # or it would keep the whole file mapped
+    return scales
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 import e5core
 from e5core import hub
 from e5core.files import replacing
-from e5core.folder import DTYPES, read_config, read_settings
+from e5core.folder import AUTO, DTYPES, read_config, read_settings
 from e5core.kernels import BACKENDS
 from e5core.model import E5
 from e5core.prompts import NAMED
@@ -70,7 +70,7 @@ def _parser() -> _Parser:
     load.add_argument(
         "--model", default=DEFAULT_MODEL, help="a folder or a hub id (default: %(default)s)"
     )
-    load.add_argument("--dtype", default="float32", choices=DTYPES)
+    load.add_argument("--dtype", default=AUTO, choices=(AUTO, *DTYPES))
     load.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     load.add_argument("--kernels", default="auto", choices=("auto", *BACKENDS))
     load.add_argument("--prompts", choices=NAMED, help="in place of the model's own prefixes")

@@ -8,6 +8,10 @@ from e5core.files import read_json_object
 
 MODEL_TYPES = ("bert", "xlm-roberta")
 
+# What model_type is where the weights are in int8, by which other libraries refuse them;
+# encoder_type is then one of MODEL_TYPES.
+INT8_MODEL_TYPE = "e5core-int8"
+
 # What a config.json may leave out, with the values transformers assumes for it.
 _DEFAULTS = {
     "layer_norm_eps": 1e-12,
@@ -92,7 +96,8 @@ class EncoderConfig:
     def from_dict(cls, published: dict[str, Any]) -> "EncoderConfig":
         """Take the fields of a config.json under their published names."""
         # Said before any field that the other kind may lack.
-        model_type = _check_model_type(published.get("model_type"))
+        in_int8 = published.get("model_type") == INT8_MODEL_TYPE
+        model_type = _check_model_type(published.get("encoder_type" if in_int8 else "model_type"))
         for name, expected in _REQUIRED_VALUES.items():
             found = published.get(name, expected)
             if found != expected:

@@ -14,6 +14,7 @@ from e5core import kernels as backends
 from e5core.batching import PackedBatch
 from e5core.config import EncoderConfig
 from e5core.kernels import Kernels
+from e5core.quantization import dequantize_rows
 
 # Standard deviation of fresh weights, BERT's initializer_range.
 INITIAL_SPREAD = 0.02
@@ -25,6 +26,8 @@ class Embeddings(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.word = _table(config.vocab_size, config.hidden_size)
+        # Of a table in int8: see quantization.py.
+        self.word.register_buffer("weight_scale", None, persistent=False)
         self.position = _table(config.max_position_embeddings, config.hidden_size)
         self.token_type = _table(config.type_vocab_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -33,10 +36,14 @@ class Embeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, kernels: Kernels) -> Tensor:
         """hidden states [tokens, hidden_size] for the first layer"""
+        word: Tensor = self.word.weight
+        if word.dtype == torch.int8:
+            word = dequantize_rows(word[input_ids], self.word.get_buffer("weight_scale")[input_ids])
+            input_ids = torch.arange(len(input_ids))
         x = kernels.embed(
             input_ids,
             position_ids,
-            self.word.weight,
+            word,
             self.position.weight,
             self.token_type.weight,
             self.layer_norm,
@@ -49,7 +56,12 @@ class Embeddings(nn.Module):
 
         The rows are then added in float32 or wider and rounded once.
         """
-        if kernels.trainable or self.word.weight.device.type != "cpu":
+        word = self.word.weight
+        if kernels.trainable or word.device.type != "cpu":
+            if word.dtype == torch.int8:
+                floats = dequantize_rows(word, self.word.get_buffer("weight_scale"))
+                self.word.weight = nn.Parameter(floats, requires_grad=False)
+                self.word.register_buffer("weight_scale", None, persistent=False)
             self.to(dtype)
         else:
             self.layer_norm.to(torch.promote_types(dtype, torch.float32))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from e5core.checkpoint import CONFIG_FILE, load_parts
+from e5core.checkpoint import CONFIG_FILE, load_parts, stored_in_int8
 from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
 from e5core.files import read_json_object
 from e5core.hub import TOKENIZER_FILES
-from e5core.kernels import select
+from e5core.kernels import BACKENDS, select, why_not
 from e5core.pooling import read_pooling
 from e5core.prompts import read_prompts
 from e5core.tokenizer import SentencePieceTokenizer
@@ -23,6 +23,7 @@ DTYPES = {
     "float16": torch.float16,
     "int8": torch.int8,
 }
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,34 @@ def load_tokenizer(folder: Path) -> SentencePieceTokenizer:
 
 def load_encoder(
     folder: Path,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     kernels: str = "auto",
 ) -> Encoder:
     """The encoder of a folder, ready for inference; arguments as in `E5.from_pretrained`."""
-    torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if torch_dtype is None or torch_dtype not in DTYPES.values():
-        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     device = _usable_device(device)
+    config = read_config(folder)
+    torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype == AUTO:
+        torch_dtype = _made_for(folder, device, kernels)
+    elif torch_dtype not in DTYPES.values():
+        raise ValueError(f"dtype is {dtype!r}, expected {AUTO} or one of {', '.join(DTYPES)}")
+    assert torch_dtype is not None
     chosen = select(kernels, device, torch_dtype)
     # On the meta device the modules cost no memory; loading gives them the mapped file's.
     with torch.device("meta"):
-        encoder = Encoder(read_config(folder))
+        encoder = Encoder(config)
     parts = load_parts(encoder, folder, torch_dtype, device)
     return encoder.prepare_for_inference(torch_dtype, chosen, parts)
+
+
+def _made_for(folder: Path, device: torch.device, kernels: str) -> torch.dtype:
+    """int8 if the files are in int8 and the kernels that are wanted run it, else float32."""
+    if stored_in_int8(folder):
+        wanted = [backend for name, backend in BACKENDS.items() if kernels in ("auto", name)]
+        if any(why_not(backend, device, torch.int8) is None for backend in wanted):
+            return torch.int8
+    return torch.float32
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:

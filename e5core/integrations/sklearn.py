@@ -28,7 +28,7 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         task: str | None = None,
         truncate: Truncate = "end",
         normalize: bool = True,
-        dtype: str = "float32",
+        dtype: str = "auto",
         device: str | None = None,
         kernels: str = "auto",
         prompts: str | None = None,

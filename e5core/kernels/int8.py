@@ -36,15 +36,16 @@ ROUNDER = 1.5 * 2**23
 
 @dataclass(frozen=True)
 class Int8Packed:
-    """Layers that are called together; channel is [outputs] float32.
+    """Layers that are called together; channel, row_sum and bias are [outputs] float32.
 
-    offset  the layer that makes of scale · zero_point what a token's product lacks, b included
+    row_sum  -channel · sum(I), what a zero point of 1 takes off each output
     """
 
     weight: Tensor
     channel: Tensor
     zero_point: Tensor
-    offset: onednn.Packed
+    row_sum: Tensor
+    bias: Tensor
 
 
 class Int8Kernels(onednn.OnednnKernels):
@@ -63,13 +64,12 @@ class Int8Kernels(onednn.OnednnKernels):
         """Layers in float, or quantised already: int8 with their `weight_scale`."""
         pairs = [quantized_weight(layer) for layer in layers]
         integers, channel = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-        row_sum = -channel * integers.sum(dim=1)
-        bias = torch.cat([layer.bias.detach().float() for layer in layers])
         self._int8[layers[0]] = Int8Packed(
             weight=torch.ops.onednn.qlinear_prepack(integers, [onednn.ROWS, integers.shape[1]]),
             channel=channel,
             zero_point=torch.zeros(len(channel), dtype=torch.int32),
-            offset=onednn.pack(row_sum[:, None], bias),
+            row_sum=-channel * integers.sum(dim=1),
+            bias=torch.cat([layer.bias.detach().float() for layer in layers]),
         )
         for layer in layers:
             layer.to("meta")
@@ -113,10 +113,8 @@ def _product(x: Tensor, packed: Int8Packed, residual: Tensor | None = None) -> T
         q, 1.0, 0, packed.weight, packed.channel, packed.zero_point,
         None, 1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
-    output.mul_(scale)
-    if residual is not None:
-        output.add_(residual)
-    return onednn.product(scale * zero_point, packed.offset, "add", output)
+    output.mul_(scale).add_((scale * zero_point) * packed.row_sum).add_(packed.bias)
+    return output if residual is None else output.add_(residual)
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

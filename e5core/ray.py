@@ -1,0 +1,90 @@
+"""Ray Data: a stateful callable for `Dataset.map_batches`. Needs ray[data], the extra `ray`.
+
+    rows.map_batches(
+        Embedder,
+        fn_constructor_kwargs={"model": "intfloat/multilingual-e5-small", "input_type": "passage"},
+        compute=ray.data.ActorPoolStrategy(size=4),
+        batch_format="pyarrow",
+        batch_size=BATCH_ROWS,
+    )
+
+scripts/ray_embed.py is a whole program around it. This file imports pyarrow, which Ray Data
+stands on, and no ray.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from e5core.model import E5, InputType, Truncate
+
+# Rows of a call: enough that texts of like length find together, few enough that a worker's
+# progress is seen and little is lost with it.
+BATCH_ROWS = 1024
+
+
+class Embedder:
+    """Adds a column of vectors to tables of rows; a worker loads the model once."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        input_type: InputType,
+        text_column: str = "text",
+        vector_column: str = "vector",
+        task: str | None = None,
+        truncate: Truncate = "end",
+        normalize: bool = True,
+        **options: Any,
+    ) -> None:
+        """Load a model, in the worker.
+
+        model       a folder that every machine sees, or a hub id
+        input_type  must be given, as for E5.embed: "passage" for a collection to be searched,
+                    "query", or None
+        options     of E5.from_pretrained, such as dtype
+
+        task, truncate and normalize are those of E5.embed.
+        """
+        self.model = E5.from_pretrained(model, **options)
+        self.input_type = input_type
+        self.text_column = text_column
+        self.vector_column = vector_column
+        self.task = task
+        self.truncate = truncate
+        self.normalize = normalize
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """The rows with `vector_column`, a list of hidden_size float32 in each.
+
+        Raises ValueError if there is no `text_column` or a `vector_column` already, TypeError
+        naming the row, counted from 0 in these rows, that holds no text.
+        """
+        check_columns(rows.column_names, self.text_column, self.vector_column)
+        vectors = self.model.encode(
+            rows[self.text_column].to_pylist(),
+            input_type=self.input_type,
+            task=self.task,
+            truncate=self.truncate,
+            normalize=self.normalize,
+            show_progress=False,
+        )
+        # Every reader of Parquet knows lists; Ray would store an array in a type of its own.
+        flat = pa.array(vectors.reshape(-1))
+        lists = pa.FixedSizeListArray.from_arrays(flat, self.model.config.hidden_size)
+        return rows.append_column(self.vector_column, lists)
+
+
+def check_columns(names: list[str], text_column: str, vector_column: str) -> None:
+    """Raise ValueError unless the one is among the columns and the other is not."""
+    if text_column not in names:
+        raise ValueError(
+            f"there is no column {text_column!r}, the columns are {sorted(names)}; name the one "
+            "with the texts"
+        )
+    if vector_column in names:
+        raise ValueError(
+            f"there is a column {vector_column!r} already; name another one for the vectors"
+        )
