@@ -5,15 +5,14 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
-
-import numpy as np
+from typing import Any, NoReturn
 
 import e5core
 from e5core import hub
-from e5core.files import replacing
+from e5core.bulk import SHARD_ROWS
+from e5core.bulk.sources import FORMATS, BadRow, Source
 from e5core.folder import AUTO, DTYPES, read_config, read_settings
 from e5core.kernels import BACKENDS
 from e5core.model import E5
@@ -42,14 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("e5core: interrupted", file=sys.stderr)
+        print(f"e5core: interrupted{options.hint}", file=sys.stderr)
         return 130
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
         # torch's error for a full memory is a RuntimeError; any other is a defect of ours.
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"e5core {options.command}: {reason}", file=sys.stderr)
+        reason = _as_options(" ".join(str(error).split()) or type(error).__name__)
+        print(f"e5core {options.command}: {reason}{options.hint}", file=sys.stderr)
         return USAGE_ERROR
     return 0
 
@@ -57,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> _Parser:
     parser = _Parser(prog="e5core", description="multilingual E5 embeddings")
     parser.add_argument("--version", action="version", version=f"e5core {e5core.__version__}")
+    parser.set_defaults(hint="")  # what to say behind an error
     commands = parser.add_subparsers(dest="command", required=True)
 
     hub_options = _Parser(add_help=False)
@@ -79,13 +79,36 @@ def _parser() -> _Parser:
     load.add_argument("--max-tokens-per-batch", type=int, help="tokens of one forward pass")
 
     embed = commands.add_parser(
-        "embed", parents=[load], help="embed a file, one text a line, into a .npy file"
+        "embed",
+        parents=[load],
+        help="embed files of any size; stopped, the same command goes on",
+        description="Embed the rows of files. Stopped at any moment, the same command goes on.",
     )
-    embed.add_argument("file", help="UTF-8 text, one text a line; - is standard input")
+    embed.add_argument(
+        "input", nargs="+", help=f"a file, a folder, or - for standard input: {', '.join(FORMATS)}"
+    )
     embed.add_argument("--input-type", required=True, choices=("query", "passage", "none"))
-    embed.add_argument("--output", required=True, type=Path, help="[lines, hidden] float32, .npy")
+    embed.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        help="[rows, hidden] float32, .npy or .safetensors, or a folder of shards, .parquet",
+    )
+    embed.add_argument("--format", choices=FORMATS, help="in place of what the suffix says")
+    embed.add_argument("--column", help="the field that holds the text (default: text)")
+    embed.add_argument("--id-column", help="the field that holds the id (default: file and line)")
+    embed.add_argument(
+        "--on-error",
+        default="stop",
+        choices=("stop", "skip"),
+        help="what a bad row does: stop, or go to OUTPUT.rejects.jsonl",
+    )
     embed.add_argument("--truncate", default="end", choices=("end", "none", "window"))
     embed.add_argument("--no-normalize", action="store_true", help="leave vectors at their length")
+    embed.add_argument("--workers", type=int, default=1, help="processes; on GPUs one each")
+    embed.add_argument("--restart", action="store_true", help="begin anew over a partial output")
+    embed.add_argument("--chunk-rows", type=int, help="rows after which all is safe on the disk")
+    embed.add_argument("--shard-rows", type=int, default=SHARD_ROWS, help="rows of a .parquet file")
     embed.set_defaults(run=_embed)
 
     find = commands.add_parser(
@@ -102,33 +125,28 @@ def _parser() -> _Parser:
     return parser
 
 
-def _load(options: argparse.Namespace) -> E5:
-    return E5.from_pretrained(
-        options.model,
-        revision=options.revision,
-        dtype=options.dtype,
-        device=options.device,
-        kernels=options.kernels,
-        local_files_only=options.local_files_only,
-        cache_dir=options.cache_dir,
-        prompts=options.prompts,
-        max_length=options.max_length,
-    )
+def _load_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        name: getattr(options, name)
+        for name in (
+            "revision",
+            "dtype",
+            "device",
+            "kernels",
+            "local_files_only",
+            "cache_dir",
+            "prompts",
+            "max_length",
+        )
+    }
 
 
 def _lines(name: str) -> Iterator[str]:
     """The lines of a file without their ends; ValueError names a line that is not UTF-8."""
-    with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as source:
-        for number, line in enumerate(source, 1):
-            try:
-                # Some editors open a file with a byte order mark, which is no part of its text.
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{name}, line {number}: byte {error.start} is not UTF-8; convert the file, "
-                    "for example with iconv -t UTF-8"
-                ) from None
-            yield text.removesuffix("\n").removesuffix("\r")
+    for row in Source([name], format="txt").rows():
+        if isinstance(row, BadRow):
+            raise ValueError(f"{row.file}, line {row.line}: {row.reason}")
+        yield row.text
 
 
 @contextmanager
@@ -142,29 +160,53 @@ def _errors_counting(noun: str, file: str = "") -> Iterator[None]:
         yield
     except ValueError as error:
         reason = re.sub(r"\btext (\d+)\b", lambda m: f"{noun} {int(m[1]) + 1}", str(error))
-        reason = re.sub(r'\b(\w+)="', r'--\1 "', reason)
+        reason = _as_options(reason)
         raise ValueError(f"{file}: {reason}" if file else reason) from error
 
 
+def _as_options(reason: str) -> str:
+    """Arguments of the library, such as truncate="end" or restart=True, as options."""
+    option = r'\b([a-z_]+)=(?:True\b|(?=["\d]))'
+    return re.sub(option, lambda m: "--" + m[1].replace("_", "-") + " " * (m[0][-1] == "="), reason)
+
+
 def _embed(options: argparse.Namespace) -> None:
-    if options.output.suffix != ".npy" or options.output.is_dir():
-        raise ValueError(f"--output is {options.output}, expected a file name that ends in .npy")
-    with replacing(options.output) as temporary:  # an unwritable target fails before the work
-        texts = list(_lines(options.file))
-        model = _load(options)
-        with _errors_counting("line", options.file):
-            result = model.embed(
-                texts,
-                input_type=None if options.input_type == "none" else options.input_type,
-                task=options.task,
-                truncate=options.truncate,
-                normalize=not options.no_normalize,
-                max_tokens_per_batch=options.max_tokens_per_batch,
-            )
-        np.save(temporary, result.vectors)
+    from e5core import bulk
+
+    try:
+        summary = bulk.embed_files(
+            options.model,
+            options.input,
+            options.output,
+            input_type=None if options.input_type == "none" else options.input_type,
+            task=options.task,
+            truncate=options.truncate,
+            normalize=not options.no_normalize,
+            max_tokens_per_batch=options.max_tokens_per_batch,
+            column=options.column,
+            id_column=options.id_column,
+            format=options.format,
+            on_error=options.on_error,
+            workers=options.workers,
+            restart=options.restart,
+            chunk_rows=options.chunk_rows,
+            shard_rows=options.shard_rows,
+            **_load_options(options),
+        )
+    except ImportError as error:  # pyarrow
+        raise ValueError(str(error)) from error
+    except BaseException as error:
+        kept = bulk.partial_folder(options.output)
+        if kept.is_dir() and not isinstance(error, bulk.PartialOutputError):
+            options.hint = f"; what is done is in {kept}, the same command goes on from there"
+        raise
+    seconds = max(summary.seconds, 0.001)
+    rejects = f"{summary.rejected} rows rejected, see {options.output}.rejects.jsonl; "
     print(
-        f"{options.output}: {len(texts)} vectors of {result.vectors.shape[1]} numbers, "
-        f"{result.token_counts.sum()} tokens, {result.truncated.sum()} texts cut"
+        f"{options.output}: {summary.rows} vectors of {summary.hidden_size} numbers, "
+        f"{summary.tokens} tokens, {summary.cut} texts cut; {rejects if summary.rejected else ''}"
+        f"{seconds:.1f} s, {summary.rows / seconds:.1f} rows/s, "
+        f"{summary.tokens / seconds:.0f} tokens/s"
     )
 
 
@@ -174,7 +216,7 @@ def _search(options: argparse.Namespace) -> None:
     passages = list(_lines(options.passages))
     if not passages:
         raise ValueError(f"{options.passages} has no lines to search")
-    model = _load(options)
+    model = E5.from_pretrained(options.model, **_load_options(options))
     limit = options.max_tokens_per_batch
     with _errors_counting("query"):
         queries = model.encode_query(options.query, task=options.task, max_tokens_per_batch=limit)

@@ -200,7 +200,8 @@ class Weights:
 
 def taken(name: str, config: EncoderConfig) -> bool:
     """Whether a result has the tensor: the encoder's, and a pooler, as transformers expects."""
-    return name in tensor_names(config) or name.startswith("pooler.dense.")
+    own = name.removesuffix(SCALE_SUFFIX) in tensor_names(config)
+    return own or name.startswith("pooler.dense.")
 
 
 def check_encoder(stored: Mapping[str, StoredTensor], config: EncoderConfig, source: Path) -> None:
@@ -246,7 +247,6 @@ def stored_weights(folder: Path, config: EncoderConfig) -> Weights:
     stored = checked_tensors(folder, config)
     weights = weights_of(stored, config, read_safetensor)
     integers = {name for name, header in weights.headers.items() if header.dtype == torch.int8}
-    scales = {stored[name + SCALE_SUFFIX].stored_name for name in integers}
 
     def read(name: str) -> Tensor:
         tensor = weights.read(name)
@@ -257,8 +257,9 @@ def stored_weights(folder: Path, config: EncoderConfig) -> Weights:
     headers = {
         name: TensorHeader(torch.float32, header.shape) if name in integers else header
         for name, header in weights.headers.items()
+        if name.removesuffix(SCALE_SUFFIX) == name
     }
-    return Weights(headers, read, [name for name in weights.left_out if name not in scales])
+    return Weights(headers, read, weights.left_out)
 
 
 def write_weights(weights: Weights, folder: Path) -> None:

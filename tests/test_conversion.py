@@ -51,7 +51,7 @@ def test_the_writer_writes_what_safetensors_writes(tmp_path: Path) -> None:
     [
         (TensorHeader(torch.float32, (3, 2)), "announced was"),
         (TensorHeader(torch.float16, (2, 3)), "announced was"),
-        (TensorHeader(torch.int64, (2, 3)), "x is torch.int64, expected torch.float64"),
+        (TensorHeader(torch.int16, (2, 3)), "x is torch.int16, expected torch.float64"),
     ],
 )
 def test_the_writer_refuses_what_is_not_as_announced(

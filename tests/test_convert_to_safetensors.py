@@ -223,7 +223,7 @@ def unexpected(state: State) -> None:
 
 
 def quantised(state: State) -> None:
-    state["embeddings.word_embeddings.weight"] = torch.ones(120, 24, dtype=torch.int16)
+    state["embeddings.word_embeddings.weight"] = torch.ones(120, 24, dtype=torch.int8)
 
 
 def twice(state: State) -> None:
@@ -254,8 +254,8 @@ def other_model(state: State) -> None:
         (missing, "missing: encoder.layer.1.output.dense.bias"),
         (misshapen, "embeddings.position_embeddings.weight is [63, 24], config.json says [64, 24]"),
         (unexpected, "unexpected: encoder.layer.3.output.dense.bias"),
-        (quantised, "dtype: embeddings.word_embeddings.weight is torch.int16"),
-        (twice, "bin are the same tensor; keep one of them"),
+        (quantised, "embeddings.word_embeddings.weight is I8 and its scales are missing"),
+        (twice, "pytorch_model.bin are the same tensor; keep one of them"),
         (not_a_number, "encoder.layer.2.output.dense.bias holds a NaN or an infinity"),
         (no_tensor, "pytorch_model.bin holds 'epoch', a int, expected dense tensors"),
         (sparse, "'embeddings.word_embeddings.weight', a torch.sparse_coo, expected dense"),

@@ -6,6 +6,7 @@ same bits alone, in any batch and in any order: each row of a packed product is 
 one way whatever the number of rows, and see cpu_attention.py.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def probe(dtype: torch.dtype) -> str | None:
             expected = torch.stack([product, F.gelu(product), summed])
             plain_seconds = fastest(lambda: F.linear(x, layer.weight, layer.bias))
             ours.take([layer], dtype)
-            seconds = fastest(lambda: ours.linear(x, layer))
+            seconds = fastest(lambda: ours.linear(x, layer), MAX_SLOWDOWN * plain_seconds)
             found = torch.stack(
                 [
                     ours.linear(x, layer),
@@ -151,11 +152,15 @@ def probe(dtype: torch.dtype) -> str | None:
     return None
 
 
-def fastest(call: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the fastest of a few calls, after one to warm up."""
+def fastest(call: Callable[[], object], enough: float = 0.0) -> float:
+    """Seconds of the fastest of a few calls, after one to warm up.
+
+    enough  seconds at which there is no need to go on: on a busy machine threads wait for each
+            other for milliseconds, in nearly all of a few calls
+    """
     call()
-    seconds = []
-    for _ in range(times):
+    seconds: list[float] = []
+    while len(seconds) < (50 if enough else 3) and min(seconds, default=math.inf) > enough:
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)

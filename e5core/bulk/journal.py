@@ -1,0 +1,146 @@
+"""What a partial output holds, and what it was made from: the file that a stopped run leaves."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from e5core.bulk.sinks import IDS, REJECTS, SHARDS, VECTORS, sync
+from e5core.files import read_json_object
+from e5core.hub import needed_files
+
+JOURNAL = "journal.json"
+FORMAT = 1
+
+
+class PartialOutputError(ValueError):
+    """A partial output that this run cannot go on from."""
+
+
+@dataclass
+class Done:
+    """How far the work is.
+
+    rows_read  rows of the input, bad ones too; sha256 is of these
+    rows       vectors written
+    tokens     of their texts before any cut
+    cut        how many of them lost their end
+    rejected   rows without a vector
+    seconds    of work, in all runs
+    sizes      of the files, as their sinks want them
+    """
+
+    rows_read: int = 0
+    sha256: str = ""
+    rows: int = 0
+    tokens: int = 0
+    cut: int = 0
+    rejected: int = 0
+    seconds: float = 0.0
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Journal:
+    """The journal of a folder; `write` makes it hold on the disk before it returns.
+
+    made_from  whatever the bytes of the output depend on, beside the rows: {group: {name: value}}
+    files      the input files with their sizes and times, to name a change by
+    complete   nothing is left but to move the files to their names
+    """
+
+    folder: Path
+    made_from: dict[str, dict[str, Any]]
+    files: list[list[Any]]
+    done: Done = field(default_factory=Done)
+    complete: bool = False
+
+    def write(self) -> None:
+        content = {
+            "format": FORMAT,
+            "made_from": self.made_from,
+            "files": self.files,
+            "done": asdict(self.done),
+            "complete": self.complete,
+        }
+        temporary = self.folder / f"{JOURNAL}.temporary"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / JOURNAL)
+        sync(self.folder)
+
+
+def read_journal(folder: Path) -> Journal | None:
+    """The journal that an earlier run left in a folder, None if there is none."""
+    path = folder / JOURNAL
+    if not path.is_file():
+        return None
+    content = read_json_object(path)
+    if content.get("format") != FORMAT:
+        raise PartialOutputError(
+            f"{path} has the format {content.get('format')!r}, expected {FORMAT}: another version "
+            "of e5core wrote it; pass restart=True to begin anew"
+        )
+    done = Done(**content["done"])
+    return Journal(folder, content["made_from"], content["files"], done, content["complete"])
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two `made_from`, in words."""
+    found = []
+    for group in sorted({*before, *now}):
+        old, new = before.get(group, {}), now.get(group, {})
+        for name in sorted({*old, *new}):
+            if group == "model" and old.get(name) != new.get(name):
+                found.append(f"the model's {name} is another")
+            elif old.get(name) != new.get(name):
+                found.append(f"{name} was {old.get(name)!r}, is {new.get(name)!r}")
+    return found
+
+
+def model_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a model that loading it reads."""
+    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    return {name: _digest(folder / name) for name in needed_files(present)}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run writes into its folder, and nothing else. The journal goes first:
+    without it the rest means nothing."""
+    names = [JOURNAL, f"{JOURNAL}.temporary", VECTORS, IDS, REJECTS]
+    for file in [*(folder / name for name in names), *(folder / SHARDS).glob("part-*")]:
+        file.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        (folder / SHARDS).rmdir()
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keep a second run out of a folder for as long as this one lives."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise PartialOutputError(f"{folder} is in use by another run; wait for its end") from None
+    finally:
+        os.close(number)
