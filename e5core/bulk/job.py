@@ -326,7 +326,7 @@ def _publish(journal: Journal, output: Path) -> None:
         elif file.exists():
             file.replace(target)
     sync(output.parent)
-    clear(journal.folder)
+    clear(journal.folder, journal_last=True)
     journal.folder.rmdir()
 
 

@@ -118,11 +118,16 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def clear(folder: Path) -> None:
-    """Remove what a run writes into its folder, and nothing else. The journal goes first:
-    without it the rest means nothing."""
-    names = [JOURNAL, f"{JOURNAL}.temporary", VECTORS, IDS, REJECTS]
-    for file in [*(folder / name for name in names), *(folder / SHARDS).glob("part-*")]:
+def clear(folder: Path, journal_last: bool = False) -> None:
+    """Remove what a run writes into its folder, and nothing else.
+
+    The journal goes first, since without it the rest means nothing; or last, when the rest is in
+    its place and the journal alone says that nothing is left to do.
+    """
+    others = [folder / name for name in (f"{JOURNAL}.temporary", VECTORS, IDS, REJECTS)]
+    others += (folder / SHARDS).glob("part-*")
+    files = [*others, folder / JOURNAL] if journal_last else [folder / JOURNAL, *others]
+    for file in files:
         file.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         (folder / SHARDS).rmdir()
