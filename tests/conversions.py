@@ -1,9 +1,7 @@
 """What the tests of the conversion scripts share."""
 
-import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -51,18 +49,13 @@ def run_script(
     limit    bytes that a file of it may have
     wrapper  Python code that runs first
     """
-    code = f"{wrapper}\nimport sys\nimport {name}\nsys.exit({name}.main(sys.argv[1:]))"
-    preexec: Callable[[], None] | None = None
-    if limit is not None:
-        size = limit
-
-        def preexec() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
+    code = f"{wrapper}\nimport sys\nimport {name}\n"
+    if limit is not None:  # after the imports: some libraries try the temporary folder there
+        code += f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    code += f"sys.exit({name}.main(sys.argv[1:]))"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT / "scripts",
-        preexec_fn=preexec,
         capture_output=True,
         text=True,
         timeout=300,

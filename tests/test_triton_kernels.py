@@ -31,15 +31,19 @@ def normal(*shape, dtype, seed=0):
 
 def layer_norm(features, dtype):
     norm = nn.LayerNorm(features, eps=1e-5).to(DEVICE, dtype)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    return norm.requires_grad_(False)
+    norm.requires_grad_(False)
+    norm.weight.copy_(normal(features, dtype=dtype, seed=3))
+    norm.bias.copy_(normal(features, dtype=dtype, seed=4))
+    return norm
 
 
 def check(found, exact, plain):
     """FlashAttention's rule: at most twice the error of torch in the same dtype, and a floor."""
     assert found.dtype == plain.dtype
     floor = KERNEL_ERROR_FLOOR[str(plain.dtype)[6:]]
+    if DEVICE == "cpu" and plain.dtype == torch.bfloat16:
+        # Triton's interpreter (3.9) cuts a float32 down to a bfloat16 where a GPU rounds it.
+        floor += torch.finfo(plain.dtype).eps * exact.abs().max()
     bound = 2 * (plain - exact).abs().max() + floor
     assert (found.double() - exact).abs().max() <= bound
 
