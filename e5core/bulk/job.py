@@ -125,7 +125,8 @@ def embed_files(
     """
     started = time.monotonic()
     output = Path(output)
-    _check(output, on_error, truncate, workers=workers, shard_rows=shard_rows)
+    counts = {"workers": workers, "chunk_rows": chunk_rows, "shard_rows": shard_rows}
+    _check(output, on_error, truncate, counts)
     if unknown := load.keys() - {*FROM_PRETRAINED, *RESOLVE}:
         raise TypeError(f"embed_files takes no argument {', '.join(sorted(unknown))}")
     names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
@@ -214,7 +215,7 @@ def embed_files(
     )
 
 
-def _check(output: Path, on_error: str, truncate: str, **counts: int) -> None:
+def _check(output: Path, on_error: str, truncate: str, counts: dict[str, int | None]) -> None:
     """Everything that can be said before any work."""
     if output.suffix not in (*HEADERS, PARQUET) or (output.suffix in HEADERS and output.is_dir()):
         raise ValueError(
@@ -228,7 +229,7 @@ def _check(output: Path, on_error: str, truncate: str, **counts: int) -> None:
     if truncate not in ("end", "none", "window"):
         raise ValueError(f"truncate is {truncate!r}, expected 'end', 'none' or 'window'")
     for name, count in counts.items():
-        if count < 1:
+        if count is not None and count < 1:
             raise ValueError(f"{name} is {count}, expected 1 or more")
 
 
