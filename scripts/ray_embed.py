@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e5core import hub
-from e5core.folder import DTYPES
+from e5core.folder import AUTO, DTYPES
 from e5core.ray import BATCH_ROWS, Embedder, check_columns
 
 USAGE_ERROR = 2
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--input-type", required=True, choices=("query", "passage", "none"))
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--vector-column", default="vector")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--dtype", default=AUTO, choices=(AUTO, *DTYPES))
     parser.add_argument("--workers", type=int, default=1, help="processes with a model each")
     parser.add_argument("--cpus", type=int, default=1, help="CPUs, and threads, of a worker")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of a worker")

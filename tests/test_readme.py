@@ -1,5 +1,6 @@
 """Every snippet of the README runs."""
 
+import json
 import re
 import shlex
 
@@ -20,6 +21,8 @@ def stage(tmp_path, monkeypatch, real_folder):
     (tmp_path / "passages.txt").write_text(
         "The café opens at nine.\nWhere is the railway station?\nMy dog likes the beach.\n", "utf-8"
     )
+    rows = [{"id": 7, "body": "The café opens at nine."}, {"id": 8, "body": None}]
+    (tmp_path / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     resolve = hub.resolve
     monkeypatch.setattr(
@@ -51,10 +54,12 @@ def test_shell_snippets(stage, capsys):
         line for language, code in BLOCKS if language == "bash" for line in code.split("\n")
     ]
     run = [shlex.split(command)[1:] for command in commands if command.startswith("e5core ")]
-    assert len(run) == 3
+    assert len(run) == 4
     for arguments in run:
         assert cli.main(arguments) == 0
     assert (stage / "vectors.npy").is_file()
+    for name in ("articles.npy", "articles.npy.ids.jsonl", "articles.npy.rejects.jsonl"):
+        assert (stage / name).is_file()
     assert "1. 0.8" in capsys.readouterr().out
     # What remains are the two commands, which continuous integration runs.
     remaining = [command for command in commands if command and not command.startswith("e5core ")]
