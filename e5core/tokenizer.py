@@ -46,6 +46,14 @@ class SentencePieceTokenizer:
                 f"{path} starts with the pieces {specials}, expected '<unk>', '<s>', '</s>': "
                 "it is not an XLM-R tokenizer"
             )
+        # Of another type, one of them could come out of a text.
+        types = self._processor.IsUnknown(0), *map(self._processor.IsControl, (1, 2))
+        if not all(types):
+            wrong = specials[types.index(False)]
+            raise ValueError(
+                f"{path} is damaged: {wrong!r} is not of the type unknown or control that it has "
+                "in an XLM-R tokenizer; get it again"
+            )
 
     @property
     def mask_id(self) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from samples import LANGUAGES, QUERIES, SENTENCES
 
 from e5core import SentencePieceTokenizer
-from e5core.spm_file import unigram_model
+from e5core.spm_file import CONTROL, NORMAL, UNKNOWN, unigram_model
 from e5core.tokenizer import cut, windows
 
 # From transformers' test_tokenization_xlm_roberta.py, where they hold for xlm-roberta-base.
@@ -181,6 +181,25 @@ def test_a_file_that_is_no_tokenizer(tmp_path, content):
     path = tmp_path / "sentencepiece.bpe.model"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"sentencepiece\.bpe\.model"):
+        SentencePieceTokenizer(path)
+
+
+@pytest.mark.parametrize("special", ["<unk>", "<s>", "</s>"])
+def test_a_special_piece_of_another_type_is_named(tmp_path, special):
+    """SentencePiece would let it come out of a text."""
+    content = bytearray(unigram_model(tiny_vocabulary(), b""))
+
+    def set_type(piece, old, new):
+        place = content.index(piece.encode()) + len(piece.encode()) + len(b"\x15\0\0\0\0\x18")
+        assert content[place] == old
+        content[place] = new
+
+    set_type(special, UNKNOWN if special == "<unk>" else CONTROL, NORMAL)
+    if special == "<unk>":  # there has to be one
+        set_type("▁query", NORMAL, UNKNOWN)
+    path = tmp_path / "sentencepiece.bpe.model"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"sentencepiece\.bpe\.model is damaged: '{special}'"):
         SentencePieceTokenizer(path)
 
 
