@@ -173,6 +173,15 @@ def copy_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
             shutil.copyfile(file, copy)
 
 
+def write_config(source: Path, target: Path) -> None:
+    """The source's config.json, with the encoder's own type and the precision of e5core."""
+    content = read_json_object(source / CONFIG_FILE)
+    content["model_type"] = content.pop("encoder_type", content["model_type"])
+    # Where nothing is said, transformers computes in the precision of the file.
+    content.pop("torch_dtype", None)
+    write_json(target / CONFIG_FILE, {**content, "dtype": "float32"})
+
+
 def write_prompts(target: Path, settings: Settings) -> None:
     """Say the prompts in the folder itself: what e5core knows by a model's name would be lost."""
     path = target / PROMPTS_FILE
@@ -264,17 +273,20 @@ def stored_weights(folder: Path, config: EncoderConfig) -> Weights:
 
 def write_weights(weights: Weights, folder: Path) -> None:
     """Write model.safetensors with a progress bar; ValueError for a value that is no number."""
-
-    def checked(name: str) -> Tensor:
-        tensor = weights.read(name)
-        if not torch.stack(tensor.aminmax()).isfinite().all():
-            raise ValueError(f"{name} holds a NaN or an infinity; get the source again")
-        return tensor
-
     with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
         write_tensors(
-            weights.headers, checked, folder / WEIGHTS_FILE, lambda size: advance(size / 1e6)
+            weights.headers,
+            lambda name: finite(name, weights.read(name)),
+            folder / WEIGHTS_FILE,
+            lambda size: advance(size / 1e6),
         )
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself; ValueError if one of its values is no number."""
+    if not torch.stack(tensor.aminmax()).isfinite().all():
+        raise ValueError(f"{name} holds a NaN or an infinity; get the source again")
+    return tensor
 
 
 def verify_tensors(weights: Weights, folder: Path) -> None:

@@ -23,6 +23,7 @@ from conversion import (
     Parser,
     Weights,
     copy_files,
+    finite,
     replacing_folder,
     run,
     stored_weights,
@@ -108,9 +109,7 @@ def quantized(name: str, header: TensorHeader) -> bool:
 
 def quantized_blocks(weights: Weights, name: str) -> Iterator[tuple[Tensor, Tensor]]:
     for rows in weights.read(name).split(BLOCK_ROWS):
-        if not torch.stack(rows.aminmax()).isfinite().all():
-            raise ValueError(f"{name} holds a NaN or an infinity; get the source again")
-        yield quantize_rows(rows.float())
+        yield quantize_rows(finite(name, rows).float())
 
 
 def lowered(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -24,21 +24,18 @@ from conversion import (
     stored_weights,
     summarize,
     verify_tensors,
+    write_config,
     write_weights,
 )
 from samples import QUERIES, SENTENCES, spread
 from sentence_transformers_files import write_sentence_transformers_files
-from tokenizer_json import write_fast_tokenizer
+from tokenizer_json import copy_tokenizer
 from tolerances import UNIT_VECTOR_FLOAT32
 
 from e5core import E5, hub
-from e5core.checkpoint import CONFIG_FILE
-from e5core.files import read_json_object, write_json
-from e5core.folder import load_tokenizer, read_config, read_settings
+from e5core.folder import read_config, read_settings
 from e5core.prompts import check_prompts
-from e5core.spm_file import read_model
 
-SPM_FILE = hub.TOKENIZER_FILES[0]
 VERIFIED_TEXTS = 32
 
 
@@ -56,15 +53,6 @@ def with_task(prompts: dict[str, str] | None, task: str | None) -> dict[str, str
     if prompts is None:
         return None
     return {name: text.replace("{task}", task or "") for name, text in prompts.items()}
-
-
-def write_config(source: Path, target: Path) -> None:
-    """The source's config.json, with the encoder's own type and the precision of e5core."""
-    content = read_json_object(source / CONFIG_FILE)
-    content["model_type"] = content.pop("encoder_type", content["model_type"])
-    # Where nothing is said, transformers computes in the precision of the file.
-    content.pop("torch_dtype", None)
-    write_json(target / CONFIG_FILE, {**content, "dtype": "float32"})
 
 
 def verify_vectors(
@@ -107,20 +95,11 @@ def convert(options: Namespace) -> None:
         max_length = settings.max_length or config.max_length
         prompts = check_prompts(options.prompts) if options.prompts else settings.prompts
         prompts = with_task(prompts, options.task)
-        tokenizer = load_tokenizer(source)
-        if tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} ids, the token table "
-                f"{config.vocab_size} rows: they do not belong together"
-            )
         weights = stored_weights(source, config)
 
         write_config(source, target)
         copy_files(source, target, [PROMPTS_FILE])
-        name = next(name for name in hub.TOKENIZER_FILES if (source / name).is_file())
-        content = read_model(source / name)
-        (target / SPM_FILE).write_bytes(content)
-        write_fast_tokenizer(content, target, max_length)
+        copy_tokenizer(source, target, config.vocab_size, max_length)
         write_sentence_transformers_files(
             target, config.hidden_size, max_length, settings.pooling, prompts
         )

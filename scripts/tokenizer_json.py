@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from e5core.files import replacing, write_json
+from e5core.folder import load_tokenizer
+from e5core.hub import TOKENIZER_FILES
 from e5core.spm_file import (
     CONTROL,
     FAIRSEQ_SPECIALS,
     NORMAL,
     UNKNOWN,
     read_charsmap,
+    read_model,
     read_pieces,
 )
 
@@ -110,3 +113,20 @@ def write_fast_tokenizer(content: bytes, folder: Path, max_length: int) -> None:
         },
     )
     write_json(folder / "special_tokens_map.json", ROLES)
+
+
+def copy_tokenizer(source: Path, folder: Path, rows: int, max_length: int) -> None:
+    """The SentencePiece model of a model's folder, and the files above made from it.
+
+    Raises ValueError if it has more ids than the token table has `rows`.
+    """
+    tokenizer = load_tokenizer(source)
+    if tokenizer.vocab_size > rows:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the token table {rows} rows: they do "
+            "not belong together"
+        )
+    name = next(name for name in TOKENIZER_FILES if (source / name).is_file())
+    content = read_model(source / name)
+    (folder / TOKENIZER_FILES[0]).write_bytes(content)
+    write_fast_tokenizer(content, folder, max_length)

