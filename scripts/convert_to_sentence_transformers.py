@@ -95,11 +95,10 @@ def convert(options: Namespace) -> None:
         max_length = settings.max_length or config.max_length
         prompts = check_prompts(options.prompts) if options.prompts else settings.prompts
         prompts = with_task(prompts, options.task)
-        weights = stored_weights(source, config)
-
         write_config(source, target)
         copy_files(source, target, [PROMPTS_FILE])
         copy_tokenizer(source, target, config.vocab_size, max_length)
+        weights = stored_weights(source, config)
         write_sentence_transformers_files(
             target, config.hidden_size, max_length, settings.pooling, prompts
         )
