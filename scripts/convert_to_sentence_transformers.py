@@ -33,7 +33,7 @@ from tokenizer_json import copy_tokenizer
 from tolerances import UNIT_VECTOR_FLOAT32
 
 from e5core import E5, hub
-from e5core.folder import read_config, read_settings
+from e5core.folder import Settings, read_config, read_settings
 from e5core.prompts import check_prompts
 
 VERIFIED_TEXTS = 32
@@ -55,9 +55,7 @@ def with_task(prompts: dict[str, str] | None, task: str | None) -> dict[str, str
     return {name: text.replace("{task}", task or "") for name, text in prompts.items()}
 
 
-def verify_vectors(
-    source: Path, target: Path, prompts: dict[str, str] | None, max_length: int
-) -> None:
+def verify_vectors(source: Path, target: Path, settings: Settings) -> None:
     """Raise ValueError unless sentence-transformers gives the result's vectors as e5core the
     source's. Prints what was compared, or that the library is not there."""
     if find_spec("sentence_transformers") is None:
@@ -67,7 +65,11 @@ def verify_vectors(
 
     texts = spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
     ours = E5.from_pretrained(
-        source, dtype="float32", device="cpu", prompts=prompts or "none", max_length=max_length
+        source,
+        dtype="float32",
+        device="cpu",
+        prompts=settings.prompts or "none",
+        max_length=settings.max_length,
     )
     expected = ours.encode_query(texts), ours.encode_passage(texts)
     del ours  # one model at a time is in memory
@@ -88,35 +90,49 @@ def verify_vectors(
     )
 
 
+def write_all_but_weights(source: Path, target: Path, options: Namespace) -> Settings:
+    """Config, tokenizer, pooling and prompts; returns what the result then says of itself."""
+    config, settings = read_config(source), read_settings(source, options.source)
+    max_length = settings.max_length or config.max_length
+    prompts = check_prompts(options.prompts) if options.prompts else settings.prompts
+    prompts = with_task(prompts, options.task)
+    write_config(source, target)
+    copy_files(source, target, [PROMPTS_FILE])
+    copy_tokenizer(source, target, config.vocab_size, max_length)
+    write_sentence_transformers_files(
+        target, config.hidden_size, max_length, settings.pooling, prompts
+    )
+    return Settings(settings.pooling, prompts, max_length)
+
+
 def convert(options: Namespace) -> None:
     source = hub.resolve(options.source)
     with replacing_folder(options.folder, source, options.force) as target:
-        config, settings = read_config(source), read_settings(source, options.source)
-        max_length = settings.max_length or config.max_length
-        prompts = check_prompts(options.prompts) if options.prompts else settings.prompts
-        prompts = with_task(prompts, options.task)
-        write_config(source, target)
-        copy_files(source, target, [PROMPTS_FILE])
-        copy_tokenizer(source, target, config.vocab_size, max_length)
-        weights = stored_weights(source, config)
-        write_sentence_transformers_files(
-            target, config.hidden_size, max_length, settings.pooling, prompts
-        )
+        settings = write_all_but_weights(source, target, options)
+        weights = stored_weights(source, read_config(source))
         write_weights(weights, target)
         if options.verify:
             verify_tensors(weights, target)
-            verify_vectors(source, target, prompts, max_length)
+            verify_vectors(source, target, settings)
     summarize(weights, options.folder)
-    if prompts is None:
+    warn_of_missing_prompts(settings)
+
+
+def warn_of_missing_prompts(settings: Settings) -> None:
+    if settings.prompts is None:
         print("  no prompts: the source does not say which its texts take; see --prompts")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser("convert_to_sentence_transformers", __doc__ or "")
+def add_prompt_options(parser: Parser) -> None:
     parser.add_argument(
         "--prompts", choices=("e5", "e5-instruct", "none"), help="in place of the model's own"
     )
     parser.add_argument("--task", help="the instruction of an instruct model's queries")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("convert_to_sentence_transformers", __doc__ or "")
+    add_prompt_options(parser)
     return run(parser, convert, arguments)
 
 

@@ -18,6 +18,7 @@ OPSET = 20
 WORD_EMBEDDINGS, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS = (name for name, _ in TENSORS[:3])
 
 INPUT_IDS, ATTENTION_MASK, OUTPUT = "input_ids", "attention_mask", "sentence_embedding"
+HIDDEN_STATES = "last_hidden_state"  # sentence-transformers and optimum look for it
 
 LOWEST = float(np.finfo(np.float32).min)
 SMALLEST_NORM = 1e-12  # of torch.nn.functional.normalize
@@ -31,12 +32,14 @@ def is_matrix(name: str) -> bool:
     return name.startswith("encoder.") and ".LayerNorm." not in name and name.endswith(".weight")
 
 
-def encoder_model(config: EncoderConfig, pooling: str) -> ModelProto:
+def encoder_model(config: EncoderConfig, pooling: str, hidden_states: bool = False) -> ModelProto:
     """The model without its weights, which nodes name as they are published.
 
     input_ids           [batch, length] int64
     attention_mask      [batch, length] int64, 1 for tokens and 0 for padding, on either side
     sentence_embedding  [batch, hidden_size] float32 of unit length; zeros where all is padding
+    last_hidden_state   [batch, length, hidden_size] float32, if `hidden_states`: a second output,
+                        for libraries that pool themselves; under padding it means nothing
     """
     graph = _Graph(config.layer_norm_eps)
     one = graph.constant("one", np.int64(1))
@@ -84,6 +87,8 @@ def encoder_model(config: EncoderConfig, pooling: str) -> ModelProto:
         x = graph.add("Add", graph.linear(inner, f"{name}.output.dense"), x)
         x = graph.layer_norm(x, f"{name}.output.LayerNorm")
 
+    if hidden_states:
+        graph.add("Identity", x, output=HIDDEN_STATES)
     if pooling == "cls":  # the mean of the first token alone
         first = graph.add("Equal", graph.add("Mul", count, ATTENTION_MASK), one)
         mask = graph.add("Cast", first, to=TensorProto.FLOAT)
@@ -99,7 +104,9 @@ def encoder_model(config: EncoderConfig, pooling: str) -> ModelProto:
     texts = (TensorProto.INT64, ["batch", "length"])
     vectors = (TensorProto.FLOAT, ["batch", config.hidden_size])
     inputs = [described(INPUT_IDS, *texts), described(ATTENTION_MASK, *texts)]
+    states = (TensorProto.FLOAT, ["batch", "length", config.hidden_size])
     outputs = [described(OUTPUT, *vectors)]
+    outputs += [described(HIDDEN_STATES, *states)] * hidden_states
     whole = helper.make_graph(graph.nodes, "e5core", inputs, outputs, graph.constants)
     return helper.make_model_gen_version(
         whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="e5core"

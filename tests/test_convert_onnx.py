@@ -1,6 +1,7 @@
 """Exported models in ONNX Runtime, beside e5core."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,13 +10,14 @@ import convert_dtype
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from conversions import MEMORY, content, convert, refused, run_script
 from safetensors.torch import load_file, save_file
-from samples import QUERIES, SENTENCES, spread
+from samples import QUERIES, SENTENCES, spread, spread_weights
 from tolerances import UNIT_VECTOR_ONNX
 
 from e5core import E5, Encoder, EncoderConfig, save_checkpoint
-from e5core.files import write_json
+from e5core.files import read_json_object, write_json
 from e5core.tokenizer import cut
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -140,7 +142,10 @@ def test_the_file_is_what_onnx_reads(tiny_folder: Path, tmp_path: Path, limit: i
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path)
     assert [entry.name for entry in model.graph.input] == ["input_ids", "attention_mask"]
-    assert [entry.name for entry in model.graph.output] == ["sentence_embedding"]
+    assert [entry.name for entry in model.graph.output] == [
+        "sentence_embedding",
+        "last_hidden_state",
+    ]
     stored = load_file(tiny_folder / "model.safetensors")
     found = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     for name, tensor in stored.items():
@@ -165,6 +170,8 @@ def test_what_travels_along(tiny_folder: Path, tmp_path: Path) -> None:
     assert {name for name in content(tmp_path / "new") if "/" not in name} == {
         "config.json",
         "config_sentence_transformers.json",
+        "modules.json",
+        "sentence_bert_config.json",
         "sentencepiece.bpe.model",
         "special_tokens_map.json",
         "tokenizer.json",
@@ -260,3 +267,129 @@ def test_memory_is_that_of_the_largest_tensor(
         f"memory grew by {grown / 1e6:.0f} MB"
     )
     assert grown < size
+
+
+def test_a_number_that_float32_does_not_hold(
+    make_tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, target = make_tiny(), tmp_path / "new"
+    state = load_file(folder / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    state[name] = state[name].double()
+    state[name][3, 4] = 1e300
+    save_file(state, folder / "model.safetensors")
+    line = refused(script, capsys, target, folder, target)
+    assert f"{name} holds 1e+300, but torch.float32 ends at" in line
+
+
+def test_an_instruct_model_needs_its_task(
+    make_tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As for sentence-transformers, which takes the prompts as they are written."""
+    folder, target = make_tiny(name="multilingual-e5-large-instruct"), tmp_path / "new"
+    (folder / "config_sentence_transformers.json").unlink()
+    line = refused(script, capsys, target, folder, target)
+    assert "its queries start with an instruction" in line
+    convert(script, folder, target, "--task", "Find it", "--verify")
+    prompts = read_json_object(target / "config_sentence_transformers.json")["prompts"]
+    assert prompts["query"] == "Instruct: Find it\nQuery: "
+
+
+@pytest.fixture
+def long_model(make_tiny: Make, dialect: str, tmp_path: Path) -> tuple[E5, Any]:
+    """A tiny model with room for 512 tokens, in e5core and in ONNX Runtime."""
+    folder = make_tiny(dialect)
+    rows = TINY[dialect].first_position + 512
+    config = replace(TINY[dialect], max_position_embeddings=rows)
+    save_checkpoint(spread_weights(Encoder(config)), folder)
+    convert(script, folder, tmp_path / "new")
+    return E5.from_pretrained(folder, device="cpu"), session(tmp_path / "new")
+
+
+def test_lengths_and_batch_shapes(
+    long_model: tuple[E5, Any], dialect: str, measured: Callable[[str], None]
+) -> None:
+    model, exported = long_model
+    generator = np.random.default_rng(0)
+    lengths = [1, 2, 3, 31, 64, 100, 511, 512] * 2
+    ids = [[0, 119, *generator.integers(0, 120, n).tolist()][:n] for n in lengths]
+    expected = script.encode_ids(model, ids, 1)
+    differences = [
+        np.abs(run(exported, ids[start : start + size], left) - expected[start : start + size])
+        for size in (1, 2, 7, len(ids))
+        for left in (False, True)
+        for start in range(0, len(ids), size)
+    ]
+    worst = max(float(difference.max()) for difference in differences)
+    assert worst < UNIT_VECTOR_ONNX
+    measured(f"ONNX, {dialect}, 1 to 512 tokens: vectors differ by at most {worst:.1e}")
+
+
+def test_the_hidden_states_are_those_that_were_pooled(long_model: tuple[E5, Any]) -> None:
+    """As a library does that pools them itself."""
+    _, exported = long_model
+    inputs = script.padded([[0, 5, 6, 7, 2], [0, 2], [0] * 40])
+    vectors, states = exported.run(["sentence_embedding", "last_hidden_state"], inputs)
+    assert states.shape == (3, 40, 24)
+    sums = (states * inputs["attention_mask"][..., None]).sum(axis=1)
+    expected = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    assert np.abs(vectors - expected).max() < UNIT_VECTOR_ONNX
+
+
+@pytest.mark.parametrize("ids", [[5] * 513, [5, 120], [5, -121]])
+def test_the_runtime_refuses_what_has_no_row(long_model: tuple[E5, Any], ids: list[int]) -> None:
+    """A token too many, and ids that are none."""
+    _, exported = long_model
+    with pytest.raises(Exception, match="out of data bounds"):
+        run(exported, [ids])
+
+
+def test_a_runtime_that_is_too_old(
+    make_tiny: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import onnx_graph
+
+    encoder_model = onnx_graph.encoder_model
+
+    def of_tomorrow(*arguments: Any, **options: Any) -> Any:
+        model = encoder_model(*arguments, **options)
+        model.ir_version = 99
+        return model
+
+    folder, target = make_tiny(), tmp_path / "new"
+    monkeypatch.setattr(onnx_graph, "encoder_model", of_tomorrow)
+    line = refused(script, capsys, target, folder, target, "--verify")
+    assert f"ONNX Runtime {onnxruntime.__version__} does not read the result" in line
+
+
+KILLED = """
+import os, signal, conversion
+finite, calls = conversion.finite, []
+
+def killed(name, tensor):
+    calls.append(name)
+    if len(calls) == 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return finite(name, tensor)
+
+conversion.finite = killed
+"""
+
+
+def test_a_run_killed_while_it_writes(make_tiny: Make, tmp_path: Path) -> None:
+    source, target = make_tiny(), tmp_path / "beside" / "new"
+    target.parent.mkdir()
+    make_tiny(seed=1, name="old").rename(target)
+    before = content(target)
+    done = run_script("convert_onnx", source, target, "--force", wrapper=KILLED)
+    assert done.returncode == -9, done.stderr
+    assert (target.parent / ".new.partial" / "onnx" / "model.onnx").stat().st_size > 0
+    assert content(target) == before
+    convert(script, source, target, "--force")
+    convert(script, source, tmp_path / "fresh")
+    assert content(target.parent) == {
+        f"new/{name}": data for name, data in content(tmp_path / "fresh").items()
+    }
