@@ -14,7 +14,7 @@ from conftest import TINY
 from conversions import MEMORY, content, convert, refused, run_script
 from safetensors.torch import load_file, save_file
 from samples import QUERIES, SENTENCES, spread, spread_weights
-from tolerances import UNIT_VECTOR_ONNX
+from tolerances import UNIT_VECTOR_FLOAT32
 
 from e5core import E5, Encoder, EncoderConfig, save_checkpoint
 from e5core.files import read_json_object, write_json
@@ -58,13 +58,13 @@ def test_texts_get_the_vectors_of_e5core(pooled_folder: Path, tmp_path: Path) ->
     expected = model.encode(TEXTS, input_type=None)
     ids = [cut(model.tokenizer.encode(text), 64) for text in TEXTS]
     for left in (False, True):
-        assert np.abs(run(exported, ids, left) - expected).max() < UNIT_VECTOR_ONNX
+        assert np.abs(run(exported, ids, left) - expected).max() < UNIT_VECTOR_FLOAT32
     for text, vector in zip(ids, expected, strict=True):
-        assert np.abs(run(exported, [text]) - vector).max() < UNIT_VECTOR_ONNX
+        assert np.abs(run(exported, [text]) - vector).max() < UNIT_VECTOR_FLOAT32
     for length in (1, 2, 64):
         part = ids[-1][:length]
         expected_part = script.encode_ids(model, [part], 1)
-        assert np.abs(run(exported, [part]) - expected_part).max() < UNIT_VECTOR_ONNX
+        assert np.abs(run(exported, [part]) - expected_part).max() < UNIT_VECTOR_FLOAT32
 
 
 def test_padding_changes_nothing(pooled_folder: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_tokenizer_that_travels_along(
     names = ("input_ids", "attention_mask")
     found = session(tmp_path / "new").run(None, {name: np.array(inputs[name]) for name in names})[0]
     expected = E5.from_pretrained(tiny_folder).encode_query(TEXTS)
-    assert np.abs(found - expected).max() < UNIT_VECTOR_ONNX
+    assert np.abs(found - expected).max() < UNIT_VECTOR_FLOAT32
 
 
 def test_large_weights_lie_in_a_second_file(
@@ -162,7 +162,7 @@ def test_a_source_in_low_precision(tiny_folder: Path, tmp_path: Path, dtype: str
     convert(script, low, tmp_path / "new", "--verify")
     expected = E5.from_pretrained(low, dtype="float32").encode_passage("tea")
     ids = E5.from_pretrained(low).tokenizer.encode("passage: tea")
-    assert np.abs(run(session(tmp_path / "new"), [ids]) - expected).max() < UNIT_VECTOR_ONNX
+    assert np.abs(run(session(tmp_path / "new"), [ids]) - expected).max() < UNIT_VECTOR_FLOAT32
 
 
 def test_what_travels_along(tiny_folder: Path, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_memory_is_that_of_the_largest_tensor(
         f"convert_onnx: {size / 1e6:.0f} MB of weights, largest tensor {largest / 1e6:.0f} MB: "
         f"memory grew by {grown / 1e6:.0f} MB"
     )
-    assert grown < size
+    assert grown < largest + 50e6
 
 
 def test_a_number_that_float32_does_not_hold(
@@ -321,7 +321,7 @@ def test_lengths_and_batch_shapes(
         for start in range(0, len(ids), size)
     ]
     worst = max(float(difference.max()) for difference in differences)
-    assert worst < UNIT_VECTOR_ONNX
+    assert worst < UNIT_VECTOR_FLOAT32
     measured(f"ONNX, {dialect}, 1 to 512 tokens: vectors differ by at most {worst:.1e}")
 
 
@@ -333,7 +333,7 @@ def test_the_hidden_states_are_those_that_were_pooled(long_model: tuple[E5, Any]
     assert states.shape == (3, 40, 24)
     sums = (states * inputs["attention_mask"][..., None]).sum(axis=1)
     expected = sums / np.linalg.norm(sums, axis=1, keepdims=True)
-    assert np.abs(vectors - expected).max() < UNIT_VECTOR_ONNX
+    assert np.abs(vectors - expected).max() < UNIT_VECTOR_FLOAT32
 
 
 @pytest.mark.parametrize("ids", [[5] * 513, [5, 120], [5, -121]])
