@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,14 @@ def test_a_quotation_mark_that_never_ends(tmp_path: Path) -> None:
     assert "field larger than field limit" in str(found[0][1])
 
 
+def test_lines_that_go_with_a_bad_row_are_named(tmp_path: Path) -> None:
+    content = b'id,text\n1,a\n2,"open\n3,b\n4,"c"\n5,d\n6,"never closed\n7,e\n'
+    found = rows(tmp_path / "a.csv", content)
+    assert [row[0] for row in found] == [2, 3, 6, 7]
+    assert str(found[1][1]).startswith("the row, lines 3 to 5, is not CSV: ")
+    assert str(found[3][1]).startswith("the row, lines 7 to 8, is not CSV: ")
+
+
 def test_tsv(tmp_path: Path) -> None:
     content = b'text\tid\na "b\t1\r\n\n"\t2\nc\n'
     assert rows(tmp_path / "a.tsv", content, id_column="id") == [
@@ -141,6 +151,7 @@ def test_parquet(tmp_path: Path) -> None:
         ("a.csv", b"id,body\n", {}, "a.csv has no column 'text'; it has 'id', 'body': pass col"),
         ("a.csv", b"text,text\n", {}, "a.csv has more than one column 'text'"),
         ("a.csv", b"text\na\n", {"id_column": "id"}, "a.csv has no column 'id'; it has 'text'"),
+        ("a.csv", b"\xff\xfet\0", {}, r"a.csv, line 1: the byte 0xFF is not UTF-8; .* iconv"),
         ("a.tsv", b"a\tb\n", {"column": "c"}, "a.tsv has no column 'c'; it has 'a', 'b'"),
         ("a.txt", b"a\n", {"column": "c"}, "column is given, but "),
         ("a.txt", b"a\n", {"id_column": "c"}, "id_column is given, but "),
@@ -174,6 +185,40 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty is a folder without files"):
         Source([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "is no file; take it out of the folder"),
+        (lambda path: path.symlink_to(path.parent), "is a link to a folder, which is not followed"),
+        (os.mkfifo, "is no file; take it out of the folder"),
+    ],
+)
+def test_nothing_of_a_folder_is_left_out_silently(
+    tmp_path: Path, make: Callable[[Path], None], message: str
+) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    make(tmp_path / "b.txt")
+    with pytest.raises(ValueError, match=rf"b\.txt {message}"):
+        Source([tmp_path])
+    (tmp_path / "b.txt").rename(tmp_path / ".b.txt")
+    assert Source([tmp_path]).files == [str(tmp_path / "a.txt")]
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("a\n")
+    scandir = os.scandir
+
+    def closed(folder: Path) -> object:  # root may read any
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(PermissionError, match="closed"):
+        Source([tmp_path])
 
 
 def test_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -133,12 +134,7 @@ class Source:
             if name == STDIN and self._format == "parquet":
                 raise ValueError("Parquet cannot be read from standard input; name the file")
             return [name]
-        # What starts with a dot or an underscore is no data, by the convention of Spark and Hive.
-        files = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and not any(part[0] in "._" for part in file.relative_to(path).parts)
-        ]
+        files = _files_below(path)
         if not files:
             raise ValueError(f"{name} is a folder without files; name files, or another folder")
         for file in files:
@@ -181,6 +177,30 @@ class Source:
             except (pyarrow.ArrowException, OSError) as error:
                 raise ValueError(f"{file}, after row {line}: cannot be read: {error}") from error
             self._position_in_file = lambda: 0
+
+
+def hidden(name: str) -> bool:
+    """Whether the name says that a file is no data, by the convention of Spark and Hive."""
+    return name.startswith((".", "_"))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it, sorted; ValueError for what would be left out."""
+    found: list[Path] = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        path = folder / entry.name
+        if hidden(entry.name):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            found += _files_below(path)
+        elif entry.is_file():
+            found.append(path)
+        else:
+            kind = "a link to a folder, which is not followed" if entry.is_dir() else "no file"
+            raise ValueError(
+                f"{path} is {kind}; take it out of the folder, or name files and folders instead"
+            )
+    return found
 
 
 def import_pyarrow(name: str, purpose: str) -> Any:
@@ -252,7 +272,9 @@ def _csv(source: BinaryIO, file: str, columns: Columns) -> Iterator[Row | BadRow
             except StopIteration:
                 return
             except csv.Error as error:
-                yield line, BadRow(file, line, f"the row is not CSV: {error}")
+                # A quotation mark that is not closed takes the lines behind it along.
+                lines = f", lines {line} to {reader.line_num}," if reader.line_num > line else ""
+                yield line, BadRow(file, line, f"the row{lines} is not CSV: {error}")
 
     return _table(records(), file, columns)
 
@@ -280,6 +302,10 @@ def _table(
             continue
         elif header is None:
             header = fields
+            try:
+                "".join(header).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{file}, line {line}: {_no_text(error)}") from None
             _check_columns(file, [name for name in columns if name is not None], header)
             text = header.index(columns.text)
             name = None if columns.id is None else header.index(columns.id)
@@ -316,11 +342,7 @@ def _row(file: str, line: int, text: object, name: object, columns: Columns) -> 
     except UnicodeDecodeError as error:
         return BadRow(file, line, _not_utf8(error))
     except UnicodeEncodeError as error:
-        found = ord(error.object[error.start])
-        if 0xDC80 <= found <= 0xDCFF:  # what surrogateescape makes of a byte
-            return BadRow(file, line, f"the byte 0x{found - 0xDC00:02X} is not UTF-8; {RECODE}")
-        reason = f"it holds the lone surrogate U+{found:04X} at character {error.start}"
-        return BadRow(file, line, reason)
+        return BadRow(file, line, _no_text(error))
     return Row(file, line, text, name)
 
 
@@ -329,6 +351,13 @@ RECODE = "convert the file, for example with iconv -t UTF-8"
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"byte {error.start} is not UTF-8; {RECODE}"
+
+
+def _no_text(error: UnicodeEncodeError) -> str:
+    found = ord(error.object[error.start])
+    if 0xDC80 <= found <= 0xDCFF:  # what surrogateescape makes of a byte
+        return f"the byte 0x{found - 0xDC00:02X} is not UTF-8; {RECODE}"
+    return f"it holds the lone surrogate U+{found:04X} at character {error.start}"
 
 
 def _without_end(line: bytes, number: int) -> bytes:
