@@ -1,6 +1,7 @@
 """Reading JSON and writing files so that nobody ever sees half of one."""
 
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,3 +55,29 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Keep other processes out of a folder; the block gets False if one of them is in it.
+
+    The system lets go of it when the process ends, however it ends. Windows, which has no such
+    lock on folders, lets everybody in.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever was in it may have moved or removed it between the two calls: a lock on what
+            # has no name any more would keep nobody out.
+            ours = os.path.samestat(os.fstat(number), folder.stat())
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        yield ours
+    finally:
+        os.close(number)

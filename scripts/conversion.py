@@ -2,9 +2,7 @@
 are written one at a time and compared afterwards, files that travel along, a summary."""
 
 import argparse
-import fcntl
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +25,7 @@ from e5core.checkpoint import (
     read_headers,
     weight_files,
 )
-from e5core.files import read_json_object, write_json
+from e5core.files import held, read_json_object, write_json
 from e5core.folder import Settings
 from e5core.names import tensor_names
 from e5core.progress import progress_bar
@@ -130,23 +128,17 @@ def _locked(temporary: Path, folder: Path) -> Iterator[None]:
     """Make a new folder, once nobody else can be at work on it."""
     with suppress(FileExistsError):
         temporary.mkdir()
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with held(temporary) as ours:
+        if not ours:
             raise FileExistsError(
                 f"another process is writing {folder}; wait for it, or name another folder"
-            ) from None
+            )
         for left in temporary.iterdir():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
             yield
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    finally:
-        os.close(descriptor)
 
 
 def _check_target(folder: Path, source: Path, force: bool) -> None:

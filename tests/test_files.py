@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e5core.files import read_json, read_json_object, replacing, write_json
+from e5core.files import held, read_json, read_json_object, replacing, write_json
 
 CONTENT = {"text": "日本語 ß 🙂", "numbers": [1, 2.5, None, True]}
 
@@ -114,3 +114,30 @@ def test_a_folder_that_takes_no_files(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), replacing(tmp_path / "a.json"):
         pytest.fail("the work began")
     tmp_path.chmod(0o700)
+
+
+def test_one_holder_of_a_folder(tmp_path: Path) -> None:
+    with held(tmp_path) as first, held(tmp_path) as second:
+        assert (first, second) == (True, False)
+    with held(tmp_path) as again:
+        assert again
+
+
+@pytest.mark.parametrize("made_anew", [True, False])
+def test_a_folder_that_goes_while_it_is_taken_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_anew: bool
+) -> None:
+    import fcntl
+
+    folder, flock = tmp_path / "folder", fcntl.flock
+    folder.mkdir()
+
+    def late(number: int, operation: int) -> None:
+        folder.rename(tmp_path / "result")  # by the process that had it until now
+        if made_anew:
+            folder.mkdir()
+        flock(number, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with held(folder) as ours:
+        assert not ours

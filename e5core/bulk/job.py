@@ -20,7 +20,6 @@ from e5core.bulk.journal import (
     clear,
     differences,
     model_digests,
-    only_one,
     read_journal,
 )
 from e5core.bulk.sinks import (
@@ -37,6 +36,7 @@ from e5core.bulk.sinks import (
 )
 from e5core.bulk.sources import STDIN, BadRow, Row, Source
 from e5core.bulk.workers import Embedded, Here, Workers
+from e5core.files import held
 from e5core.folder import read_settings
 from e5core.model import InputType, Truncate
 from e5core.progress import rate_bar
@@ -135,7 +135,8 @@ def embed_files(
     folder = partial_folder(output)
     folder.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(only_one(folder))
+        if not stack.enter_context(held(folder)):
+            raise PartialOutputError(f"{folder} is in use by another run; wait for its end")
         stack.callback(_remove_if_useless, folder)
         if restart:
             clear(folder)

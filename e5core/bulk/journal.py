@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,21 +131,3 @@ def clear(folder: Path, journal_last: bool = False) -> None:
         file.unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         (folder / SHARDS).rmdir()
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Keep a second run out of a folder for as long as this one lives."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise PartialOutputError(f"{folder} is in use by another run; wait for its end") from None
-    finally:
-        os.close(number)
