@@ -153,6 +153,64 @@ def test_workers_write_the_same_bytes(model: Path, texts: Path, output: Path, wo
     assert content(output.parent) == expected
 
 
+def test_a_file_that_is_not_ours_does_not_spoil_the_end(
+    model: Path, texts: Path, output: Path
+) -> None:
+    partial_folder(output).mkdir()
+    (partial_folder(output) / ".DS_Store").touch()
+    assert embed(model, texts, output).rows == 60
+    assert read(output).shape == (60, 24)
+    assert [file.name for file in partial_folder(output).iterdir()] == [".DS_Store"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not tell")
+def test_no_file_is_open_when_it_is_moved_or_removed(
+    model: Path, texts: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from e5core.bulk import job
+
+    publish, opened = job._publish, []
+
+    def spy(*arguments: Any) -> None:
+        with os.scandir("/proc/self/fd") as entries:
+            links = [os.path.realpath(entry.path) for entry in entries]
+        opened.append([link for link in links if Path(link).parent == partial_folder(output)])
+        publish(*arguments)
+
+    monkeypatch.setattr(job, "_publish", spy)
+    embed(model, texts, output)
+    assert opened == [[]]
+
+
+# What is read, and where it goes.
+
+
+def test_an_output_among_its_input_is_refused(model: Path, texts: Path, output: Path) -> None:
+    folder = output.parent
+    (folder / "a.txt").write_text("a\n")
+    for place in (folder, folder.parent):
+        with pytest.raises(ValueError, match=f"{output} lies in the input folder {place}, where"):
+            embed(model, place, output)
+    assert [file.name for file in folder.iterdir()] == ["a.txt"]
+    (folder / "_vectors").mkdir()  # no data, by its name
+    assert embed(model, folder, folder / "_vectors" / output.name).rows == 1
+
+
+def test_an_output_does_not_replace_its_input(model: Path, npy: Path) -> None:
+    file = npy.with_name("vectors.npy.ids.jsonl")
+    file.write_text('{"text": "a"}')
+    with pytest.raises(ValueError, match=r"would replace the input .*ids\.jsonl; name another"):
+        embed(model, file, npy)
+    assert file.read_text() == '{"text": "a"}'
+
+
+def test_a_pipe_is_refused(model: Path, tmp_path: Path, npy: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is a pipe or a device, which can be read only once"):
+        embed(model, tmp_path / "pipe", npy)
+    assert not partial_folder(npy).exists()
+
+
 # Rows that hold no text.
 
 
@@ -209,6 +267,7 @@ import torch
 torch.set_num_threads(1)
 from conversions import content
 from e5core import E5
+from e5core.bulk import partial_folder
 from test_bulk import embed
 
 mode, model, texts, output = sys.argv[1], *map(Path, sys.argv[2:5])
@@ -257,6 +316,10 @@ def clear():
     shutil.rmtree(output.parent)
     output.parent.mkdir()
 
+def only_empty_folder_left():  # shards that are complete are not made again
+    journal = partial_folder(output) / "journal.json"
+    return output.suffix == ".parquet" and output.is_dir() and not journal.exists()
+
 start = time.monotonic()
 assert ended(forked()) == 0
 seconds = time.monotonic() - start
@@ -270,16 +333,13 @@ if mode == "steps":  # each step in turn, then to the end
         runs += 1
         code = ended(forked(lambda: killed_after(runs)))
         assert code in (0, -signal.SIGKILL), code
-        if output.suffix == ".parquet" and output.is_dir():
-            # The shards are in place as a whole; only the folder of the work may be left.
-            assert content(output) == {Path(n).name: c for n, c in expected.items()}
-            continue
-        assert ended(forked()) == 0, f"after step {runs} the work does not go on"
+        if not only_empty_folder_left():
+            assert ended(forked()) == 0, f"after step {runs} the work does not go on"
         assert content(output.parent) == expected, f"after step {runs} other bytes"
 elif mode == "often":  # every run is killed a few steps on, until one has nothing left to do
     clear()
     code = None
-    while code != 0:
+    while code != 0 and not only_empty_folder_left():
         runs += 1
         code = ended(forked(lambda: killed_after(20 + runs % 5)))
         assert code in (0, -signal.SIGKILL), code
@@ -289,7 +349,7 @@ else:  # at random moments
     for _ in range(int(sys.argv[5])):
         clear()
         code = None
-        while code != 0:
+        while code != 0 and not only_empty_folder_left():
             runs += 1
             child = forked()
             time.sleep(chance.uniform(0.2, 1.2) * seconds)
@@ -452,6 +512,47 @@ def test_files_that_were_changed_from_outside(model: Path, texts: Path, npy: Pat
     interrupted(model, texts, npy)
     os.truncate(partial_folder(npy) / "vectors", 500)
     with pytest.raises(ValueError, match=r"vectors has 500 bytes, expected \d+ or more"):
+        embed(model, texts, npy)
+
+
+def test_a_journal_that_was_changed_from_outside(model: Path, texts: Path, npy: Path) -> None:
+    interrupted(model, texts, npy)
+    file = partial_folder(npy) / "journal.json"
+    os.truncate(file, 20)
+    with pytest.raises(
+        PartialOutputError, match=r"journal\.json is not valid JSON: .* restart=True"
+    ):
+        embed(model, texts, npy)
+    assert embed(model, texts, npy, restart=True).rows == 60
+
+
+def test_a_journal_does_not_grow_with_the_files(model: Path, tmp_path: Path, npy: Path) -> None:
+    sizes = []
+    for count in (20, 200):
+        folder = tmp_path / f"in{count:03}"
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number:03}.txt").write_text("a\n")
+        interrupted(model, folder, npy, after=2)
+        journal = json.loads((partial_folder(npy) / "journal.json").read_text())
+        journal["done"]["seconds"] = 0
+        sizes.append(len(json.dumps(journal)))
+        assert embed(model, folder, npy).rows == count
+    assert sizes[0] == sizes[1]
+
+
+def test_an_error_of_writing_the_journal_names_it(
+    model: Path, texts: Path, npy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def full(number: int) -> None:
+        if Path(f"/proc/self/fd/{number}").resolve().name == "journal.json.temporary":
+            raise OSError(28, "No space left on device")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*journal\.json\.temporary"):
         embed(model, texts, npy)
 
 

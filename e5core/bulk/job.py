@@ -1,5 +1,6 @@
 """A whole job: rows in, vectors out, and a partial output that the next run goes on from."""
 
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -20,7 +21,9 @@ from e5core.bulk.journal import (
     clear,
     differences,
     model_digests,
+    read_inputs,
     read_journal,
+    write_inputs,
 )
 from e5core.bulk.sinks import (
     REJECTS,
@@ -34,7 +37,7 @@ from e5core.bulk.sinks import (
     sync,
     targets,
 )
-from e5core.bulk.sources import STDIN, BadRow, Row, Source
+from e5core.bulk.sources import STDIN, BadRow, Row, Source, hidden
 from e5core.bulk.workers import Embedded, Here, Workers
 from e5core.files import held
 from e5core.folder import read_settings
@@ -130,6 +133,7 @@ def embed_files(
     if unknown := load.keys() - {*FROM_PRETRAINED, *RESOLVE}:
         raise TypeError(f"embed_files takes no argument {', '.join(sorted(unknown))}")
     names = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    _check_apart(output, names)
     source = Source(names, column=column, id_column=id_column, format=format)
     files = [_known_by(file) for file in source.files]
     folder = partial_folder(output)
@@ -137,7 +141,7 @@ def embed_files(
     with ExitStack() as stack:
         if not stack.enter_context(held(folder)):
             raise PartialOutputError(f"{folder} is in use by another run; wait for its end")
-        stack.callback(_remove_if_useless, folder)
+        stack.callback(_remove_if_done, folder)
         if restart:
             clear(folder)
         journal = read_journal(folder)
@@ -182,26 +186,30 @@ def embed_files(
             "versions": {"e5core": e5core.__version__, "torch": str(torch.__version__)},
         }
         if journal is None:
-            journal = Journal(folder, made_from, files)
+            journal = Journal(folder, made_from)
+            write_inputs(folder, files)
         _check_same(journal, made_from, on_error)
         chunks = chunked(source, chunk_rows, chunk_characters, on_error == "stop")
         if journal.done.rows_read:
             _skip(chunks, journal, files)
         if not journal.complete:
-            sink = _sink(output, journal, shard_rows, id_column is not None)
-            rejects = GrowingFile(folder / REJECTS, journal.done.sizes.get(REJECTS, 0))
-            stack.enter_context(closing(sink))
-            stack.enter_context(closing(rejects))
-            bar = rate_bar(source.total_bytes, source.position, show_progress)
-            advance = stack.enter_context(bar)
             earlier = journal.done.seconds
-            for chunk, embedded in engine.embed(chunks):
-                _store(chunk, embedded, sink, rejects, journal.done, on_error)
-                journal.done.seconds = earlier + time.monotonic() - started
-                journal.write()
-                advance(chunk.position, len(embedded.vectors), embedded.tokens)
-            sink.finish()
-            rejects.complete()
+            # Closed before they are moved: Windows moves no open file, and NFS keeps one that is
+            # removed under another name in the folder.
+            with (
+                closing(_sink(output, journal, shard_rows, id_column is not None)) as sink,
+                closing(
+                    GrowingFile(folder / REJECTS, journal.done.sizes.get(REJECTS, 0))
+                ) as rejects,
+                rate_bar(source.total_bytes, source.position, show_progress) as advance,
+            ):
+                for chunk, embedded in engine.embed(chunks):
+                    _store(chunk, embedded, sink, rejects, journal.done, on_error)
+                    journal.done.seconds = earlier + time.monotonic() - started
+                    journal.write()
+                    advance(chunk.position, len(embedded.vectors), embedded.tokens)
+                sink.finish()
+                rejects.complete()
             journal.complete = True
             journal.write()
         elif next(chunks, None) is not None:
@@ -234,13 +242,34 @@ def _check(output: Path, on_error: str, truncate: str, counts: dict[str, int | N
             raise ValueError(f"{name} is {count}, expected 1 or more")
 
 
+def _check_apart(output: Path, names: Sequence[str | Path]) -> None:
+    """ValueError if the output would be read as input by the next run, or replace it."""
+    replaced = [target.resolve() for _, target in targets(partial_folder(output), output)]
+    for name in names:
+        source = Path(name).resolve()
+        if source in replaced:
+            raise ValueError(f"output {output} would replace the input {name}; name another output")
+        if source.is_dir() and source in replaced[-1].parents:
+            inside = replaced[-1].relative_to(source)
+            if not any(map(hidden, inside.parts)):
+                raise ValueError(
+                    f"output {output} lies in the input folder {name}, where it would be read as "
+                    "input; name one outside"
+                )
+
+
 def _known_by(file: str) -> list[Any]:
     """A file's name, size and time of change; OSError if it cannot be read."""
     if file == STDIN:
         return [file]
+    status = Path(file).stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe only to try would use it up
+        raise ValueError(
+            f"{file} is a pipe or a device, which can be read only once; pipe it into standard "
+            "input and name that, -"
+        )
     with Path(file).open("rb"):
-        status = Path(file).stat()
-    return [file, status.st_size, status.st_mtime_ns]
+        return [file, status.st_size, status.st_mtime_ns]
 
 
 def _check_same(journal: Journal, made_from: dict[str, dict[str, Any]], on_error: str) -> None:
@@ -265,11 +294,12 @@ def _skip(chunks: Iterator[Chunk], journal: Journal, files: list[list[Any]]) -> 
             if (chunk.rows_read, chunk.sha256) == (done.rows_read, done.sha256):
                 return
             break
-    names = [file[0] for file in journal.files]
+    before = read_inputs(journal.folder)
+    names = [file[0] for file in before]
     if names != [file[0] for file in files]:
         change = f"the files were {', '.join(names)}"
     else:
-        pairs = zip(journal.files, files, strict=True)
+        pairs = zip(before, files, strict=True)
         changed = ", ".join(old[0] for old, new in pairs if old != new or old[0] == STDIN)
         change = f"changed: {changed}" if changed else "a file was replaced or is read otherwise"
     raise PartialOutputError(
@@ -329,12 +359,11 @@ def _publish(journal: Journal, output: Path) -> None:
             file.replace(target)
     sync(output.parent)
     clear(journal.folder, journal_last=True)
-    journal.folder.rmdir()
 
 
-def _remove_if_useless(folder: Path) -> None:
-    """Leave nothing behind if nothing was done."""
+def _remove_if_done(folder: Path) -> None:
+    """Leave nothing behind if all is done, or nothing was."""
     if not (folder / JOURNAL).is_file():
-        with suppress(OSError):  # it is gone, or holds something that is not ours
+        with suppress(OSError):  # it holds something that is not ours, such as .DS_Store
             clear(folder)
             folder.rmdir()

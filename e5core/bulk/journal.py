@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e5core.bulk.sinks import IDS, REJECTS, SHARDS, VECTORS, sync
-from e5core.files import read_json_object
+from e5core.bulk.sinks import IDS, REJECTS, SHARDS, VECTORS, naming, sync
+from e5core.files import read_json, read_json_object
 from e5core.hub import needed_files
 
 JOURNAL = "journal.json"
-FORMAT = 1
+INPUTS = "inputs.json"
+FORMAT = 2
 
 
 class PartialOutputError(ValueError):
@@ -49,13 +50,11 @@ class Journal:
     """The journal of a folder; `write` makes it hold on the disk before it returns.
 
     made_from  whatever the bytes of the output depend on, beside the rows: {group: {name: value}}
-    files      the input files with their sizes and times, to name a change by
     complete   nothing is left but to move the files to their names
     """
 
     folder: Path
     made_from: dict[str, dict[str, Any]]
-    files: list[list[Any]]
     done: Done = field(default_factory=Done)
     complete: bool = False
 
@@ -63,17 +62,33 @@ class Journal:
         content = {
             "format": FORMAT,
             "made_from": self.made_from,
-            "files": self.files,
             "done": asdict(self.done),
             "complete": self.complete,
         }
-        temporary = self.folder / f"{JOURNAL}.temporary"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / JOURNAL)
-        sync(self.folder)
+        _write_json(self.folder / JOURNAL, content)
+
+
+def write_inputs(folder: Path, files: list[list[Any]]) -> None:
+    """Note the input files with their sizes and times, to name a change by.
+
+    Apart from the journal, which would write the names of a million files again after each chunk.
+    """
+    _write_json(folder / INPUTS, files)
+
+
+def read_inputs(folder: Path) -> list[list[Any]]:
+    files: list[list[Any]] = read_json(folder / INPUTS)
+    return files
+
+
+def _write_json(path: Path, content: object) -> None:
+    temporary = path.with_name(f"{path.name}.temporary")
+    with naming(temporary), temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync(path.parent)
 
 
 def read_journal(folder: Path) -> Journal | None:
@@ -81,14 +96,17 @@ def read_journal(folder: Path) -> Journal | None:
     path = folder / JOURNAL
     if not path.is_file():
         return None
-    content = read_json_object(path)
+    try:
+        content = read_json_object(path)
+    except ValueError as error:
+        raise PartialOutputError(f"{error}, or pass restart=True to begin anew") from error
     if content.get("format") != FORMAT:
         raise PartialOutputError(
             f"{path} has the format {content.get('format')!r}, expected {FORMAT}: another version "
             "of e5core wrote it; pass restart=True to begin anew"
         )
     done = Done(**content["done"])
-    return Journal(folder, content["made_from"], content["files"], done, content["complete"])
+    return Journal(folder, content["made_from"], done, content["complete"])
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -124,7 +142,8 @@ def clear(folder: Path, journal_last: bool = False) -> None:
     The journal goes first, since without it the rest means nothing; or last, when the rest is in
     its place and the journal alone says that nothing is left to do.
     """
-    others = [folder / name for name in (f"{JOURNAL}.temporary", VECTORS, IDS, REJECTS)]
+    written = (INPUTS, VECTORS, IDS, REJECTS, *(f"{name}.temporary" for name in (JOURNAL, INPUTS)))
+    others = [folder / name for name in written]
     others += (folder / SHARDS).glob("part-*")
     files = [*others, folder / JOURNAL] if journal_last else [folder / JOURNAL, *others]
     for file in files:

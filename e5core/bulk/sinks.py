@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,15 @@ REJECTS = "rejects.jsonl"
 VECTORS = "vectors"
 SHARDS = "shards"
 ROW_GROUP = 4096  # rows of Parquet that are in memory at a time
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of writing to it, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 class GrowingFile:
@@ -47,15 +57,13 @@ class GrowingFile:
         self._write(start, 0)
 
     def _write(self, content: bytes, place: int) -> None:
-        try:
+        with naming(self.path):
             os.ftruncate(self._file, self.size)
             os.lseek(self._file, place, os.SEEK_SET)
             left = memoryview(content)
             while left:
                 left = left[os.write(self._file, left) :]
             os.fsync(self._file)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         os.close(self._file)
@@ -202,7 +210,7 @@ class ParquetSink:
         path = self._shard(self._count)
         temporary = path.with_suffix(".temporary")
         left = self._rows()
-        try:
+        with naming(temporary):
             with (
                 self._parquet.ParquetWriter(
                     temporary, schema, compression="none", use_dictionary=["file"]
@@ -224,8 +232,6 @@ class ParquetSink:
                         columns["id"] = [str(line["id"]) for line in lines]
                     writer.write_table(arrow.table(columns, schema=schema))
             sync(temporary)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror or str(error), str(temporary)) from error
         temporary.replace(path)
         sync(self._shards)
         self._count += 1
