@@ -198,7 +198,9 @@ def _embed(options: argparse.Namespace) -> None:
     except BaseException as error:
         kept = bulk.partial_folder(options.output)
         if kept.is_dir() and not isinstance(error, bulk.PartialOutputError):
-            options.hint = f"; what is done is in {kept}, the same command goes on from there"
+            options.hint = f"; what is done is in {kept}"
+            if not isinstance(error, ValueError):  # that asks for another command, or input
+                options.hint += ", the same command goes on from there"
         raise
     seconds = max(summary.seconds, 0.001)
     rejects = f"{summary.rejected} rows rejected, see {options.output}.rejects.jsonl; "

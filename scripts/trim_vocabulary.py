@@ -166,18 +166,23 @@ def compare(
 
 def verify(source: Path, target: Path, texts: Sequence[str]) -> None:
     """Raise ValueError unless both folders give the same texts the same bits."""
+    if not texts:
+        raise ValueError(
+            "no text of the sample is cut as before, so there is nothing to compare; give a "
+            "--sample that is closer to the corpus"
+        )
     # One model at a time is in memory.
     before, after = (
         E5.from_pretrained(folder).embed(texts, input_type=None).vectors
         for folder in (source, target)
     )
-    print(f"verified: {len(texts)} texts that are cut alike, vectors compared bit by bit")
     if not np.array_equal(before, after):
         wrong = int((before != after).any(axis=1).argmax())
         raise ValueError(
             f"the vector of {texts[wrong]!r:.80} has changed by up to "
             f"{np.abs(before[wrong] - after[wrong]).max():.1e}, expected not a bit"
         )
+    print(f"verified: {len(texts)} texts that are cut alike, vectors compared bit by bit")
 
 
 def saved(before: int, after: int) -> str:
@@ -203,6 +208,8 @@ def convert(options: Namespace) -> None:
     texts = sample_texts(options.languages)
     if not texts and not options.corpus:
         raise ValueError("nothing says what to keep; give --corpus or --languages")
+    if pipes := [file for file in options.corpus if file.exists() and not file.is_file()]:
+        raise ValueError(f"{pipes[0]} is not a file, and the corpus is read twice; save it as one")
 
     def corpus() -> Iterator[str]:
         yield from texts

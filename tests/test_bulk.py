@@ -684,6 +684,17 @@ def test_bad_options_are_one_line(
     assert not list(npy.parent.iterdir())
 
 
+def test_an_error_that_comes_back_does_not_advise_the_same_command(
+    model: Path, texts: Path, npy: Path
+) -> None:
+    with texts.open("a") as file:
+        file.write("{}\n")
+    done = subprocess.run(command(model, texts, npy), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "line 61: there is no field 'text'" in done.stderr
+    assert done.stderr.endswith(f"; what is done is in {partial_folder(npy)}\n")
+
+
 def test_rejects_are_told(model: Path, tmp_path: Path, npy: Path) -> None:
     done = subprocess.run(
         command(model, with_bad_rows(tmp_path), npy, "--on-error", "skip"),

@@ -1,5 +1,6 @@
 """Trimmed vocabularies: the same pieces and bits where nothing is lost, characters elsewhere."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -371,6 +372,7 @@ def test_a_damaged_source(make_tiny, tmp_path: Path, corpus: Path, capsys, name,
         (["--corpus", "none.txt"], "none.txt"),
         (["--corpus", "empty.txt"], "empty.txt: there is no text"),
         (["--corpus", "latin1.txt"], "latin1.txt, line 2: byte 1 is not UTF-8"),
+        (["--corpus", "pipe"], "pipe is not a file, and the corpus is read twice"),
         (["--languages", "de", "--sample", "empty.txt"], "empty.txt: there is no text"),
         (["--language"], "--help"),
     ],
@@ -378,6 +380,7 @@ def test_a_damaged_source(make_tiny, tmp_path: Path, corpus: Path, capsys, name,
 def test_bad_arguments(make_tiny, tmp_path: Path, capsys, monkeypatch, arguments, message) -> None:
     folder = make_tiny()
     (tmp_path / "empty.txt").write_text("\n\n")
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "latin1.txt").write_bytes("a\nné\n".encode("latin-1"))
     monkeypatch.chdir(tmp_path)
     assert_refused([folder, "out", *arguments], capsys, message)
@@ -428,5 +431,16 @@ def test_verify_finds_a_table_in_another_order(
     monkeypatch.setattr(script, "trim_table", lambda weights, rows: trim_table(weights, rows[::-1]))
     arguments = [make_tiny(), tmp_path / "out", "--corpus", corpus, "--verify"]
     assert script.main([str(argument) for argument in arguments]) == 2
-    assert "expected not a bit" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "expected not a bit" in printed.err
+    assert "verified" not in printed.out
     assert not (tmp_path / "out").exists()
+
+
+def test_verify_with_nothing_to_compare(make_tiny, tmp_path: Path, capsys) -> None:
+    (tmp_path / "corpus.txt").write_text("x\n")
+    (tmp_path / "sample.txt").write_text("singer\n")
+    arguments = ["--corpus", tmp_path / "corpus.txt", "--sample", tmp_path / "sample.txt"]
+    folder, out = make_tiny(), tmp_path / "out"
+    assert_refused([folder, out, *arguments, "--verify"], capsys, "nothing to compare")
+    trim(folder, out, *arguments)
