@@ -484,6 +484,22 @@ def test_rows_added_at_the_end_are_taken_along(model: Path, texts: Path, npy: Pa
     assert embed(model, texts, npy).rows == 61
 
 
+def test_a_script_that_workers_cannot_import(
+    model: Path, texts: Path, npy: Path, tmp_path: Path
+) -> None:
+    call = f"embed_files({str(model)!r}, {str(texts)!r}, {str(npy)!r}, input_type=None, workers=2)"
+    (tmp_path / "script.py").write_text(f"from e5core.bulk import embed_files\n{call}\n")
+    for arguments, code in (["script.py"], ""), (["-"], (tmp_path / "script.py").read_text()):
+        done = subprocess.run(
+            [sys.executable, *arguments], input=code, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("ChildProcessError: worker 1 of 2 ended with an error, which stands")
+        assert 'needs its if __name__ == "__main__":' in last
+        assert not partial_folder(npy).exists()
+
+
 def test_workers_go_on_with_what_one_process_began(model: Path, texts: Path, npy: Path) -> None:
     embed(model, texts, npy)
     expected = content(npy.parent)

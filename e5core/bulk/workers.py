@@ -215,6 +215,14 @@ class Workers:
         try:
             return self._connections[worker].recv()
         except (EOFError, ConnectionError):
+            process = self._processes[min(worker, len(self._processes) - 1)]
+            process.join(timeout=1)  # for its exit code; it may outlive what was forked off it
+            if process.exitcode and process.exitcode > 0:
+                return ChildProcessError(
+                    f"worker {worker + 1} of {len(self._connections)} ended with an error, which "
+                    "stands above; it imports the main module, so a script must be a file and "
+                    'needs its if __name__ == "__main__":'
+                )
             return ChildProcessError(
                 f"worker {worker + 1} of {len(self._connections)} died; the system ends processes "
                 f"when memory runs out: if that was it, pass workers={len(self._connections) - 1}"
