@@ -104,7 +104,7 @@ def embed_files(
                 .parquet (which needs pyarrow), read as they are needed
     output      by its suffix: .npy or .safetensors (the tensor "vectors") for one file
                 [rows, hidden_size] float32 with the ids in `<output>.ids.jsonl`, a line a row;
-                .parquet for a folder of shards with the columns id, file, line, vector
+                .parquet for a folder of shards with the columns id (text), file, line, vector
     column      the field that holds the text, by default "text"; lines have none
     id_column   the field that holds the id; without one a row is known by file and line
     format      "txt", "jsonl", "csv", "tsv" or "parquet" in place of the files' suffixes
