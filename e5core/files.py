@@ -1,5 +1,6 @@
 """Reading JSON and writing files so that nobody ever sees half of one."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -29,6 +30,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file of any size, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

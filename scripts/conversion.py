@@ -2,7 +2,6 @@
 are written one at a time and compared afterwards, files that travel along, a summary."""
 
 import argparse
-import hashlib
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from e5core.checkpoint import (
     read_headers,
     weight_files,
 )
-from e5core.files import held, read_json_object, write_json
+from e5core.files import held, read_json_object, sha256, write_json
 from e5core.folder import Settings
 from e5core.names import tensor_names
 from e5core.progress import progress_bar
@@ -298,7 +297,7 @@ def print_summary(folder: Path, files: Iterable[Path], tensors: int, parameters:
     """What was written, a line a file; `folder` is the name that the result gets."""
     print(f"{folder}: {tensors} tensors, {parameters:,} parameters")
     for file in files:
-        print(f"  {file.name}: {file.stat().st_size:,} bytes, sha256 {_sha256(file)}")
+        print(f"  {file.name}: {file.stat().st_size:,} bytes, sha256 {sha256(file)}")
 
 
 def summarize(weights: Weights, folder: Path) -> None:
@@ -307,11 +306,3 @@ def summarize(weights: Weights, folder: Path) -> None:
     print_summary(folder, [folder / WEIGHTS_FILE], len(weights.headers), parameters)
     if weights.left_out:
         print(f"  left out, as no part of the encoder: {', '.join(sorted(weights.left_out))}")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

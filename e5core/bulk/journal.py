@@ -1,6 +1,5 @@
 """What a partial output holds, and what it was made from: the file that a stopped run leaves."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e5core.bulk.sinks import IDS, REJECTS, SHARDS, VECTORS, naming, sync
-from e5core.files import read_json, read_json_object
+from e5core.files import read_json, read_json_object, sha256
 from e5core.hub import needed_files
 
 JOURNAL = "journal.json"
@@ -125,15 +124,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def model_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a model that loading it reads."""
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    return {name: _digest(folder / name) for name in needed_files(present)}
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {name: sha256(folder / name) for name in needed_files(present)}
 
 
 def clear(folder: Path, journal_last: bool = False) -> None:
