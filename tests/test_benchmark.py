@@ -82,31 +82,32 @@ def test_a_run_of_two_libraries(make_tiny, tmp_path, capsys, monkeypatch, oracle
     file = tmp_path / "figures.json"
     code = benchmark.main(
         [
-            *("--model", str(folder), "--engines", "e5core", "--precisions", "float32", "bfloat16"),
+            *("--model", str(folder), "--engines", "e5core", "transformers"),
+            *("--precisions", "float32", "--batch-size", "3", "--json", str(file)),
             *("--workloads", "short", "one", "--texts", "4", "--rounds", "2", "--threads", "1"),
-            *("--json", str(file)),
         ]
     )
     out, _ = capsys.readouterr()
     assert code == 0
     assert "short: 4 texts" in out
     figures = json.loads(file.read_text())
-    assert [(c["engine"], c["precision"]) for c in figures["contestants"]] == [
-        ("e5core", "float32"),
-        ("e5core", "bfloat16"),
+    assert [(c["engine"], c["batch_size"]) for c in figures["contestants"]] == [
+        ("e5core", 0),
+        ("transformers", 3),
     ]
     for row in figures["contestants"]:
         assert {name: len(s) for name, s in row["seconds"].items()} == {"short": 2, "one": 2}
         assert all(0 < s < 60 for seconds in row["seconds"].values() for s in seconds)
         assert row["load_seconds"] > 0
         assert row["peak_mb"] > 100 or math.isnan(row["peak_mb"])
-    assert set(figures["ceilings_gflops"]) == {"float32", "bfloat16"}
+    assert set(figures["ceilings_gflops"]) == {"float32"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds is 0, expected 1 or more"),
+        (["--batch-size", "0"], "--batch-size is 0, expected 1 or more"),
         (["--model", "/nowhere"], "/nowhere"),
         (["--device", "cuda"], "device 'cuda' cannot be used: torch finds no CUDA here"),
         (["--engines", "transformers", "--precisions", "int8"], "e5core is not among"),
