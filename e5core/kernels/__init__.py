@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from e5core.kernels.cuda import CudaKernels
 from e5core.kernels.int8 import Int8Kernels
+from e5core.kernels.native import NativeInt8Kernels, NativeKernels
 from e5core.kernels.onednn import OnednnKernels
 from e5core.kernels.plain import PlainKernels
 from e5core.kernels.sdpa import SdpaKernels
@@ -89,6 +90,8 @@ class Kernels(Protocol):
 # In the order in which "auto" prefers them.
 BACKENDS: dict[str, type[Kernels]] = {
     "cuda": CudaKernels,
+    "native": NativeKernels,
+    "native-int8": NativeInt8Kernels,
     "int8": Int8Kernels,
     "onednn": OnednnKernels,
     "sdpa": SdpaKernels,

@@ -1,0 +1,243 @@
+"""C++ for x86 CPUs with AVX-512: native.cpp, which is compiled when e5core is installed.
+
+It computes few tokens in half of the time that PyTorch's operators take, and attention of any
+length. A text's vector has the same bits alone, in any batch and in any order.
+"""
+
+import ctypes
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e5core.kernels.int8 import quantized_weight
+from e5core.kernels.onednn import INFERENCE_ONLY
+from e5core.kernels.plain import PlainKernels, text_lengths
+
+SOURCE = Path(__file__).with_name("native.cpp")
+LIBRARY = SOURCE.with_name("libnative.so")
+
+PANEL = 32  # columns, as in native.cpp
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of product in native.cpp: its number there, and what weights and x are stored in."""
+
+    number: int
+    weight: torch.dtype
+    activation: torch.dtype
+    instructions: str
+
+
+FLOAT32 = Kind(0, torch.float32, torch.float32, "AVX-512")
+BFLOAT16 = Kind(1, torch.bfloat16, torch.bfloat16, "AVX512-BF16")
+INT8 = Kind(2, torch.int8, torch.float32, "AVX512-VNNI")
+KINDS = {kind.weight: kind for kind in (FLOAT32, BFLOAT16, INT8)}
+
+
+class Layer(ctypes.Structure):
+    """Layers that are called together, as native.cpp knows them."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
+        ("outputs", ctypes.c_int32),
+        ("panels", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("channel", ctypes.c_void_p),
+        ("row_sum", ctypes.c_void_p),
+    )
+
+
+class Norm(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float))
+
+
+@dataclass(frozen=True)
+class Held:
+    """A Layer or a Norm by its address, and the memory that it points to."""
+
+    address: int
+    structure: ctypes.Structure
+    tensors: tuple[Tensor, ...]
+
+
+class NativeKernels(PlainKernels):
+    name = "native"
+    devices: tuple[str, ...] = ("cpu",)
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    trainable = False
+
+    def __init__(self) -> None:
+        self._library = load()
+        self._layers: dict[nn.Linear, Held] = {}
+        self._norms: dict[nn.LayerNorm, Held] = {}
+
+    @classmethod
+    def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        return missing() or unsupported(KINDS[dtype])
+
+    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        weights = [layer.weight.detach() for layer in layers]
+        self._hold(layers, KINDS[dtype], weights)
+
+    def _hold(
+        self, layers: Sequence[nn.Linear], kind: Kind, weights: list[Tensor], *scales: Tensor
+    ) -> None:
+        bias = torch.cat([layer.bias.detach().float() for layer in layers])
+        tensors = (panels(weights, kind.weight), bias, *scales)
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        structure = Layer(kind.number, weights[0].shape[1], len(bias), *pointers)
+        self._layers[layers[0]] = Held(ctypes.addressof(structure), structure, tensors)
+        for layer in layers:
+            layer.to("meta")  # one copy in memory is enough
+
+    def linear(self, x: Tensor, *layers: nn.Linear) -> Tensor:
+        return self._linear(x, layers[0], gelu=False)
+
+    def linear_gelu(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        return self._linear(x, layer, gelu=True)
+
+    def _linear(self, x: Tensor, layer: nn.Linear, gelu: bool) -> Tensor:
+        held, x = self._layers[layer], x.contiguous()
+        output = expected(x, held)
+        self._library.e5core_linear(
+            held.address, x.data_ptr(), len(x), gelu, output.data_ptr(), torch.get_num_threads()
+        )
+        return output
+
+    def linear_residual_norm(
+        self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
+    ) -> Tensor:
+        if dropout:
+            raise ValueError(INFERENCE_ONLY)
+        held, x, residual = self._layers[layer], x.contiguous(), residual.contiguous()
+        output = expected(x, held)
+        if residual.shape != output.shape or residual.dtype != output.dtype:
+            raise ValueError(
+                f"residual is {list(residual.shape)} {residual.dtype}, expected "
+                f"{list(output.shape)} {output.dtype}"
+            )
+        self._library.e5core_linear_residual_norm(
+            held.address, x.data_ptr(), len(x), residual.data_ptr(), self._norm(norm).address,
+            output.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return output
+
+    def _norm(self, norm: nn.LayerNorm) -> Held:
+        if norm not in self._norms:
+            tensors = (norm.weight.detach().float(), norm.bias.detach().float())
+            structure = Norm(*(tensor.data_ptr() for tensor in tensors), norm.eps)
+            self._norms[norm] = Held(ctypes.addressof(structure), structure, tensors)
+        return self._norms[norm]
+
+    def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
+        if dropout:
+            raise ValueError(INFERENCE_ONLY)
+        text_lengths(cu_seqlens, max_seqlen)
+        qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.int().contiguous()
+        tokens, _, heads, head_size = qkv.shape
+        output = qkv.new_empty(tokens, heads, head_size)
+        self._library.e5core_attention(
+            self._attention_kind(qkv.dtype), qkv.data_ptr(), cu_seqlens.data_ptr(),
+            len(cu_seqlens) - 1, heads, head_size, output.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return output
+
+    def _attention_kind(self, dtype: torch.dtype) -> int:
+        return KINDS[dtype].number
+
+
+class NativeInt8Kernels(NativeKernels):
+    """Products in int8 with the scales and zero points of int8.py, the rest in float32.
+
+    Attention rounds to bfloat16 where the CPU has it: little beside the rounding to int8.
+    """
+
+    name = "native-int8"
+    dtypes: tuple[torch.dtype, ...] = (torch.int8,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rounding = 2 if unsupported(BFLOAT16) is None else FLOAT32.number
+
+    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
+        """Layers in float, or quantised already: int8 with their `weight_scale`."""
+        integers, channels = zip(*map(quantized_weight, layers), strict=True)
+        channel = torch.cat(channels)
+        sums = torch.cat([rows.sum(dim=1, dtype=torch.int32) for rows in integers])
+        self._hold(layers, INT8, list(integers), channel, -channel * sums)
+
+    def _attention_kind(self, dtype: torch.dtype) -> int:
+        return self._rounding
+
+
+def panels(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Matrices [outputs, inputs], one below the other, as panels [panels, units, PANEL, numbers].
+
+    A unit has the numbers of 32 bits; the last panel and the last unit are filled up with 0.
+    """
+    numbers = 4 // dtype.itemsize
+    if any(len(weight) % PANEL for weight in weights) or weights[0].shape[1] % numbers:
+        whole = torch.cat(list(weights))
+        weights = [F.pad(whole, (0, -whole.shape[1] % numbers, 0, -len(whole) % PANEL))]
+    rows, units = sum(map(len, weights)), weights[0].shape[1] // numbers
+    result = torch.empty(rows // PANEL, units, PANEL, numbers, dtype=dtype)
+    places = result.split([len(weight) // PANEL for weight in weights])
+    for weight, place in zip(weights, places, strict=True):
+        place.copy_(weight.view(-1, PANEL, units, numbers).transpose(1, 2))
+    return result
+
+
+def expected(x: Tensor, held: Held) -> Tensor:
+    """Memory for a layer's output; raises ValueError for an x that native.cpp would misread."""
+    layer = held.structure
+    dtype = torch.bfloat16 if layer.kind == BFLOAT16.number else torch.float32
+    if x.shape[1:] != (layer.inputs,) or x.dtype != dtype:
+        raise ValueError(
+            f"x is {list(x.shape)} {x.dtype}, expected [tokens, {layer.inputs}] {dtype}"
+        )
+    return x.new_empty(len(x), layer.outputs)
+
+
+def missing() -> str | None:
+    """Why there is no library, as a sentence; None if it can be loaded."""
+    if not LIBRARY.exists():
+        return "they were not compiled: e5core was installed without g++ or clang++"
+    try:
+        load()
+    except OSError as error:
+        return f"they cannot be loaded: {error}"
+    return None
+
+
+def unsupported(kind: Kind) -> str | None:
+    return None if load().e5core_supports(kind.number) else f"this CPU has no {kind.instructions}"
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The compiled library. Raises OSError if it is not that of this native.cpp."""
+    native = ctypes.CDLL(str(LIBRARY))
+    try:
+        native.e5core_source.restype = ctypes.c_uint32
+        compiled, present = native.e5core_source(), zlib.crc32(SOURCE.read_bytes())
+    except AttributeError:
+        raise OSError(f"{LIBRARY} is not of e5core") from None
+    if compiled != present:
+        raise OSError(f"{LIBRARY} is of another native.cpp; install e5core again")
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    native.e5core_linear.argtypes = (pointer, pointer, number, number, pointer, number)
+    native.e5core_linear_residual_norm.argtypes = (
+        pointer, pointer, number, pointer, pointer, pointer, number,
+    )  # fmt: skip
+    native.e5core_attention.argtypes = (
+        number, pointer, pointer, number, number, number, pointer, number,
+    )  # fmt: skip
+    return native

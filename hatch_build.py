@@ -1,0 +1,59 @@
+"""Compiles e5core/kernels/native.cpp while e5core is built or installed, where that is possible.
+
+Without a compiler, or on another CPU, e5core is complete all the same: see kernels/native.py.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCE = "e5core/kernels/native.cpp"
+LIBRARY = "e5core/kernels/libnative.so"
+INSTRUCTIONS = ("f", "bw", "dq", "vl", "bf16", "vnni")  # of AVX-512; asked for before each use
+
+
+class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name == "wheel" and build(Path(self.root)):
+            build_data["artifacts"].append(LIBRARY)
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{platform_tag()}"
+
+
+def build(root: Path) -> bool:
+    """Whether a library of this source is there now."""
+    source, library = root / SOURCE, root / LIBRARY
+    library.unlink(missing_ok=True)
+    compiler = os.environ.get("CXX", "g++").split()
+    if shutil.which(compiler[0]) is None or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    # Not linked with OpenMP, so that it is PyTorch's, whose threads would be in the way of others.
+    options = [
+        "-O3", "-std=c++17", "-fPIC", "-fopenmp", "-mfma",
+        *(f"-mavx512{name}" for name in INSTRUCTIONS),
+        f"-DE5CORE_SOURCE={zlib.crc32(source.read_bytes())}u",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = f"{folder}/native.o"
+        for step in (
+            [*options, "-c", str(source), "-o", compiled],
+            ["-shared", compiled, "-o", str(library)],
+        ):
+            done = subprocess.run([*compiler, *step], capture_output=True, text=True)
+            if done.returncode:
+                print(f"{SOURCE} was left out, {compiler[0]} failed:\n{done.stderr}")
+                return False
+    return True
+
+
+def platform_tag() -> str:
+    from sysconfig import get_platform
+
+    return get_platform().replace("-", "_").replace(".", "_")
