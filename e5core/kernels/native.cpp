@@ -16,7 +16,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -28,7 +27,7 @@ constexpr int PANEL = 2 * LANES;   // columns of a panel
 constexpr int BLOCK = 14;          // rows of a block: 28 of the 32 registers hold its result
 constexpr int CHUNK = 192 * 1024;  // bytes of packed rows that stay in the second-level cache
 constexpr int AHEAD = 16;          // vectors of a panel to fetch in advance
-constexpr int STRETCH = 192;       // units added up before they join the sum: rounds less
+constexpr int STRETCH = 384;       // units added up before they join the sum: rounds less
 
 // Memory of a thread that only grows.
 template <class Use>
@@ -144,29 +143,27 @@ struct Int8 {
     static Sum plus(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
 };
 
-// A block times a panel; V says how many vectors of the panel's columns are wanted.
+// A block times a panel of V vectors, added to the result or put in its place.
 template <class Kind, int V, int ROWS>
-void multiply(const uint32_t* block, const __m512i* panel, int units, __m512i* result) {
+void multiply(const uint32_t* block, const __m512i* panel, int units, bool add, __m512i* result) {
     using Sum = typename Kind::Sum;
-    for (int done = 0; done < units; done += STRETCH) {
-        Sum sums[ROWS][V] = {};
-        for (int k = std::min(STRETCH, units - done); k; k--, block += ROWS, panel += V) {
-            __m512i columns[V];
-            for (int v = 0; v < V; v++) {
-                columns[v] = _mm512_load_si512(panel + v);
-                _mm_prefetch(panel + v + AHEAD, _MM_HINT_T0);
-            }
+    Sum sums[ROWS][V] = {};
+    for (; units; units--, block += ROWS, panel += V) {
+        __m512i columns[V];
+        for (int v = 0; v < V; v++) {
+            columns[v] = _mm512_load_si512(panel + v);
+            _mm_prefetch(panel + v + AHEAD, _MM_HINT_T0);
+        }
 #pragma GCC unroll 14
-            for (int row = 0; row < ROWS; row++) {
-                for (int v = 0; v < V; v++) {
-                    sums[row][v] = Kind::add(sums[row][v], block[row], columns[v]);
-                }
+        for (int row = 0; row < ROWS; row++) {
+            for (int v = 0; v < V; v++) {
+                sums[row][v] = Kind::add(sums[row][v], block[row], columns[v]);
             }
         }
-        for (int i = 0; i < ROWS * V; i++) {
-            Sum sum = sums[i / V][i % V];
-            result[i] = (__m512i)(done ? Kind::plus((Sum)result[i], sum) : sum);
-        }
+    }
+    for (int i = 0; i < ROWS * V; i++) {
+        Sum sum = sums[i / V][i % V];
+        result[i] = (__m512i)(add ? Kind::plus((Sum)result[i], sum) : sum);
     }
 }
 
@@ -175,31 +172,55 @@ constexpr auto multiplications(std::integer_sequence<int, I...>) {
     return std::array{multiply<Kind, V, I + 1>...};
 }
 
-// result [rows][V] vectors = block [units][rows] · panel [units][V] vectors
-template <class Kind, int V>
-void multiply(int rows, const uint32_t* block, const __m512i* panel, int units, __m512i* result) {
-    static constexpr auto by_rows =
-        multiplications<Kind, V>(std::make_integer_sequence<int, BLOCK>{});
-    by_rows[rows - 1](block, panel, units, result);
-}
-
 // `total` in `parts` as equal as can be: where one of them starts.
 int64_t begin(int64_t total, int parts, int part) { return total * part / parts; }
 
 int blocks_of(int rows) { return (rows + BLOCK - 1) / BLOCK; }
 
+// Neighbouring blocks of `rows` rows, all times the panel: result [rows][V] vectors. The part of
+// the panel that one stretch needs stays in the first-level cache.
+template <class Kind, int V>
+void multiply(int rows, const uint32_t* blocks, const __m512i* panel, int units, __m512i* result) {
+    static constexpr auto by_rows =
+        multiplications<Kind, V>(std::make_integer_sequence<int, BLOCK>{});
+    int count = blocks_of(rows);
+    for (int done = 0; done < units; done += STRETCH) {
+        for (int i = 0; i < count; i++) {
+            int start = begin(rows, count, i), height = begin(rows, count, i + 1) - start;
+            by_rows[height - 1](blocks + (int64_t)start * units + (int64_t)done * height,
+                                panel + (int64_t)done * V, std::min(STRETCH, units - done), done,
+                                result + (int64_t)start * V);
+        }
+    }
+}
+
 int units_of(int numbers, int per_unit) { return (numbers + per_unit - 1) / per_unit; }
 
-// A row among `stride` others of a block or a panel; what is missing in its last unit is 0.
-template <class Number>
-void spread(const Number* row, int numbers, uint32_t* to, int stride) {
-    constexpr int PER_UNIT = 4 / sizeof(Number);
-    int whole = numbers / PER_UNIT;
-    for (int k = 0; k < whole; k++) std::memcpy(to + k * stride, row + k * PER_UNIT, 4);
-    if (int rest = numbers % PER_UNIT) {
-        uint32_t unit = 0;
-        std::memcpy(&unit, row + whole * PER_UNIT, rest * sizeof(Number));
-        to[whole * stride] = unit;
+// Up to 16 rows, `stride` bytes apart, to to[unit][row], units `height` apart; what is missing in
+// the last unit is 0. Up to 64 bytes behind the last one are overwritten.
+void transpose(const void* from, int64_t stride, int rows, int bytes, uint32_t* to, int height) {
+    static const int low[] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+    const __m512i lower = _mm512_loadu_si512(low);
+    const __m512i upper = _mm512_add_epi32(lower, _mm512_set1_epi32(LANES / 2));
+    for (int done = 0; done < bytes; done += 64) {
+        int left = bytes - done;
+        __mmask64 mask = left >= 64 ? ~0ull : (1ull << left) - 1;
+        __m512i x[LANES], y[LANES];
+        for (int row = 0; row < LANES; row++) {
+            auto place = static_cast<const char*>(from) + row * stride + done;
+            _mm_prefetch(place + LANES * stride, _MM_HINT_T0);
+            x[row] = row < rows ? _mm512_maskz_loadu_epi8(mask, place) : _mm512_setzero_si512();
+        }
+        for (int round = 0; round < 4; round++) {  // each interleaves the two halves of the rows
+            for (int i = 0; i < LANES / 2; i++) {
+                y[2 * i] = _mm512_permutex2var_epi32(x[i], lower, x[i + LANES / 2]);
+                y[2 * i + 1] = _mm512_permutex2var_epi32(x[i], upper, x[i + LANES / 2]);
+            }
+            std::copy(y, y + LANES, x);
+        }
+        for (int unit = 0; unit < units_of(std::min(left, 64), 4); unit++) {
+            _mm512_storeu_si512(to + (done / 4 + unit) * height, x[unit]);
+        }
     }
 }
 
@@ -254,17 +275,18 @@ template <class Kind>
 void pack(const Activation<Kind>* x, int rows, int inputs, uint32_t* blocks, Scale* scales) {
     int units = units_of(inputs, Kind::PER_UNIT), count = blocks_of(rows);
     for (int i = 0; i < count; i++) {
-        int start = begin(rows, count, i), stop = begin(rows, count, i + 1);
-        for (int row = start; row < stop; row++) {
-            const Activation<Kind>* from = x + (int64_t)row * inputs;
-            uint32_t* to = blocks + (int64_t)start * units + row - start;
-            if constexpr (std::is_same_v<Kind, Int8>) {
-                auto q = reinterpret_cast<uint8_t*>(scratch<Scale>(inputs + 64));
-                scales[row] = quantize(from, inputs, q);
-                spread(q, inputs, to, stop - start);
-            } else {
-                spread(from, inputs, to, stop - start);
+        int start = begin(rows, count, i), height = begin(rows, count, i + 1) - start;
+        const Activation<Kind>* from = x + (int64_t)start * inputs;
+        uint32_t* to = blocks + (int64_t)start * units;
+        if constexpr (std::is_same_v<Kind, Int8>) {
+            auto q = reinterpret_cast<uint8_t*>(scratch<Scale>((size_t)BLOCK * inputs));
+            for (int row = 0; row < height; row++) {
+                scales[start + row] = quantize(from + row * inputs, inputs, q + row * inputs);
             }
+            transpose(q, inputs, height, inputs, to, height);
+        } else {
+            int bytes = inputs * sizeof(*from);
+            transpose(from, bytes, height, bytes, to, height);
         }
     }
 }
@@ -276,40 +298,36 @@ enum class Then { nothing, gelu, add };
 template <class Kind, Then THEN, class Output>
 void product(const Layer& layer, const uint32_t* blocks, const Scale* scales, int rows,
              int first_panel, int last_panel, const Activation<Kind>* residual, Output* output) {
-    int units = units_of(layer.inputs, Kind::PER_UNIT), count = blocks_of(rows);
-    alignas(64) __m512i sums[BLOCK][2];
+    int units = units_of(layer.inputs, Kind::PER_UNIT);
+    auto sums = reinterpret_cast<__m512i*>(scratch<Kind>((size_t)rows * PANEL * 4));
     for (int panel = first_panel; panel < last_panel; panel++) {
         auto columns = static_cast<const __m512i*>(layer.panels) + (int64_t)panel * units * 2;
-        for (int i = 0; i < count; i++) {
-            int start = begin(rows, count, i), stop = begin(rows, count, i + 1);
-            multiply<Kind, 2>(stop - start, blocks + (int64_t)start * units, columns, units,
-                              sums[0]);
-            for (int v = 0; v < 2; v++) {
-                int column = panel * PANEL + v * LANES;
-                __mmask16 mask = first(layer.outputs - column);
-                __m512 bias = load(layer.bias + column, mask), channel, row_sum;
+        multiply<Kind, 2>(rows, blocks, columns, units, sums);
+        for (int v = 0; v < 2; v++) {
+            int column = panel * PANEL + v * LANES;
+            __mmask16 mask = first(layer.outputs - column);
+            __m512 bias = load(layer.bias + column, mask), channel, row_sum;
+            if constexpr (std::is_same_v<Kind, Int8>) {
+                channel = load(layer.channel + column, mask);
+                row_sum = load(layer.row_sum + column, mask);
+            }
+            for (int row = 0; row < rows; row++) {
+                __m512i result = sums[row * 2 + v];
+                int64_t place = (int64_t)row * layer.outputs + column;
+                __m512 sum;
                 if constexpr (std::is_same_v<Kind, Int8>) {
-                    channel = load(layer.channel + column, mask);
-                    row_sum = load(layer.row_sum + column, mask);
+                    auto [scale, zero_point] = scales[row];
+                    __m512 offset = _mm512_fmadd_ps(_mm512_set1_ps(scale * zero_point), row_sum, bias);
+                    sum = _mm512_mul_ps(_mm512_cvtepi32_ps(result), channel);
+                    sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(scale), offset);
+                } else {
+                    sum = _mm512_add_ps((__m512)result, bias);
                 }
-                for (int row = start; row < stop; row++) {
-                    int64_t place = (int64_t)row * layer.outputs + column;
-                    __m512 sum;
-                    if constexpr (std::is_same_v<Kind, Int8>) {
-                        auto [scale, zero_point] = scales[row];
-                        __m512 offset = _mm512_fmadd_ps(_mm512_set1_ps(scale * zero_point),
-                                                        row_sum, bias);
-                        sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[row - start][v]), channel);
-                        sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(scale), offset);
-                    } else {
-                        sum = _mm512_add_ps((__m512)sums[row - start][v], bias);
-                    }
-                    if constexpr (THEN == Then::gelu) sum = gelu(sum);
-                    if constexpr (THEN == Then::add) {
-                        sum = _mm512_add_ps(sum, load(residual + place, mask));
-                    }
-                    store(output + place, sum, mask);
+                if constexpr (THEN == Then::gelu) sum = gelu(sum);
+                if constexpr (THEN == Then::add) {
+                    sum = _mm512_add_ps(sum, load(residual + place, mask));
                 }
+                store(output + place, sum, mask);
             }
         }
     }
@@ -366,9 +384,9 @@ void apply(const Layer& layer, const Activation<Kind>* x, int rows,
         int last_panel = share_rows ? panels : begin(panels, parts, part + 1);
         int most = std::max(BLOCK, CHUNK / (units * 4) / BLOCK * BLOCK);
         int chunks = (to - from + most - 1) / most;
-        auto packed = scratch<Layer>((size_t)most * (units * 4 + sizeof(Scale)));
-        auto blocks = reinterpret_cast<uint32_t*>(packed);
-        auto scales = reinterpret_cast<Scale*>(packed + (size_t)most * units * 4);
+        auto packed = scratch<Layer>((size_t)most * (units * 4 + sizeof(Scale)) + 64);
+        auto scales = reinterpret_cast<Scale*>(packed);
+        auto blocks = reinterpret_cast<uint32_t*>(scales + most);
         for (int i = 0; i < chunks; i++) {
             int start = from + begin(to - from, chunks, i);
             int count = from + begin(to - from, chunks, i + 1) - start;
@@ -400,16 +418,24 @@ void apply(const Layer& layer, const Activation<Kind>* x, int rows,
 
 // ---------------------------------------------------------------------------------- attention
 
-// head_size numbers of one token as units, rounded if the product wants it
+// transpose() of one head of up to 16 tokens, in the numbers of the product
 template <class Kind, class Input>
-const typename Kind::Number* rounded(const Input* row, int numbers, typename Kind::Number* buffer) {
-    if constexpr (std::is_same_v<Input, typename Kind::Number>) {
-        return row;
+void transpose_head(const Input* from, int64_t stride, int rows, int head_size, uint32_t* to,
+                    int height) {
+    using Number = typename Kind::Number;
+    int bytes = head_size * sizeof(Number);
+    if constexpr (std::is_same_v<Input, Number>) {
+        transpose(from, stride * sizeof(Input), rows, bytes, to, height);
     } else {
-        for (int i = 0; i < numbers; i += LANES) {
-            store(buffer + i, load(row + i, first(numbers - i)), first(numbers - i));
+        auto buffer = reinterpret_cast<Number*>(scratch<Number>((size_t)LANES * bytes));
+        for (int i = 0; i < rows * head_size; i += head_size, from += stride) {
+            _mm_prefetch(from + LANES * stride, _MM_HINT_T0);
+            for (int j = 0; j < head_size; j += LANES) {
+                __mmask16 mask = first(head_size - j);
+                store(buffer + i + j, load(from + j, mask), mask);
+            }
         }
-        return buffer;
+        transpose(buffer, bytes, rows, bytes, to, height);
     }
 }
 
@@ -439,20 +465,19 @@ void attend(const Input* query, const Input* key, const Input* value, int length
     auto context = scores + (size_t)(length + 1) * V;                            // [head_size][V]
     auto key_units = reinterpret_cast<uint32_t*>(context + (size_t)head_size * V);
     auto value_units = key_units + keys;
-    alignas(64) typename Kind::Number buffer[2][1024];
 
     for (int i = 0; i < key_blocks; i++) {
-        int start = begin(length, key_blocks, i), stop = begin(length, key_blocks, i + 1);
-        for (int row = start; row < stop; row++) {
-            spread(rounded<Kind>(key + row * stride, head_size, buffer[0]), head_size,
-                   key_units + (size_t)start * units + row - start, stop - start);
-        }
+        int start = begin(length, key_blocks, i);
+        int height = begin(length, key_blocks, i + 1) - start;
+        transpose_head<Kind>(key + start * stride, stride, height, head_size,
+                             key_units + (size_t)start * units, height);
     }
     for (int i = 0; i < value_blocks; i++) {
         int start = begin(head_size, value_blocks, i), stop = begin(head_size, value_blocks, i + 1);
         uint32_t* to = value_units + (size_t)start * pairs;
         for (int row = 0; row < length; row += PER_UNIT) {
             const Input* from = value + row * stride + start;
+            _mm_prefetch(from + LANES * stride, _MM_HINT_T0);
             __mmask16 mask = first(stop - start);
             __m512i numbers;
             if constexpr (PER_UNIT == 1) {
@@ -467,17 +492,13 @@ void attend(const Input* query, const Input* key, const Input* value, int length
     __m512 scale = _mm512_set1_ps(LOG2_E / std::sqrt((float)head_size));
     for (int query_start = 0; query_start < length; query_start += QUERIES) {
         int count = std::min(QUERIES, length - query_start);
-        if (count < QUERIES) std::memset(queries, 0, (size_t)units * QUERIES * 4);
-        for (int row = 0; row < count; row++) {
-            spread(rounded<Kind>(query + (query_start + row) * stride, head_size, buffer[0]),
-                   head_size, queries + row, QUERIES);
+        for (int v = 0; v < V; v++) {
+            int start = query_start + v * LANES, rows = std::clamp(length - start, 0, LANES);
+            transpose_head<Kind>(query + start * stride, stride, rows, head_size,
+                                 queries + v * LANES, QUERIES);
         }
-        for (int i = 0; i < key_blocks; i++) {
-            int start = begin(length, key_blocks, i), stop = begin(length, key_blocks, i + 1);
-            multiply<Kind, V>(stop - start, key_units + (size_t)start * units,
-                              reinterpret_cast<__m512i*>(queries), units,
-                              reinterpret_cast<__m512i*>(scores + (size_t)start * V));
-        }
+        multiply<Kind, V>(length, key_units, reinterpret_cast<__m512i*>(queries), units,
+                          reinterpret_cast<__m512i*>(scores));
         // Unit by unit the weights take the place of scores that have been read.
         auto weights = reinterpret_cast<__m512i*>(scores);  // [pairs][V]
         __m512 total[V];
@@ -507,12 +528,8 @@ void attend(const Input* query, const Input* key, const Input* value, int length
                 total[v] = _mm512_add_ps(total[v], sum);
             }
         }
-        for (int i = 0; i < value_blocks; i++) {
-            int start = begin(head_size, value_blocks, i);
-            int stop = begin(head_size, value_blocks, i + 1);
-            multiply<Kind, V>(stop - start, value_units + (size_t)start * pairs, weights, pairs,
-                              reinterpret_cast<__m512i*>(context + (size_t)start * V));
-        }
+        multiply<Kind, V>(head_size, value_units, weights, pairs,
+                          reinterpret_cast<__m512i*>(context));
         for (int v = 0; v < V; v++) {
             __m512 share = _mm512_div_ps(_mm512_set1_ps(1), total[v]);
             for (int i = 0; i < head_size; i++) {
