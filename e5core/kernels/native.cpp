@@ -25,7 +25,7 @@ namespace {
 constexpr int LANES = 16;          // 32-bit numbers in a vector
 constexpr int PANEL = 2 * LANES;   // columns of a panel
 constexpr int BLOCK = 14;          // rows of a block: 28 of the 32 registers hold its result
-constexpr int CHUNK = 192 * 1024;  // bytes of packed rows that stay in the second-level cache
+constexpr int CHUNK = 512 * 1024;  // bytes of packed rows that stay in the second-level cache
 constexpr int AHEAD = 16;          // vectors of a panel to fetch in advance
 constexpr int STRETCH = 384;       // units added up before they join the sum: rounds less
 
