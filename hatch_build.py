@@ -21,7 +21,7 @@ INSTRUCTIONS = ("f", "bw", "dq", "vl", "bf16", "vnni")  # of AVX-512; asked for 
 
 class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self.target_name == "wheel" and build(Path(self.root)):
+        if build(Path(self.root)):
             build_data["artifacts"].append(LIBRARY)
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{platform_tag()}"
@@ -36,7 +36,7 @@ def build(root: Path) -> bool:
         return False
     # Not linked with OpenMP, so that it is PyTorch's, whose threads would be in the way of others.
     options = [
-        "-O3", "-std=c++17", "-fPIC", "-fopenmp", "-mfma",
+        "-O3", "-std=c++17", "-fPIC", "-fopenmp", "-mfma", "-ffp-contract=off",
         *(f"-mavx512{name}" for name in INSTRUCTIONS),
         f"-DE5CORE_SOURCE={zlib.crc32(source.read_bytes())}u",
     ]  # fmt: skip

@@ -8,25 +8,25 @@ from conftest import tiny_encoder
 from samples import QUERIES, SENTENCES, text_of_length
 
 from e5core import E5, mean_pool, pack
-from e5core.kernels import BACKENDS, onednn, why_not
+from e5core.kernels import BACKENDS, why_not
 
-DTYPES = [torch.float32, torch.bfloat16, torch.int8]
+CASES = [
+    (name, dtype)
+    for name in ("onednn", "int8", "native", "native-int8")
+    for dtype in BACKENDS[name].dtypes
+]
 
 
-def name_for(dtype):
-    return "int8" if dtype == torch.int8 else "onednn"
-
-
-def skip_unless_usable(dtype):
-    if reason := why_not(BACKENDS[name_for(dtype)], torch.device("cpu"), dtype):
+def skip_unless_usable(name, dtype):
+    if reason := why_not(BACKENDS[name], torch.device("cpu"), dtype):
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_in_hundreds_of_random_batches(dialect, dtype):
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_bits_in_hundreds_of_random_batches(dialect, name, dtype):
     """Every length that the tiny model takes, batches of 1 to 40 texts in any order."""
-    skip_unless_usable(dtype)
-    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, name_for(dtype))
+    skip_unless_usable(name, dtype)
+    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, name)
     generator = random.Random(0)
     longest = encoder.config.max_length
     texts = [
@@ -48,11 +48,11 @@ def test_bits_in_hundreds_of_random_batches(dialect, dtype):
                 assert torch.equal(vector, alone[i].mean(0, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_bits_of_the_real_model(real_folder, dtype):
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_bits_of_the_real_model(real_folder, name, dtype):
     """All ways of attention: lengths from 8 to 512, alone and in batches of every budget."""
-    skip_unless_usable(dtype)
-    model = E5.from_pretrained(real_folder, dtype=dtype, kernels=name_for(dtype))
+    skip_unless_usable(name, dtype)
+    model = E5.from_pretrained(real_folder, dtype=dtype, kernels=name)
     lengths = (17, 31, 32, 33, 47, 48, 49, 64, 65, 127, 128, 129, 200, 256, 257, 511, 512)
     texts = [text_of_length(model.tokenizer, n, "query: ", seed=n) for n in lengths]
     texts += [*SENTENCES[::16], *QUERIES[::2]]
@@ -67,21 +67,27 @@ def test_bits_of_the_real_model(real_folder, dtype):
             assert (row == alone[i]).all(), (dtype, budget, texts[i][:40])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_bits_of_a_product_at_every_number_of_rows(dtype, threads):
+def test_bits_of_a_product_at_every_number_of_rows(name, dtype, threads):
     """What the two tests above rest on, at the shapes of small and large."""
-    skip_unless_usable(dtype)
+    skip_unless_usable(name, dtype)
+    wide = torch.float32 if dtype == torch.int8 else dtype
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for inputs, outputs in ((384, 1152), (1536, 384), (4096, 1024)):
-            kernels, layer = onednn.OnednnKernels(), torch.nn.Linear(inputs, outputs, dtype=dtype)
-            x = torch.randn(700, inputs).to(dtype)
+            kernels, layer = BACKENDS[name](), torch.nn.Linear(inputs, outputs, dtype=wide)
+            x, residual = torch.randn(700, inputs).to(wide), torch.randn(700, outputs).to(wide)
+            norm = torch.nn.LayerNorm(outputs, dtype=wide)
             with torch.inference_mode():
-                kernels.take([layer], layer.weight.dtype)
+                kernels.take([layer], wide)
                 whole = kernels.linear_gelu(x, layer)
-                for rows in (*range(1, 70), 127, 128, 129, 255, 256, 257, 511, 513, 699):
+                normed = kernels.linear_residual_norm(x, layer, residual, norm, 0.0)
+                for rows in (*range(1, 90), 127, 128, 129, 255, 256, 257, 511, 513, 699):
                     assert torch.equal(kernels.linear_gelu(x[:rows], layer), whole[:rows]), rows
+                    part = x[:rows], layer, residual[:rows], norm, 0.0
+                    found = kernels.linear_residual_norm(*part)
+                    assert torch.equal(found, normed[:rows]), rows
     finally:
         torch.set_num_threads(before)

@@ -187,13 +187,18 @@ def test_the_kernels_that_run_are_those_that_were_chosen(dialect, name):
 
 
 def test_auto_takes_the_first_that_runs(dialect):
-    """These are the kernels of this machine: should they stop running here, this says so."""
-    for dtype, name in ((torch.float32, "onednn"), (torch.bfloat16, "onednn")):
-        assert tiny_encoder(dialect).prepare_for_inference(dtype).kernels.name == name
+    for dtype in (torch.float32, torch.bfloat16):
+        compiled = why_not(BACKENDS["native"], torch.device("cpu"), dtype) is None
+        kernels = tiny_encoder(dialect).prepare_for_inference(dtype).kernels
+        assert kernels.name == ("native" if compiled else "onednn")
     assert tiny_encoder(dialect).kernels.name == "sdpa"  # it is still trainable
 
 
 def test_auto_says_once_that_it_fell_back(dialect, monkeypatch):
+    monkeypatch.setattr(BACKENDS["native"], "unavailable", lambda *_: "there is no compiler")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # native is optional: nothing is said
+        assert tiny_encoder(dialect).prepare_for_inference().kernels.name == "onednn"
     monkeypatch.setattr(BACKENDS["onednn"], "unavailable", lambda *_: "they have a cold")
     _say_once.cache_clear()
     with pytest.warns(UserWarning, match="runs on its sdpa kernels: onednn cannot be used: they h"):

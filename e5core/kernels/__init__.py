@@ -33,12 +33,15 @@ class Kernels(Protocol):
                int8 with float32 between the layers
     trainable  whether gradients flow; if not, the object serves one encoder, whose weights it
                takes over
+    optional   whether "auto" passes over them in silence where they do not run, because nothing
+               is wrong then: the CPU is another, or no compiler was there
     """
 
     name: str
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     trainable: bool
+    optional: bool
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -127,7 +130,8 @@ def select(
             if reasons:
                 _say_once(f"e5core runs on its {backend.name} kernels: {'; '.join(reasons)}")
             return backend()
-        reasons.append(f"{backend.name} cannot be used: {reason}")
+        if not backend.optional:
+            reasons.append(f"{backend.name} cannot be used: {reason}")
     raise ValueError(
         f"no kernels run in {_word(dtype)} on {device}{': ' if reasons else ''}{'; '.join(reasons)}"
     )

@@ -229,8 +229,7 @@ struct Scale {
     float scale, zero_point;
 };
 
-constexpr float STEPS = 254;  // as in int8.py
-constexpr float SMALLEST_SCALE = 1e-30f;
+constexpr float STEPS = 254, SMALLEST_SCALE = 1e-30f, ROUNDER = 0x1.8p23f;  // as in int8.py
 
 Scale quantize(const float* row, int numbers, uint8_t* to) {
     __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
@@ -241,12 +240,12 @@ Scale quantize(const float* row, int numbers, uint8_t* to) {
     }
     float smallest = _mm512_reduce_min_ps(low), largest = _mm512_reduce_max_ps(high);
     float scale = std::max((largest - smallest) / STEPS, SMALLEST_SCALE);
-    float zero_point = std::nearbyint(-smallest / scale);
-    __m512 steps = _mm512_set1_ps(1 / scale), zero = _mm512_set1_ps(zero_point);
+    float steps = 1 / scale, zero_point = std::nearbyint(-smallest * steps);
+    __m512 each = _mm512_set1_ps(steps), rounder = _mm512_set1_ps(zero_point + ROUNDER);
     for (int i = 0; i < numbers; i += LANES) {
         __mmask16 mask = first(numbers - i);
-        __m512i q = _mm512_cvtps_epi32(_mm512_fmadd_ps(load(row + i, mask), steps, zero));
-        _mm512_mask_cvtusepi32_storeu_epi8(to + i, mask, q);
+        __m512 q = _mm512_add_ps(_mm512_mul_ps(load(row + i, mask), each), rounder);
+        _mm512_mask_cvtepi32_storeu_epi8(to + i, mask, (__m512i)q);
     }
     return {scale, zero_point};
 }

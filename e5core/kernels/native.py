@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +74,15 @@ class NativeKernels(PlainKernels):
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     trainable = False
+    optional = True
 
     def __init__(self) -> None:
         self._library = load()
         self._layers: dict[nn.Linear, Held] = {}
         self._norms: dict[nn.LayerNorm, Held] = {}
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self.name} kernels cannot be copied or pickled; load the model anew")
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -19,6 +19,7 @@ class PlainKernels:
         torch.float64,
     )
     trainable = True
+    optional = False
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -1,0 +1,261 @@
+"""The kernels in C++: how they are built, what they refuse, and how exact they are."""
+
+import copy
+import ctypes
+import importlib.util
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_encoder
+from torch import nn
+
+from e5core import E5, pack
+from e5core.kernels import BACKENDS, native, select, why_not
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+missing = why_not(BACKENDS["native"], CPU, torch.float32)
+usable = pytest.mark.skipif(missing is not None, reason=str(missing))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("shapes", [[(64, 8)], [(32, 8), (96, 8)], [(3, 8), (40, 8)], [(5, 7)]])
+def test_panels_hold_every_weight_where_native_cpp_looks(shapes, dtype):
+    weights = [torch.randint(-9, 9, shape).to(dtype) for shape in shapes]
+    panels, whole = native.panels(weights, dtype), torch.cat(weights)
+    count, units, columns, numbers = panels.shape
+    assert (columns, numbers) == (32, 4 // dtype.itemsize)
+    assert panels.is_contiguous()
+    assert panels.data_ptr() % 64 == 0
+    for output in range(count * columns):
+        for column in range(units * numbers):
+            inside = output < whole.shape[0] and column < whole.shape[1]
+            expected = whole[output, column] if inside else 0
+            place = output // 32, column // numbers, output % 32, column % numbers
+            assert panels[place] == expected, (output, column)
+
+
+@usable
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("rows", [1, 13, 14, 15, 29, 56, 57, 300])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 33), (16, 32), (400, 31), (1536, 65)])
+def test_products_of_every_shape(inputs, outputs, rows, threads):
+    """All splits among threads, blocks and panels, filled or not, against float64."""
+    torch.manual_seed(0)
+    layer, norm = nn.Linear(inputs, outputs), nn.LayerNorm(outputs)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, residual = torch.randn(rows, inputs), torch.randn(rows, outputs)
+    exact = x.double() @ layer.weight.double().T + layer.bias.double()
+    added = residual.double() + exact
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        kernels = select("native")
+        with torch.inference_mode():
+            expected = torch.layer_norm(
+                added, (outputs,), norm.weight.double(), norm.bias.double(), norm.eps
+            )
+            kernels.take([layer], torch.float32)
+            assert torch.allclose(kernels.linear(x, layer).double(), exact, rtol=0, atol=3e-6)
+            gelu = nn.functional.gelu(exact)
+            assert torch.allclose(kernels.linear_gelu(x, layer).double(), gelu, rtol=0, atol=3e-6)
+            found = kernels.linear_residual_norm(x, layer, residual, norm, 0.0)
+            assert torch.allclose(found.double(), expected, rtol=0, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@usable
+def test_gelu_is_as_near_to_float64_as_that_of_torch():
+    x = torch.linspace(-15, 15, 100_001)[:, None]
+    layer, kernels = nn.Linear(1, 1), select("native")
+    with torch.inference_mode():
+        layer.weight.fill_(1)
+        layer.bias.zero_()
+        kernels.take([layer], torch.float32)
+        found = kernels.linear_gelu(x, layer).double()
+    exact = x.double() * torch.erfc(-x.double() / 2**0.5) / 2
+    error = (found - exact).abs()
+    assert error.max() <= (nn.functional.gelu(x) - exact).abs().max()
+    # Also where 1 + erf has no digits left: at -5 torch is wrong by a fifth.
+    assert (error / exact.abs().clamp(min=1e-30))[x > -9].max() < 1e-5
+
+
+@usable
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_stays_in_its_text(value):
+    qkv = torch.randn(40, 3, 2, 8, generator=torch.Generator().manual_seed(0))
+    cu_seqlens = torch.tensor([0, 17, 40], dtype=torch.int32)
+    kernels = select("native")
+    clean = kernels.attention(qkv, cu_seqlens, 23, 0.0)
+    qkv[3] = value
+    found = kernels.attention(qkv, cu_seqlens, 23, 0.0)
+    assert found[:17].isnan().all()
+    assert torch.equal(found[17:], clean[17:])
+
+
+@usable
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 5), r"x is \[3, 5\] torch.float32, expected \[tokens, 6\] torch.float32"),
+        (torch.zeros(3, 6).double(), r"x is \[3, 6\] torch.float64, expected \[tokens, 6\]"),
+        (torch.zeros(6), r"x is \[6\] torch.float32"),
+    ],
+)
+def test_what_native_cpp_would_misread_is_refused(x, message):
+    kernels, layer = select("native"), nn.Linear(6, 4)
+    kernels.take([layer], torch.float32)
+    with pytest.raises(ValueError, match=message):
+        kernels.linear(x, layer)
+
+
+@usable
+def test_a_residual_of_another_shape_is_refused():
+    kernels, layer, norm = select("native"), nn.Linear(6, 4), nn.LayerNorm(4)
+    kernels.take([layer], torch.float32)
+    with pytest.raises(ValueError, match=r"residual is \[2, 4\] torch.float32, expected \[3, 4\]"):
+        kernels.linear_residual_norm(torch.zeros(3, 6), layer, torch.zeros(2, 4), norm, 0.0)
+
+
+@usable
+def test_tensors_that_are_not_contiguous():
+    torch.manual_seed(0)
+    kernels, layer = select("native"), nn.Linear(6, 4)
+    x, qkv = torch.randn(6, 50).T, torch.randn(2, 3, 50, 8).permute(2, 1, 0, 3)
+    cu_seqlens = torch.tensor([0, 0, 0, 0, 50], dtype=torch.int32)[::4]
+    expected = x @ layer.weight.T + layer.bias
+    kernels.take([layer], torch.float32)
+    assert torch.allclose(kernels.linear(x, layer), expected, atol=1e-6)
+    plain = select("plain").attention(qkv, cu_seqlens, 50, 0.0)
+    assert torch.allclose(kernels.attention(qkv, cu_seqlens, 50, 0.0), plain, atol=1e-6)
+
+
+@usable
+def test_threads_that_share_an_encoder_get_their_own_results(dialect):
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+    batches = [pack([[0, *range(5, 5 + n), 2]] * (n % 7 + 1), encoder.config) for n in range(1, 40)]
+    with torch.inference_mode():
+        alone = [encoder(batch) for batch in batches]
+    wrong = []
+
+    def run(order):
+        with torch.inference_mode():
+            for i in order:
+                if not torch.equal(encoder(batches[i]), alone[i]):
+                    wrong.append(i)
+
+    count = len(batches)
+    orders = [range(count), range(count - 1, -1, -1), [*range(7, count), *range(7)]]
+    threads = [threading.Thread(target=run, args=(list(order) * 5,)) for order in orders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@usable
+def test_an_encoder_that_holds_pointers_is_not_copied(dialect):
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+    with pytest.raises(TypeError, match="cannot be copied or pickled; load the model anew"):
+        copy.deepcopy(encoder)
+
+
+# ------------------------------------------------------------------------------ the library
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder for native.cpp and its library, in place of that of the package."""
+    for name, path in (("SOURCE", native.SOURCE), ("LIBRARY", native.LIBRARY)):
+        monkeypatch.setattr(native, name, tmp_path / path.name)
+    shutil.copy(ROOT / "e5core/kernels/native.cpp", tmp_path)
+    native.load.cache_clear()
+    yield tmp_path
+    native.load.cache_clear()
+
+
+def test_without_a_library_the_others_take_over(place, tiny_folder):
+    for dtype, instead in (("float32", "onednn"), ("bfloat16", "onednn"), ("int8", "int8")):
+        if why_not(BACKENDS[instead], CPU, getattr(torch, dtype)) is None:
+            assert E5.from_pretrained(tiny_folder, dtype=dtype).encoder.kernels.name == instead
+    with pytest.raises(ValueError, match=r"'native' cannot be used: they were not compiled: e5c"):
+        E5.from_pretrained(tiny_folder, kernels="native")
+
+
+@usable
+def test_a_library_of_another_source_is_not_called(place):
+    shutil.copy(ROOT / "e5core/kernels/libnative.so", place)
+    assert why_not(BACKENDS["native"], CPU, torch.float32) is None
+    native.load.cache_clear()
+    with (place / "native.cpp").open("a") as source:
+        source.write("// changed\n")
+    reason = why_not(BACKENDS["native"], CPU, torch.float32)
+    assert reason.endswith("libnative.so is of another native.cpp; install e5core again")
+
+
+@pytest.mark.parametrize("content", [b"", b"no library"])
+def test_a_library_that_is_none_is_a_reason(place, content):
+    (place / "libnative.so").write_bytes(content)
+    assert "they cannot be loaded: " in why_not(BACKENDS["native"], CPU, torch.float32)
+
+
+def test_a_foreign_library_is_a_reason(place):
+    torch_library = Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"
+    if not torch_library.exists():
+        pytest.skip("this PyTorch has no small library")
+    (place / "libnative.so").symlink_to(torch_library)
+    reason = why_not(BACKENDS["native"], CPU, torch.float32)
+    assert reason.endswith("libnative.so is not of e5core")
+
+
+@pytest.mark.parametrize(("number", "instructions"), [(0, "AVX-512"), (1, "AVX512-BF16")])
+@usable
+def test_a_cpu_without_the_instructions_is_a_reason(monkeypatch, number, instructions):
+    class Older:
+        @staticmethod
+        def e5core_supports(kind):
+            return kind != number
+
+    monkeypatch.setattr(native, "load", Older)
+    dtype = (torch.float32, torch.bfloat16)[number]
+    assert why_not(BACKENDS["native"], CPU, dtype) == f"this CPU has no {instructions}"
+
+
+@pytest.fixture
+def hook():
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tree(tmp_path):
+    (tmp_path / "e5core/kernels").mkdir(parents=True)
+    shutil.copy(ROOT / "e5core/kernels/native.cpp", tmp_path / "e5core/kernels")
+    return tmp_path
+
+
+@usable
+def test_the_hook_compiles_the_library(hook, tree):
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    assert hook.build(tree)
+    built = ctypes.CDLL(str(tree / "e5core/kernels/libnative.so"))
+    assert built.e5core_supports(0) == 1
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_the_hook_goes_on_without_a_compiler(hook, tree, monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    (tree / "e5core/kernels/libnative.so").write_text("of an earlier source")
+    assert not hook.build(tree)
+    assert not (tree / "e5core/kernels/libnative.so").exists()
