@@ -1,6 +1,6 @@
-"""Compiles e5core/kernels/native.cpp while e5core is built or installed, where that is possible.
+"""Compiles e5core/kernels/native while e5core is built or installed, where that is possible.
 
-Without a compiler, or on another CPU, e5core is complete all the same: see kernels/native.py.
+Without a compiler, or for another CPU, e5core is complete all the same.
 """
 
 import os
@@ -14,8 +14,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "e5core/kernels/native.cpp"
-LIBRARY = "e5core/kernels/libnative.so"
+SOURCE = "e5core/kernels/native"
+LIBRARY = f"{SOURCE}/libnative.so"
 INSTRUCTIONS = ("f", "bw", "dq", "vl", "bf16", "vnni")  # of AVX-512; asked for before each use
 
 
@@ -28,9 +28,12 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[misc]
 
 
 def build(root: Path) -> bool:
-    """Whether a library of this source is there now."""
+    """Compile the library anew; whether there is one now."""
     source, library = root / SOURCE, root / LIBRARY
     library.unlink(missing_ok=True)
+    checksum = 0  # as kernels/native/__init__.py computes it, which needs torch
+    for file in sorted([*source.glob("*.cpp"), *source.glob("*.h")]):
+        checksum = zlib.crc32(file.read_bytes(), checksum)
     compiler = os.environ.get("CXX", "g++").split()
     if shutil.which(compiler[0]) is None or platform.machine() not in ("x86_64", "AMD64"):
         return False
@@ -38,12 +41,12 @@ def build(root: Path) -> bool:
     options = [
         "-O3", "-std=c++17", "-fPIC", "-fopenmp", "-mfma", "-ffp-contract=off",
         *(f"-mavx512{name}" for name in INSTRUCTIONS),
-        f"-DE5CORE_SOURCE={zlib.crc32(source.read_bytes())}u",
+        f"-DE5CORE_SOURCE={checksum}u",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         compiled = f"{folder}/native.o"
         for step in (
-            [*options, "-c", str(source), "-o", compiled],
+            [*options, "-c", str(source / "native.cpp"), "-o", compiled],
             ["-shared", compiled, "-o", str(library)],
         ):
             done = subprocess.run([*compiler, *step], capture_output=True, text=True)

@@ -15,7 +15,8 @@ install() {
         return 2
     fi
     stamp=$venv/e5core$extras.stamp
-    want=$(cat pyproject.toml scripts/constraints.txt hatch_build.py e5core/kernels/native.cpp | cksum)
+    want=$(cat pyproject.toml scripts/constraints.txt hatch_build.py e5core/kernels/native/*.{cpp,h} |
+        cksum)
     if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
         return 0
     fi

@@ -16,6 +16,7 @@ from e5core import E5, pack
 from e5core.kernels import BACKENDS, native, select, why_not
 
 ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "e5core/kernels/native"
 CPU = torch.device("cpu")
 
 missing = why_not(BACKENDS["native"], CPU, torch.float32)
@@ -24,7 +25,7 @@ usable = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("shapes", [[(64, 8)], [(32, 8), (96, 8)], [(3, 8), (40, 8)], [(5, 7)]])
-def test_panels_hold_every_weight_where_native_cpp_looks(shapes, dtype):
+def test_panels_hold_every_weight_where_layers_h_looks(shapes, dtype):
     weights = [torch.randint(-9, 9, shape).to(dtype) for shape in shapes]
     panels, whole = native.panels(weights, dtype), torch.cat(weights)
     count, units, columns, numbers = panels.shape
@@ -99,6 +100,22 @@ def test_a_number_that_is_none_stays_in_its_text(value):
     assert torch.equal(found[17:], clean[17:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_none_shows_in_its_row(dtype, value):
+    name, wide = ("native-int8", torch.float32) if dtype == torch.int8 else ("native", dtype)
+    if reason := why_not(BACKENDS[name], CPU, dtype):
+        pytest.skip(reason)
+    kernels, layer, x = select(name, dtype=dtype), nn.Linear(40, 33), torch.ones(20, 40).to(wide)
+    kernels.take([layer], wide)
+    clean = kernels.linear(x, layer)
+    x[3, 7] = value
+    found = kernels.linear(x, layer)
+    assert not found[3].isfinite().any()
+    found[3] = clean[3]
+    assert torch.equal(found, clean)
+
+
 @usable
 @pytest.mark.parametrize(
     ("x", "message"),
@@ -108,7 +125,7 @@ def test_a_number_that_is_none_stays_in_its_text(value):
         (torch.zeros(6), r"x is \[6\] torch.float32"),
     ],
 )
-def test_what_native_cpp_would_misread_is_refused(x, message):
+def test_what_would_be_misread_is_refused(x, message):
     kernels, layer = select("native"), nn.Linear(6, 4)
     kernels.take([layer], torch.float32)
     with pytest.raises(ValueError, match=message):
@@ -172,10 +189,10 @@ def test_an_encoder_that_holds_pointers_is_not_copied(dialect):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder for native.cpp and its library, in place of that of the package."""
-    for name, path in (("SOURCE", native.SOURCE), ("LIBRARY", native.LIBRARY)):
-        monkeypatch.setattr(native, name, tmp_path / path.name)
-    shutil.copy(ROOT / "e5core/kernels/native.cpp", tmp_path)
+    """A folder with the source, in place of that of the package."""
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    for file in SOURCE.glob("*.[ch]*"):
+        shutil.copy(file, tmp_path)
     native.load.cache_clear()
     yield tmp_path
     native.load.cache_clear()
@@ -191,13 +208,13 @@ def test_without_a_library_the_others_take_over(place, tiny_folder):
 
 @usable
 def test_a_library_of_another_source_is_not_called(place):
-    shutil.copy(ROOT / "e5core/kernels/libnative.so", place)
+    shutil.copy(SOURCE / native.LIBRARY, place)
     assert why_not(BACKENDS["native"], CPU, torch.float32) is None
     native.load.cache_clear()
-    with (place / "native.cpp").open("a") as source:
+    with (place / "layers.h").open("a") as source:
         source.write("// changed\n")
     reason = why_not(BACKENDS["native"], CPU, torch.float32)
-    assert reason.endswith("libnative.so is of another native.cpp; install e5core again")
+    assert reason.endswith("compiled from another source; install e5core again")
 
 
 @pytest.mark.parametrize("content", [b"", b"no library"])
@@ -239,8 +256,7 @@ def hook():
 
 @pytest.fixture
 def tree(tmp_path):
-    (tmp_path / "e5core/kernels").mkdir(parents=True)
-    shutil.copy(ROOT / "e5core/kernels/native.cpp", tmp_path / "e5core/kernels")
+    shutil.copytree(SOURCE, tmp_path / "e5core/kernels/native")
     return tmp_path
 
 
@@ -249,13 +265,16 @@ def test_the_hook_compiles_the_library(hook, tree):
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     assert hook.build(tree)
-    built = ctypes.CDLL(str(tree / "e5core/kernels/libnative.so"))
+    built = ctypes.CDLL(str(tree / "e5core/kernels/native" / native.LIBRARY))
+    built.e5core_source.restype = ctypes.c_uint32
+    assert built.e5core_source() == native.source_checksum()
     assert built.e5core_supports(0) == 1
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_the_hook_goes_on_without_a_compiler(hook, tree, monkeypatch, compiler):
     monkeypatch.setenv("CXX", compiler)
-    (tree / "e5core/kernels/libnative.so").write_text("of an earlier source")
+    library = tree / "e5core/kernels/native" / native.LIBRARY
+    library.write_text("of an earlier source")
     assert not hook.build(tree)
-    assert not (tree / "e5core/kernels/libnative.so").exists()
+    assert not library.exists()

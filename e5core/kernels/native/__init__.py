@@ -1,4 +1,4 @@
-"""C++ for x86 CPUs with AVX-512: native.cpp, which is compiled when e5core is installed.
+"""C++ for x86 CPUs with AVX-512, compiled when e5core is installed.
 
 It computes few tokens in half of the time that PyTorch's operators take, and attention of any
 length. A text's vector has the same bits alone, in any batch and in any order.
@@ -20,15 +20,15 @@ from e5core.kernels.int8 import quantized_weight
 from e5core.kernels.onednn import INFERENCE_ONLY
 from e5core.kernels.plain import PlainKernels, text_lengths
 
-SOURCE = Path(__file__).with_name("native.cpp")
-LIBRARY = SOURCE.with_name("libnative.so")
+FOLDER = Path(__file__).parent
+LIBRARY = "libnative.so"
 
-PANEL = 32  # columns, as in native.cpp
+PANEL = 32  # columns, as in layers.h
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of product in native.cpp: its number there, and what weights and x are stored in."""
+    """A kind of product: its number in C++, and what weights and activations are stored in."""
 
     number: int
     weight: torch.dtype
@@ -43,7 +43,7 @@ KINDS = {kind.weight: kind for kind in (FLOAT32, BFLOAT16, INT8)}
 
 
 class Layer(ctypes.Structure):
-    """Layers that are called together, as native.cpp knows them."""
+    """Layers that are called together, as layers.h has them."""
 
     _fields_ = (
         ("kind", ctypes.c_int32),
@@ -201,7 +201,7 @@ def panels(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def expected(x: Tensor, held: Held) -> Tensor:
-    """Memory for a layer's output; raises ValueError for an x that native.cpp would misread."""
+    """Memory for a layer's output; raises ValueError for an x that C++ would misread."""
     layer = held.structure
     dtype = torch.bfloat16 if layer.kind == BFLOAT16.number else torch.float32
     if x.shape[1:] != (layer.inputs,) or x.dtype != dtype:
@@ -211,9 +211,17 @@ def expected(x: Tensor, held: Held) -> Tensor:
     return x.new_empty(len(x), layer.outputs)
 
 
+def source_checksum() -> int:
+    """Of the C++ here; hatch_build.py compiles it into the library."""
+    checksum = 0
+    for file in sorted(file for file in FOLDER.iterdir() if file.suffix in (".cpp", ".h")):
+        checksum = zlib.crc32(file.read_bytes(), checksum)
+    return checksum
+
+
 def missing() -> str | None:
     """Why there is no library, as a sentence; None if it can be loaded."""
-    if not LIBRARY.exists():
+    if not (FOLDER / LIBRARY).exists():
         return "they were not compiled: e5core was installed without g++ or clang++"
     try:
         load()
@@ -228,15 +236,15 @@ def unsupported(kind: Kind) -> str | None:
 
 @cache
 def load() -> ctypes.CDLL:
-    """The compiled library. Raises OSError if it is not that of this native.cpp."""
-    native = ctypes.CDLL(str(LIBRARY))
+    """The compiled library. Raises OSError if there is none, or one of another source."""
+    native = ctypes.CDLL(str(FOLDER / LIBRARY))
     try:
         native.e5core_source.restype = ctypes.c_uint32
-        compiled, present = native.e5core_source(), zlib.crc32(SOURCE.read_bytes())
+        compiled = native.e5core_source()
     except AttributeError:
         raise OSError(f"{LIBRARY} is not of e5core") from None
-    if compiled != present:
-        raise OSError(f"{LIBRARY} is of another native.cpp; install e5core again")
+    if compiled != source_checksum():
+        raise OSError(f"{LIBRARY} was compiled from another source; install e5core again")
     pointer, number = ctypes.c_void_p, ctypes.c_int
     native.e5core_linear.argtypes = (pointer, pointer, number, number, pointer, number)
     native.e5core_linear_residual_norm.argtypes = (
