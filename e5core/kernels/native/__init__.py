@@ -192,12 +192,13 @@ def panels(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     if any(len(weight) % PANEL for weight in weights) or weights[0].shape[1] % numbers:
         whole = torch.cat(list(weights))
         weights = [F.pad(whole, (0, -whole.shape[1] % numbers, 0, -len(whole) % PANEL))]
-    rows, units = sum(map(len, weights)), weights[0].shape[1] // numbers
-    result = torch.empty(rows // PANEL, units, PANEL, numbers, dtype=dtype)
-    places = result.split([len(weight) // PANEL for weight in weights])
-    for weight, place in zip(weights, places, strict=True):
-        place.copy_(weight.view(-1, PANEL, units, numbers).transpose(1, 2))
-    return result
+    units = weights[0].shape[1] // numbers
+    result = torch.empty(sum(map(len, weights)) // PANEL, units, PANEL, dtype=torch.int32)
+    rows = (part for weight in weights for part in weight.split(PANEL))
+    for panel, part in zip(result, rows, strict=True):
+        # As numbers of 32 bits, since PyTorch transposes only single numbers in blocks.
+        panel.copy_(part.to(dtype).contiguous().view(torch.int32).T)
+    return result.view(dtype).view(*result.shape, numbers)
 
 
 def expected(x: Tensor, held: Held) -> Tensor:
