@@ -28,19 +28,20 @@ from tolerances import (
 
 from e5core import E5, hub, l2_normalize, pack, search
 from e5core.folder import read_config, read_settings
-from e5core.kernels import select
+from e5core.kernels import BACKENDS, why_not
 from e5core.pooling import POOLINGS
 from e5core.prompts import E5 as E5_PROMPTS
 from e5core.prompts import prefix_for
 from e5core.tokenizer import BOS, EOS, cut
 
 Vectors = npt.NDArray[Any]
+CPU = torch.device("cpu")
 
 BATCH_SIZES = (1, 2, 7, 64)
-# transformers' attention, and the kernels that are closest to it: those that run on any machine
-# and, where it is another, what "auto" takes on this one.
-AUTO = select("auto").name
-KERNELS = {"eager": ["plain"], "sdpa": ["sdpa", *({AUTO} - {"sdpa"})]}
+# All kernels that run on this machine in float32, by the attention of transformers that they are
+# held against.
+RUNNING = [name for name in BACKENDS if not why_not(BACKENDS[name], CPU, torch.float32)]
+KERNELS = {"eager": ["plain"], "sdpa": [name for name in RUNNING if name != "plain"]}
 KINDS: tuple[Literal["query", "passage"], ...] = ("query", "passage")
 SAMPLE = 32  # texts against transformers: most languages, a minute or two for small on two cores
 LONGEST = 512  # tokens, also where a model takes 8,192: eager attention needs their square

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHARSMAP
-from parity_cases import Case, at_least, at_most, error_case, load, published_case, worst
+from parity_cases import RUNNING, Case, at_least, at_most, error_case, load, published_case, worst
 from published_outputs import PUBLISHED, FirstNumbers, LastNumbers, Similarities, published_outputs
 from samples import LANGUAGES, QUERIES, SENTENCES, spread, text_of_length
 from tolerances import COPY_BOUNDS
@@ -55,7 +55,8 @@ def test_a_right_model_holds_in_every_case(oracle, run, tiny_folder):
     code, verdicts, err = run(tiny_folder)
     assert (code, set(verdicts.values()), err) == (0, {"ok"}, "")
     expected = {f"texts of other ids, prefix '{kind}: '" for kind in ("query", "passage")}
-    for kernels in ("plain", "sdpa", "onednn"):
+    assert {"plain", "sdpa"} <= set(RUNNING)
+    for kernels in RUNNING:
         expected |= {
             f"{kind}, kernels {kernels}, against {reference}"
             for kind in ("query", "passage")
@@ -77,8 +78,9 @@ def test_a_wrong_activation_is_found(oracle, run, make_tiny, monkeypatch):
     monkeypatch.setattr(PlainKernels, "linear_gelu", tanh_gelu)
     code, verdicts, _ = run(make_tiny(), "--sample", 4)
     assert code == 1
-    # All kernels but onednn have it, and float64 too: only transformers can tell.
-    wrong = {name for name in verdicts if "against eager" in name and "onednn" not in name}
+    # The plain kernels have it, and float64 too: only transformers can tell.
+    wrong = {name for name in verdicts if "kernels plain, against" in name}
+    assert wrong
     assert wrong <= broken(verdicts)
     assert "packed against one at a time, kernels plain" not in broken(verdicts)
 
@@ -124,7 +126,7 @@ def test_a_folder_with_tokenizer_json_alone(oracle, run, make_tiny):
     fast.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "sentencepiece.bpe.model").unlink()
     code, verdicts, _ = run(folder, "--sample", 4)
-    assert (code, len(verdicts)) == (0, 32)
+    assert (code, len(verdicts)) == (0, 2 + 10 * len(RUNNING))
 
 
 def test_another_normalisation_table_is_refused(oracle, run, make_tiny):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHARSMAP, spread_weights
+from parity_cases import RUNNING
 from samples import QUERIES, SENTENCES, text_of_length
 from tolerances import BATCH_INVARIANCE_FLOAT32, FLOAT64_ERROR_FACTOR, UNIT_VECTOR_FLOAT32
 
@@ -53,7 +54,7 @@ def texts(real_model):
     ]
 
 
-@pytest.mark.parametrize("kernels", ["plain", "sdpa", "onednn"])
+@pytest.mark.parametrize("kernels", RUNNING)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_real_small_equals_transformers(
     real_folder, tokenizer, texts, kernels, attention, measured
@@ -143,7 +144,7 @@ def test_xlm_roberta_geometry_equals_transformers(random_model, tokenizer, atten
     assert error <= UNIT_VECTOR_FLOAT32
 
 
-@pytest.mark.parametrize("kernels", FLOAT64_ERROR_FACTOR)
+@pytest.mark.parametrize("kernels", RUNNING)
 def test_error_against_float64_is_no_larger_than_that_of_transformers(
     real_folder, texts, kernels, measured
 ):
