@@ -4,7 +4,8 @@ Post-LayerNorm: every sublayer computes LayerNorm(x + sublayer(x)).
 Sources: Vaswani et al. 2017, arXiv:1706.03762; Devlin et al. 2018, arXiv:1810.04805.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -153,9 +154,8 @@ class Encoder(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """The last hidden states [tokens, hidden_size] of a batch on the encoder's device."""
         x: Tensor = self.embeddings(batch.input_ids, batch.position_ids, self.kernels)
-        for layer in self.layers:
-            x = layer(x, batch.cu_seqlens, batch.max_seqlen, self.kernels)
-        return x
+        layers = cast(Sequence[EncoderLayer], self.layers)
+        return self.kernels.layers(x, layers, batch.cu_seqlens, batch.max_seqlen)
 
     def parts(self) -> Iterator["Embeddings | EncoderLayer"]:
         """The embeddings, then each layer."""

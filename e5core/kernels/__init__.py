@@ -7,7 +7,7 @@ one file with the same operations, tested against it.
 import warnings
 from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,12 @@ from e5core.kernels.onednn import OnednnKernels
 from e5core.kernels.plain import PlainKernels
 from e5core.kernels.sdpa import SdpaKernels
 
+if TYPE_CHECKING:
+    from e5core.encoder import EncoderLayer
+
 
 class Kernels(Protocol):
-    """What EncoderLayer calls. `layer` and `norm` are the modules that hold the weights.
+    """What Encoder and its parts call. `layer` and `norm` are the modules that hold the weights.
 
     Axes: x and residual are [tokens, features], qkv is [tokens, 3, heads, head_size] with
     query, key and value side by side, cu_seqlens is [texts + 1] int32 (see PackedBatch).
@@ -87,6 +90,14 @@ class Kernels(Protocol):
         """softmax(query key^T / sqrt(head_size)) value within each text
 
         returns [tokens, heads, head_size]. Raises ValueError if a text is longer than max_seqlen.
+        """
+
+    def layers(
+        self, x: Tensor, layers: Sequence["EncoderLayer"], cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        """x [tokens, hidden_size] through layers that the kernels have taken, one after another
+
+        Kernels that do it in one step of their own do not call the modules, nor their hooks.
         """
 
 

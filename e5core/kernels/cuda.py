@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e5core.kernels.plain import PlainKernels
+from e5core.kernels.plain import INFERENCE_ONLY, PlainKernels
 from e5core.kernels.sdpa import SdpaKernels
 
-INFERENCE_ONLY = "dropout is not 0, but the cuda kernels only infer; call eval() first"
 FLASH_CAPABILITY = (8, 0)  # Ampere: FlashAttention 2 needs it
 FLASH_HEAD_SIZE = (8, 256)  # its multiple and its limit
 
@@ -78,7 +77,7 @@ class CudaKernels(SdpaKernels):
         self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
         if dropout:
-            raise ValueError(INFERENCE_ONLY)
+            raise ValueError(INFERENCE_ONLY.format(self.name))
         if self.triton is None:
             return super().linear_residual_norm(x, layer, residual, norm, dropout)
         product = F.linear(x, layer.weight)
@@ -89,7 +88,7 @@ class CudaKernels(SdpaKernels):
         """With flash attention max_seqlen is taken at its word: to check it would wait for the
         GPU once a layer."""
         if dropout:
-            raise ValueError(INFERENCE_ONLY)
+            raise ValueError(INFERENCE_ONLY.format(self.name))
         if self.varlen is None or not _flash_takes(qkv):
             return super().attention(qkv, cu_seqlens, max_seqlen, dropout)
         query, key, value = qkv.unbind(1)

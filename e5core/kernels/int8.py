@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels import onednn
+from e5core.kernels.plain import INFERENCE_ONLY
 from e5core.quantization import quantize_rows
 
 # Steps between a token's smallest and largest number, which become uint8 (oneDNN has no fast path
@@ -86,7 +87,7 @@ class Int8Kernels(onednn.OnednnKernels):
         self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
         if dropout:
-            raise ValueError(onednn.INFERENCE_ONLY)
+            raise ValueError(INFERENCE_ONLY.format(self.name))
         return self.layer_norm(_product(x, self._int8[layer], residual), norm)
 
     def attention_dtype(self, dtype: torch.dtype) -> torch.dtype:

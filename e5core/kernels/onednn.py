@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels.cpu_attention import attend
-from e5core.kernels.plain import PlainKernels, text_lengths
+from e5core.kernels.plain import INFERENCE_ONLY, PlainKernels, text_lengths
 
 # Rows that the packed layout is chosen for: a full batch. It is no slower for one query.
 ROWS = 1024
@@ -25,8 +25,6 @@ ROWS = 1024
 # A reference path without vector instructions is hundreds of times slower than F.linear; a
 # working one is never this much slower, on a busy machine either.
 MAX_SLOWDOWN = 10
-
-INFERENCE_ONLY = "dropout is not 0, but the onednn kernels only infer; call eval() first"
 
 
 @dataclass(frozen=True)
@@ -86,12 +84,12 @@ class OnednnKernels(PlainKernels):
         self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
         if dropout:
-            raise ValueError(INFERENCE_ONLY)
+            raise ValueError(INFERENCE_ONLY.format(self.name))
         return self.layer_norm(product(x, self._packed[layer], "add", residual), norm)
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         if dropout:
-            raise ValueError(INFERENCE_ONLY)
+            raise ValueError(INFERENCE_ONLY.format(self.name))
         return attend(qkv, text_lengths(cu_seqlens, max_seqlen), self.attention_dtype(qkv.dtype))
 
     def attention_dtype(self, dtype: torch.dtype) -> torch.dtype:

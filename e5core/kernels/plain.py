@@ -3,10 +3,16 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from e5core.encoder import EncoderLayer
+
+INFERENCE_ONLY = "dropout is not 0, but the {} kernels only infer; call eval() first"
 
 
 class PlainKernels:
@@ -69,6 +75,13 @@ class PlainKernels:
             weights = F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
             outputs.append((weights @ value).transpose(0, 1))  # [tokens, heads, head_size]
         return torch.cat(outputs)
+
+    def layers(
+        self, x: Tensor, layers: Sequence["EncoderLayer"], cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        for layer in layers:
+            x = layer(x, cu_seqlens, max_seqlen, self)
+        return x
 
 
 def text_lengths(cu_seqlens: Tensor, max_seqlen: int) -> list[int]:

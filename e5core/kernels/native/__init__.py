@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels.int8 import quantized_weight
-from e5core.kernels.onednn import INFERENCE_ONLY
-from e5core.kernels.plain import PlainKernels, text_lengths
+from e5core.kernels.plain import INFERENCE_ONLY, PlainKernels, text_lengths
+
+if TYPE_CHECKING:
+    from e5core.encoder import EncoderLayer
 
 FOLDER = Path(__file__).parent
 LIBRARY = "libnative.so"
@@ -60,6 +62,28 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float))
 
 
+class Layers(ctypes.Structure):
+    """What an EncoderLayer holds, as native.cpp has it."""
+
+    _fields_ = (
+        ("qkv", ctypes.c_void_p),
+        ("attention_output", ctypes.c_void_p),
+        ("intermediate", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("attention_norm", ctypes.c_void_p),
+        ("output_norm", ctypes.c_void_p),
+    )
+
+
+class Texts(ctypes.Structure):
+    _fields_ = (
+        ("cu_seqlens", ctypes.c_void_p),
+        ("count", ctypes.c_int),
+        ("heads", ctypes.c_int),
+        ("head_size", ctypes.c_int),
+    )
+
+
 @dataclass(frozen=True)
 class Held:
     """A Layer or a Norm by its address, and the memory that it points to."""
@@ -67,6 +91,17 @@ class Held:
     address: int
     structure: ctypes.Structure
     tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The layers of an encoder: their array in C, and what it points to."""
+
+    array: "ctypes.Array[Layers]"
+    qkv: Held  # of the first layer
+    widest: int
+    head_size: int
+    held: list[Held]
 
 
 class NativeKernels(PlainKernels):
@@ -80,6 +115,7 @@ class NativeKernels(PlainKernels):
         self._library = load()
         self._layers: dict[nn.Linear, Held] = {}
         self._norms: dict[nn.LayerNorm, Held] = {}
+        self._stacks: dict[tuple[EncoderLayer, ...], Stack] = {}
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self.name} kernels cannot be copied or pickled; load the model anew")
@@ -111,7 +147,8 @@ class NativeKernels(PlainKernels):
 
     def _linear(self, x: Tensor, layer: nn.Linear, gelu: bool) -> Tensor:
         held, x = self._layers[layer], x.contiguous()
-        output = expected(x, held)
+        check(x, held)
+        output = x.new_empty(len(x), held.structure.outputs)
         self._library.e5core_linear(
             held.address, x.data_ptr(), len(x), gelu, output.data_ptr(), torch.get_num_threads()
         )
@@ -121,9 +158,10 @@ class NativeKernels(PlainKernels):
         self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
         if dropout:
-            raise ValueError(INFERENCE_ONLY)
+            raise ValueError(INFERENCE_ONLY.format(self.name))
         held, x, residual = self._layers[layer], x.contiguous(), residual.contiguous()
-        output = expected(x, held)
+        check(x, held)
+        output = x.new_empty(len(x), held.structure.outputs)
         if residual.shape != output.shape or residual.dtype != output.dtype:
             raise ValueError(
                 f"residual is {list(residual.shape)} {residual.dtype}, expected "
@@ -144,16 +182,59 @@ class NativeKernels(PlainKernels):
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         if dropout:
-            raise ValueError(INFERENCE_ONLY)
-        text_lengths(cu_seqlens, max_seqlen)
-        qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.int().contiguous()
+            raise ValueError(INFERENCE_ONLY.format(self.name))
         tokens, _, heads, head_size = qkv.shape
+        qkv, cu_seqlens = qkv.contiguous(), bounds(cu_seqlens, max_seqlen, tokens)
+        texts = Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, head_size)
         output = qkv.new_empty(tokens, heads, head_size)
         self._library.e5core_attention(
-            self._attention_kind(qkv.dtype), qkv.data_ptr(), cu_seqlens.data_ptr(),
-            len(cu_seqlens) - 1, heads, head_size, output.data_ptr(), torch.get_num_threads(),
+            self._attention_kind(qkv.dtype), qkv.data_ptr(), ctypes.addressof(texts),
+            output.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return output
+
+    def layers(
+        self, x: Tensor, layers: Sequence["EncoderLayer"], cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        """One call of C++ for all layers: in few tokens, Python would take as long as the work."""
+        if layers[0].training:
+            raise ValueError(INFERENCE_ONLY.format(self.name))
+        stack = self._stack(tuple(layers))
+        check(x, stack.qkv)
+        x, cu_seqlens = x.contiguous(), bounds(cu_seqlens, max_seqlen, len(x))
+        heads = x.shape[1] // stack.head_size
+        texts = Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, stack.head_size)
+        wide = x.new_empty(len(x), stack.widest)
+        context, middle, output = (torch.empty_like(x) for _ in range(3))
+        self._library.e5core_layers(
+            ctypes.addressof(stack.array), len(layers), self._attention_kind(x.dtype),
+            ctypes.addressof(texts), x.data_ptr(), wide.data_ptr(), context.data_ptr(),
+            middle.data_ptr(), output.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return output
+
+    def _stack(self, layers: tuple["EncoderLayer", ...]) -> Stack:
+        if layers not in self._stacks:
+            held = [
+                part
+                for layer in layers
+                for part in (
+                    self._layers[layer.attention.query],
+                    self._layers[layer.attention.output],
+                    self._layers[layer.intermediate],
+                    self._layers[layer.output],
+                    self._norm(layer.attention_layer_norm),
+                    self._norm(layer.output_layer_norm),
+                )
+            ]
+            parts = len(Layers._fields_)
+            rows = [held[i : i + parts] for i in range(0, len(held), parts)]
+            array = (Layers * len(rows))(*(Layers(*(part.address for part in row)) for row in rows))
+            widest = max(part.structure.outputs for row in rows for part in row[:4])
+            self._stacks[layers] = Stack(
+                array, held[0], widest, layers[0].attention.head_size, held
+            )
+        return self._stacks[layers]
 
     def _attention_kind(self, dtype: torch.dtype) -> int:
         return KINDS[dtype].number
@@ -201,15 +282,26 @@ def panels(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return result.view(dtype).view(*result.shape, numbers)
 
 
-def expected(x: Tensor, held: Held) -> Tensor:
-    """Memory for a layer's output; raises ValueError for an x that C++ would misread."""
+def check(x: Tensor, held: Held) -> None:
+    """Raises ValueError for an x that C++ would misread."""
     layer = held.structure
     dtype = torch.bfloat16 if layer.kind == BFLOAT16.number else torch.float32
     if x.shape[1:] != (layer.inputs,) or x.dtype != dtype:
         raise ValueError(
             f"x is {list(x.shape)} {x.dtype}, expected [tokens, {layer.inputs}] {dtype}"
         )
-    return x.new_empty(len(x), layer.outputs)
+
+
+def bounds(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> Tensor:
+    """cu_seqlens as C++ reads it. Raises ValueError if it would lead outside of the tokens."""
+    starts = cu_seqlens.tolist()
+    if starts[0] != 0 or starts[-1] != tokens or starts != sorted(starts):
+        raise ValueError(
+            f"cu_seqlens goes from {starts[0]} to {starts[-1]}, expected it to rise from 0 to "
+            f"{tokens}, the number of tokens"
+        )
+    text_lengths(cu_seqlens, max_seqlen)
+    return cu_seqlens.int().contiguous()
 
 
 def source_checksum() -> int:
@@ -251,7 +343,6 @@ def load() -> ctypes.CDLL:
     native.e5core_linear_residual_norm.argtypes = (
         pointer, pointer, number, pointer, pointer, pointer, number,
     )  # fmt: skip
-    native.e5core_attention.argtypes = (
-        number, pointer, pointer, number, number, number, pointer, number,
-    )  # fmt: skip
+    native.e5core_attention.argtypes = (number, pointer, pointer, pointer, number)
+    native.e5core_layers.argtypes = (pointer, number, number, *[pointer] * 6, number)
     return native

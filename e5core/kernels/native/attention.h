@@ -151,11 +151,12 @@ void attend(const Input* query, const Input* key, const Input* value, int length
 }
 
 // All heads of all texts: qkv [tokens][3][heads][head_size] to output [tokens][heads][head_size].
+// Each thread of a team calls it, and returns when all are done.
 template <class Kind, class Input>
 void attend(const Input* qkv, const int32_t* cu_seqlens, int texts, int heads, int head_size,
-            Input* output, int threads) {
+            Input* output) {
     int64_t width = (int64_t)heads * head_size, stride = 3 * width;
-#pragma omp parallel for num_threads(std::min(threads, texts * heads)) schedule(dynamic)
+#pragma omp for schedule(dynamic)
     for (int i = 0; i < texts * heads; i++) {
         int64_t start = cu_seqlens[i / heads], head = i % heads * head_size;
         int length = int(cu_seqlens[i / heads + 1] - start);

@@ -145,58 +145,59 @@ void normalize(const float* x, int size, const Norm& norm, Output* output) {
     }
 }
 
-// All rows through a layer; with a norm, through residual and LayerNorm too. Few rows share
-// each panel, and the threads share the panels; of many rows each thread takes its own.
+// Whether each thread of a team takes rows of its own. Few rows share each panel instead, and
+// the threads share the panels.
+bool share_rows(int rows, int threads) { return rows >= 2 * BLOCK * threads; }
+
+// All rows through a layer, then GELU, or residual and LayerNorm. Each thread of a team calls it,
+// and returns when all are done. `sums` [rows][outputs] is for rows that are not shared.
 template <class Kind, Then THEN>
 void apply(const Layer& layer, const Activation<Kind>* x, int rows,
            const Activation<Kind>* residual, const Norm* norm, Activation<Kind>* output,
-           int threads) {
-    using Output = std::conditional_t<THEN == Then::add, float, Activation<Kind>>;
+           float* sums) {
     int units = units_of(layer.inputs, Kind::PER_UNIT);
     int panels = (layer.outputs + PANEL - 1) / PANEL;
-    bool share_rows = rows >= 2 * BLOCK * threads;
-    Output* shared = nullptr;  // the product of all rows; without it each thread keeps its own
-    if constexpr (std::is_same_v<Output, Activation<Kind>>) shared = output;
-    if (!shared && !share_rows) {
-        shared = reinterpret_cast<Output*>(scratch<Norm>((size_t)rows * layer.outputs * 4));
-    }
-#pragma omp parallel num_threads(share_rows ? threads : std::min(threads, panels))
-    {
-        int part = omp_get_thread_num(), parts = omp_get_num_threads();
-        int from = share_rows ? begin(rows, parts, part) : 0;
-        int to = share_rows ? begin(rows, parts, part + 1) : rows;
-        int first_panel = share_rows ? 0 : begin(panels, parts, part);
-        int last_panel = share_rows ? panels : begin(panels, parts, part + 1);
-        int most = std::max(BLOCK, CHUNK / (units * 4) / BLOCK * BLOCK);
-        int chunks = (to - from + most - 1) / most;
-        auto packed = scratch<Layer>((size_t)most * (units * 4 + sizeof(Scale)) + 64);
-        auto scales = reinterpret_cast<Scale*>(packed);
-        auto blocks = reinterpret_cast<uint32_t*>(scales + most);
-        for (int i = 0; i < chunks; i++) {
-            int start = from + begin(to - from, chunks, i);
-            int count = from + begin(to - from, chunks, i + 1) - start;
-            Output* sums = shared ? shared + (int64_t)start * layer.outputs : nullptr;
-            if (!sums) {
-                sums = reinterpret_cast<Output*>(scratch<Norm>((size_t)count * layer.outputs * 4));
-            }
-            pack<Kind>(x + (int64_t)start * layer.inputs, count, layer.inputs, blocks, scales);
-            product<Kind, THEN>(layer, blocks, scales, count, first_panel, last_panel,
-                                residual + (int64_t)start * layer.outputs, sums);
-            if constexpr (THEN == Then::add) {
-                for (int row = 0; share_rows && row < count; row++) {
-                    int64_t place = (int64_t)(start + row) * layer.outputs;
-                    normalize(sums + (int64_t)row * layer.outputs, layer.outputs, *norm,
-                              output + place);
-                }
-            }
+    int part = omp_get_thread_num(), parts = omp_get_num_threads();
+    bool share = share_rows(rows, parts);
+    int from = share ? begin(rows, parts, part) : 0, to = share ? begin(rows, parts, part + 1) : rows;
+    int first_panel = share ? 0 : begin(panels, parts, part);
+    int last_panel = share ? panels : begin(panels, parts, part + 1);
+    int most = std::max(BLOCK, CHUNK / (units * 4) / BLOCK * BLOCK);
+    int chunks = (to - from + most - 1) / most;
+    auto packed = scratch<Layer>((size_t)most * (units * 4 + sizeof(Scale)) + 64);
+    auto scales = reinterpret_cast<Scale*>(packed);
+    auto blocks = reinterpret_cast<uint32_t*>(scales + most);
+    auto normalize_rows = [&](const float* products, int start, int stop) {
+        for (int row = start; row < stop; row++, products += layer.outputs) {
+            normalize(products, layer.outputs, *norm, output + (int64_t)row * layer.outputs);
         }
+    };
+    for (int i = 0; i < chunks; i++) {
+        int start = from + begin(to - from, chunks, i);
+        int count = from + begin(to - from, chunks, i + 1) - start;
+        int64_t place = (int64_t)start * layer.outputs;
+        pack<Kind>(x + (int64_t)start * layer.inputs, count, layer.inputs, blocks, scales);
+        auto multiplied = [&](auto* to) {
+            product<Kind, THEN>(layer, blocks, scales, count, first_panel, last_panel,
+                                residual + place, to);
+        };
         if constexpr (THEN == Then::add) {
-#pragma omp barrier
-            int last = share_rows ? 0 : begin(rows, parts, part + 1);
-            for (int row = begin(rows, parts, part); row < last; row++) {
-                int64_t place = (int64_t)row * layer.outputs;
-                normalize(shared + place, layer.outputs, *norm, output + place);
+            float* own = sums + place;
+            if (share) {
+                own = reinterpret_cast<float*>(scratch<Norm>((size_t)count * layer.outputs * 4));
             }
+            multiplied(own);
+            if (share) normalize_rows(own, start, start + count);
+        } else {
+            multiplied(output + place);
+        }
+    }
+#pragma omp barrier
+    if constexpr (THEN == Then::add) {
+        if (!share) {
+            int start = begin(rows, parts, part);
+            normalize_rows(sums + (int64_t)start * layer.outputs, start, begin(rows, parts, part + 1));
+#pragma omp barrier
         }
     }
 }

@@ -8,15 +8,85 @@
 
 namespace {
 
+// The fields are those of __init__.py.
+struct EncoderLayer {
+    const Layer *qkv, *attention_output, *intermediate, *output;
+    const Norm *attention_norm, *output_norm;
+};
+
+// Texts that lie one after another.
+struct Texts {
+    const int32_t* cu_seqlens;
+    int count, heads, head_size;
+    int rows() const { return cu_seqlens[count]; }
+};
+
+// More threads than a layer of few rows has panels would only wait.
+int team(int rows, int outputs, int threads) {
+    int panels = (outputs + PANEL - 1) / PANEL;
+    return share_rows(rows, threads) ? threads : std::min(threads, panels);
+}
+
+// Where products of few rows wait for their LayerNorm; of this thread, used by its whole team.
+float* shared_sums(int rows, int outputs, int threads) {
+    if (share_rows(rows, threads)) return nullptr;
+    return reinterpret_cast<float*>(scratch<Texts>((size_t)rows * outputs * 4));
+}
+
 template <class Kind>
-void dispatch(const Layer& layer, const void* x, int rows, Then then, const void* residual,
-              const Norm* norm, void* output, int threads) {
+void linear(const Layer& layer, const void* x, int rows, bool then_gelu, void* output, int threads) {
     using Number = Activation<Kind>;
-    auto call = then == Then::nothing ? apply<Kind, Then::nothing>
-                : then == Then::gelu  ? apply<Kind, Then::gelu>
-                                      : apply<Kind, Then::add>;
-    call(layer, static_cast<const Number*>(x), rows, static_cast<const Number*>(residual), norm,
-         static_cast<Number*>(output), threads);
+    auto call = then_gelu ? apply<Kind, Then::gelu> : apply<Kind, Then::nothing>;
+#pragma omp parallel num_threads(team(rows, layer.outputs, threads))
+    call(layer, static_cast<const Number*>(x), rows, nullptr, nullptr,
+         static_cast<Number*>(output), nullptr);
+}
+
+template <class Kind>
+void linear_residual_norm(const Layer& layer, const void* x, int rows, const void* residual,
+                          const Norm& norm, void* output, int threads) {
+    using Number = Activation<Kind>;
+    float* sums = shared_sums(rows, layer.outputs, threads);
+#pragma omp parallel num_threads(team(rows, layer.outputs, threads))
+    apply<Kind, Then::add>(layer, static_cast<const Number*>(x), rows,
+                           static_cast<const Number*>(residual), &norm,
+                           static_cast<Number*>(output), sums);
+}
+
+template <class Kind, class Input>
+void attention(const void* qkv, const Texts& texts, void* output, int threads) {
+#pragma omp parallel num_threads(std::min(threads, texts.count * texts.heads))
+    attend<Kind>(static_cast<const Input*>(qkv), texts.cu_seqlens, texts.count, texts.heads,
+                 texts.head_size, static_cast<Input*>(output));
+}
+
+// The layers of an encoder in order, by one team of threads. x becomes output, [tokens][hidden];
+// context and middle are as large, wide is as wide as the widest layer.
+template <class Kind, class Attention>
+void encode(const EncoderLayer* layers, int count, const Texts& texts, const void* input,
+            void* wide_memory, void* context_memory, void* middle_memory, void* output_memory,
+            int threads) {
+    using Number = Activation<Kind>;
+    auto [wide, context, middle, output] =
+        std::array{static_cast<Number*>(wide_memory), static_cast<Number*>(context_memory),
+                   static_cast<Number*>(middle_memory), static_cast<Number*>(output_memory)};
+    int rows = texts.rows();
+    float* sums = shared_sums(rows, layers->output->outputs, threads);
+#pragma omp parallel num_threads(team(rows, layers->intermediate->outputs, threads))
+    {
+        auto x = static_cast<const Number*>(input);
+        for (auto layer = layers; layer < layers + count; layer++, x = output) {
+            apply<Kind, Then::nothing>(*layer->qkv, x, rows, nullptr, nullptr, wide, nullptr);
+            attend<Attention>(wide, texts.cu_seqlens, texts.count, texts.heads, texts.head_size,
+                              context);
+            apply<Kind, Then::add>(*layer->attention_output, context, rows, x,
+                                   layer->attention_norm, middle, sums);
+            apply<Kind, Then::gelu>(*layer->intermediate, middle, rows, nullptr, nullptr, wide,
+                                    nullptr);
+            apply<Kind, Then::add>(*layer->output, wide, rows, middle, layer->output_norm, output,
+                                   sums);
+        }
+    }
 }
 
 }  // namespace
@@ -39,32 +109,39 @@ int e5core_supports(int kind) {
 // output [rows][outputs] = x [rows][inputs] W^T + b, then GELU if `gelu`
 void e5core_linear(const Layer* layer, const void* x, int rows, int gelu, void* output,
                    int threads) {
-    auto call = layer->kind == 0   ? dispatch<Float32>
-                : layer->kind == 1 ? dispatch<BFloat16>
-                                   : dispatch<Int8>;
-    call(*layer, x, rows, gelu ? Then::gelu : Then::nothing, nullptr, nullptr, output, threads);
+    auto call = layer->kind == 0   ? linear<Float32>
+                : layer->kind == 1 ? linear<BFloat16>
+                                   : linear<Int8>;
+    call(*layer, x, rows, gelu, output, threads);
 }
 
 // output [rows][outputs] = layer_norm(x [rows][inputs] W^T + b + residual [rows][outputs])
 void e5core_linear_residual_norm(const Layer* layer, const void* x, int rows, const void* residual,
                                  const Norm* norm, void* output, int threads) {
-    auto call = layer->kind == 0   ? dispatch<Float32>
-                : layer->kind == 1 ? dispatch<BFloat16>
-                                   : dispatch<Int8>;
-    call(*layer, x, rows, Then::add, residual, norm, output, threads);
+    auto call = layer->kind == 0   ? linear_residual_norm<Float32>
+                : layer->kind == 1 ? linear_residual_norm<BFloat16>
+                                   : linear_residual_norm<Int8>;
+    call(*layer, x, rows, residual, *norm, output, threads);
 }
 
 // qkv [tokens][3][heads][head_size] to output [tokens][heads][head_size]; kind: 0 in float32,
 // 1 in bfloat16, 2 from float32 in bfloat16 to float32
-void e5core_attention(int kind, const void* qkv, const int32_t* cu_seqlens, int texts, int heads,
-                      int head_size, void* output, int threads) {
-    if (kind == 1) {
-        attend<BFloat16>(static_cast<const bfloat16*>(qkv), cu_seqlens, texts, heads, head_size,
-                         static_cast<bfloat16*>(output), threads);
-    } else {
-        auto call = kind == 0 ? attend<Float32, float> : attend<BFloat16, float>;
-        call(static_cast<const float*>(qkv), cu_seqlens, texts, heads, head_size,
-             static_cast<float*>(output), threads);
-    }
+void e5core_attention(int kind, const void* qkv, const Texts* texts, void* output, int threads) {
+    auto call = kind == 0   ? attention<Float32, float>
+                : kind == 1 ? attention<BFloat16, bfloat16>
+                            : attention<BFloat16, float>;
+    call(qkv, *texts, output, threads);
+}
+
+// x [tokens][hidden] to output; the memory is encode()'s, attention_kind e5core_attention's
+void e5core_layers(const EncoderLayer* layers, int count, int attention_kind, const Texts* texts,
+                   const void* x, void* wide, void* context, void* middle, void* output,
+                   int threads) {
+    int kind = layers->qkv->kind;
+    auto call = kind == 0             ? encode<Float32, Float32>
+                : kind == 1           ? encode<BFloat16, BFloat16>
+                : attention_kind == 0 ? encode<Int8, Float32>
+                                      : encode<Int8, BFloat16>;
+    call(layers, count, *texts, x, wide, context, middle, output, threads);
 }
 }
