@@ -153,6 +153,59 @@ def test_tensors_that_are_not_contiguous():
     assert torch.allclose(kernels.attention(qkv, cu_seqlens, 50, 0.0), plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("lengths", [[1], [5, 20], [3, *[20] * 9]])
+def test_all_layers_at_once_are_the_operations_one_by_one(dialect, dtype, threads, lengths):
+    name = "native-int8" if dtype == torch.int8 else "native"
+    if reason := why_not(BACKENDS[name], CPU, dtype):
+        pytest.skip(reason)
+    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, name)
+    batch = pack([[0, *range(5, 5 + n), 2] for n in lengths], encoder.config)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            x = encoder.embeddings(batch.input_ids, batch.position_ids, encoder.kernels)
+            for layer in encoder.layers:
+                x = layer(x, batch.cu_seqlens, batch.max_seqlen, encoder.kernels)
+            assert torch.equal(encoder(batch), x)
+    finally:
+        torch.set_num_threads(before)
+
+
+@usable
+@pytest.mark.parametrize(
+    ("cu_seqlens", "max_seqlen", "message"),
+    [
+        ([0, 4, 8], 4, "cu_seqlens goes from 0 to 8, expected it to rise from 0 to 7"),
+        ([0, 4, 6], 4, "cu_seqlens goes from 0 to 6"),
+        ([1, 4, 7], 4, "cu_seqlens goes from 1 to 7"),
+        ([0, 9, 7], 9, "cu_seqlens goes from 0 to 7, expected it to rise"),
+        ([0, 3, 7], 3, "max_seqlen is 3, but a text has 4 tokens"),
+    ],
+)
+def test_texts_outside_of_the_tokens_are_refused(dialect, cu_seqlens, max_seqlen, message):
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+    x, starts = torch.randn(7, encoder.config.hidden_size), torch.tensor(cu_seqlens).int()
+    qkv = x.new_zeros(7, 3, 2, 8)
+    with pytest.raises(ValueError, match=message):
+        encoder.kernels.attention(qkv, starts, max_seqlen, 0.0)
+    with pytest.raises(ValueError, match=message):
+        encoder.kernels.layers(x, encoder.layers, starts, max_seqlen)
+
+
+@usable
+def test_layers_refuse_what_they_cannot_do(dialect):
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+    batch = pack([[0, 7, 2]], encoder.config)
+    arguments = (encoder.layers, batch.cu_seqlens, batch.max_seqlen)
+    with pytest.raises(ValueError, match=r"x is \[3, 5\] torch.float32, expected \[tokens, "):
+        encoder.kernels.layers(torch.zeros(3, 5), *arguments)
+    with pytest.raises(ValueError, match="the native kernels only infer; call eval"):
+        encoder.train()(batch)
+
+
 @usable
 def test_threads_that_share_an_encoder_get_their_own_results(dialect):
     encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")

@@ -100,9 +100,9 @@ void weigh(__m512* scores, int length, float scale, __m512 (&total)[V]) {
 // One head of one text, the queries in the lanes of vectors:
 // scores^T = key · query^T, a softmax down its columns, context^T = value^T · weights^T.
 // query, key, value and output point to the first token; rows are `stride` and `width` apart.
-template <class Kind, int V, class Input>
+template <class Kind, int V, class Input, class Output>
 void attend(const Input* query, const Input* key, const Input* value, int length, int head_size,
-            int64_t stride, Input* output, int64_t width) {
+            int64_t stride, Output* output, int64_t width) {
     constexpr int QUERIES = V * LANES;
     int units = units_of(head_size, Kind::PER_UNIT), tokens = units_of(length, Kind::PER_UNIT);
     int64_t vectors = V * ((int64_t)units + length + head_size);
@@ -152,16 +152,16 @@ void attend(const Input* query, const Input* key, const Input* value, int length
 
 // All heads of all texts: qkv [tokens][3][heads][head_size] to output [tokens][heads][head_size].
 // Each thread of a team calls it, and returns when all are done.
-template <class Kind, class Input>
+template <class Kind, class Input, class Output>
 void attend(const Input* qkv, const int32_t* cu_seqlens, int texts, int heads, int head_size,
-            Input* output) {
+            Output* output) {
     int64_t width = (int64_t)heads * head_size, stride = 3 * width;
 #pragma omp for schedule(dynamic)
     for (int i = 0; i < texts * heads; i++) {
         int64_t start = cu_seqlens[i / heads], head = i % heads * head_size;
         int length = int(cu_seqlens[i / heads + 1] - start);
         const Input* query = qkv + start * stride + head;
-        auto one = length <= LANES ? attend<Kind, 1, Input> : attend<Kind, 2, Input>;
+        auto one = length <= LANES ? attend<Kind, 1, Input, Output> : attend<Kind, 2, Input, Output>;
         one(query, query + width, query + 2 * width, length, head_size, stride,
             output + start * width + head, width);
     }

@@ -151,10 +151,9 @@ bool share_rows(int rows, int threads) { return rows >= 2 * BLOCK * threads; }
 
 // All rows through a layer, then GELU, or residual and LayerNorm. Each thread of a team calls it,
 // and returns when all are done. `sums` [rows][outputs] is for rows that are not shared.
-template <class Kind, Then THEN>
+template <class Kind, Then THEN, class Output>
 void apply(const Layer& layer, const Activation<Kind>* x, int rows,
-           const Activation<Kind>* residual, const Norm* norm, Activation<Kind>* output,
-           float* sums) {
+           const Activation<Kind>* residual, const Norm* norm, Output* output, float* sums) {
     int units = units_of(layer.inputs, Kind::PER_UNIT);
     int panels = (layer.outputs + PANEL - 1) / PANEL;
     int part = omp_get_thread_num(), parts = omp_get_num_threads();

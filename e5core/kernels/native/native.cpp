@@ -36,7 +36,7 @@ float* shared_sums(int rows, int outputs, int threads) {
 template <class Kind>
 void linear(const Layer& layer, const void* x, int rows, bool then_gelu, void* output, int threads) {
     using Number = Activation<Kind>;
-    auto call = then_gelu ? apply<Kind, Then::gelu> : apply<Kind, Then::nothing>;
+    auto call = then_gelu ? apply<Kind, Then::gelu, Number> : apply<Kind, Then::nothing, Number>;
 #pragma omp parallel num_threads(team(rows, layer.outputs, threads))
     call(layer, static_cast<const Number*>(x), rows, nullptr, nullptr,
          static_cast<Number*>(output), nullptr);
@@ -67,17 +67,19 @@ void encode(const EncoderLayer* layers, int count, const Texts& texts, const voi
             void* wide_memory, void* context_memory, void* middle_memory, void* output_memory,
             int threads) {
     using Number = Activation<Kind>;
+    using Attended = typename Attention::Number;  // it would round to that anyway
     auto [wide, context, middle, output] =
         std::array{static_cast<Number*>(wide_memory), static_cast<Number*>(context_memory),
                    static_cast<Number*>(middle_memory), static_cast<Number*>(output_memory)};
+    auto qkv = static_cast<Attended*>(wide_memory);
     int rows = texts.rows();
     float* sums = shared_sums(rows, layers->output->outputs, threads);
 #pragma omp parallel num_threads(team(rows, layers->intermediate->outputs, threads))
     {
         auto x = static_cast<const Number*>(input);
         for (auto layer = layers; layer < layers + count; layer++, x = output) {
-            apply<Kind, Then::nothing>(*layer->qkv, x, rows, nullptr, nullptr, wide, nullptr);
-            attend<Attention>(wide, texts.cu_seqlens, texts.count, texts.heads, texts.head_size,
+            apply<Kind, Then::nothing>(*layer->qkv, x, rows, nullptr, nullptr, qkv, nullptr);
+            attend<Attention>(qkv, texts.cu_seqlens, texts.count, texts.heads, texts.head_size,
                               context);
             apply<Kind, Then::add>(*layer->attention_output, context, rows, x,
                                    layer->attention_norm, middle, sums);
