@@ -81,7 +81,9 @@ struct Int8 {
 template <class Kind, int V, int ROWS>
 void multiply(const uint32_t* block, const __m512i* panel, int units, bool add, __m512i* result) {
     using Sum = typename Kind::Sum;
-    Sum sums[ROWS][V] = {};
+    Sum sums[ROWS][V];
+#pragma GCC unroll 28
+    for (int i = 0; i < ROWS * V; i++) sums[i / V][i % V] = Sum{};
     for (; units; units--, block += ROWS, panel += V) {
         __m512i columns[V];
         for (int v = 0; v < V; v++) {
@@ -95,6 +97,7 @@ void multiply(const uint32_t* block, const __m512i* panel, int units, bool add, 
             }
         }
     }
+#pragma GCC unroll 28
     for (int i = 0; i < ROWS * V; i++) {
         Sum sum = sums[i / V][i % V];
         result[i] = (__m512i)(add ? Kind::plus((Sum)result[i], sum) : sum);
