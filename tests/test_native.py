@@ -71,6 +71,87 @@ def test_products_of_every_shape(inputs, outputs, rows, threads):
         torch.set_num_threads(before)
 
 
+@pytest.fixture(params=[native.BFLOAT16, native.WIDENED], ids=["instruction", "widened"])
+def bfloat16_kernels(request, monkeypatch):
+    """Both ways to multiply bfloat16, whichever this CPU prefers."""
+    if reason := missing or native.unsupported(request.param):
+        pytest.skip(reason)
+    monkeypatch.setattr(native, "bfloat16_kind", lambda: request.param)
+    return select("native", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 13, 14, 15, 57, 300])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 33), (16, 32), (400, 31), (1537, 65)])
+def test_both_kinds_of_bfloat16(bfloat16_kernels, inputs, outputs, rows):
+    """Against float64, and with the same bits for every number of rows."""
+    torch.manual_seed(0)
+    layer, norm = nn.Linear(inputs, outputs).bfloat16(), nn.LayerNorm(outputs).bfloat16()
+    x, residual = torch.randn(rows, inputs).bfloat16(), torch.randn(rows, outputs).bfloat16()
+    exact = x.double() @ layer.weight.double().T + layer.bias.double()
+    with torch.inference_mode():
+        bfloat16_kernels.take([layer], torch.bfloat16)
+        found = bfloat16_kernels.linear(x, layer)
+        # One rounding to 8 bits; 1e-5 is that of the sums in float32 where they nearly cancel.
+        assert ((found.double() - exact).abs() <= exact.abs() / 256 + 1e-5).all()
+        gelu = nn.functional.gelu(exact)
+        error = (bfloat16_kernels.linear_gelu(x, layer).double() - gelu).abs()
+        assert (error <= gelu.abs() / 256 + 1e-5).all()
+        normed = bfloat16_kernels.linear_residual_norm(x, layer, residual, norm, 0.0)
+        for some in (slice(0, 1), slice(rows // 2, rows), slice(rows // 3, rows // 3 + 1)):
+            assert torch.equal(bfloat16_kernels.linear(x[some], layer), found[some])
+            again = bfloat16_kernels.linear_residual_norm(x[some], layer, residual[some], norm, 0.0)
+            assert torch.equal(again, normed[some])
+
+
+def test_numbers_are_rounded_to_bfloat16_as_by_torch(bfloat16_kernels):
+    """Halves to even, NaN of every payload, infinities, the largest finite numbers."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (50_000,), generator=generator, dtype=torch.int64)
+    bits[:20_000] &= ~0xFFFF  # ties and their neighbours
+    bits[:20_000] += 0x7FFF + torch.arange(20_000) % 3
+    bits = torch.cat([bits.int(), torch.tensor([0x7F800001, 0x7F7FFFFF, 0x7FFFFFFF]).int()])
+    numbers = bits.view(torch.float32)
+    numbers = numbers[~((numbers != 0) & (numbers.abs() < 2**-126))]  # the instruction drops those
+    layer = nn.Linear(1, len(numbers))
+    with torch.inference_mode():
+        layer.weight.zero_()
+        layer.bias.copy_(numbers)
+        bfloat16_kernels.take([layer], torch.bfloat16)
+        found = bfloat16_kernels.linear(torch.zeros(1, 1).bfloat16(), layer)[0]
+    expected = numbers.bfloat16()
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 112, 113, 224, 225, 500])
+def test_attention_of_both_kinds_of_bfloat16(bfloat16_kernels, length):
+    """Texts of one tile of keys and of several, beside a short one."""
+    qkv = torch.randn(length + 3, 3, 2, 40, generator=torch.Generator().manual_seed(length))
+    qkv = (2 * qkv).bfloat16()
+    cu_seqlens = torch.tensor([0, length, length + 3], dtype=torch.int32)
+    exact = select("plain").attention(qkv.double(), cu_seqlens, length + 3, 0.0)
+    found = bfloat16_kernels.attention(qkv, cu_seqlens, length + 3, 0.0).double()
+    assert (found - exact).abs().max() <= exact.abs().max() / 64
+    alone = bfloat16_kernels.attention(qkv[:length], cu_seqlens[:2], length, 0.0)
+    assert torch.equal(alone.double(), found[:length])
+
+
+@usable
+@pytest.mark.parametrize("length", [111, 112, 113, 225, 700])
+def test_attention_over_several_tiles_of_keys(length):
+    """The largest score in the first tile, in the last one, and far apart."""
+    generator = torch.Generator().manual_seed(length)
+    kernels, cu_seqlens = select("native"), torch.tensor([0, length], dtype=torch.int32)
+    for peak in (0, length - 1, length // 2):
+        qkv = torch.randn(length, 3, 2, 24, generator=generator)
+        qkv[peak, 1] *= 20
+        exact = select("plain").attention(qkv.double(), cu_seqlens, length, 0.0)
+        plain = select("plain").attention(qkv, cu_seqlens, length, 0.0)
+        found = kernels.attention(qkv, cu_seqlens, length, 0.0)
+        allowed = 2 * (plain - exact).abs().mean() + 1e-8
+        assert (found - exact).abs().mean() <= allowed, peak
+
+
 @usable
 def test_gelu_is_as_near_to_float64_as_that_of_torch():
     x = torch.linspace(-15, 15, 100_001)[:, None]
@@ -154,9 +235,17 @@ def test_tensors_that_are_not_contiguous():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(
+    "prefers", [native.BFLOAT16, native.WIDENED], ids=["instruction", "widened"]
+)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("lengths", [[1], [5, 20], [3, *[20] * 9]])
-def test_all_layers_at_once_are_the_operations_one_by_one(dialect, dtype, threads, lengths):
+def test_all_layers_at_once_are_the_operations_one_by_one(
+    monkeypatch, dialect, dtype, prefers, threads, lengths
+):
+    monkeypatch.setattr(native, "bfloat16_kind", lambda: prefers)  # int8's attention follows it
+    if reason := missing or native.unsupported(prefers):
+        pytest.skip(reason)
     name = "native-int8" if dtype == torch.int8 else "native"
     if reason := why_not(BACKENDS[name], CPU, dtype):
         pytest.skip(reason)
@@ -285,17 +374,34 @@ def test_a_foreign_library_is_a_reason(place):
     assert reason.endswith("libnative.so is not of e5core")
 
 
-@pytest.mark.parametrize(("number", "instructions"), [(0, "AVX-512"), (1, "AVX512-BF16")])
-@usable
-def test_a_cpu_without_the_instructions_is_a_reason(monkeypatch, number, instructions):
-    class Older:
-        @staticmethod
-        def e5core_supports(kind):
-            return kind != number
+class OlderCpu:
+    """One with AVX-512, but without what came later, or without that either."""
 
-    monkeypatch.setattr(native, "load", Older)
-    dtype = (torch.float32, torch.bfloat16)[number]
-    assert why_not(BACKENDS["native"], CPU, dtype) == f"this CPU has no {instructions}"
+    def __init__(self, *kinds):
+        self.kinds = [kind.number for kind in kinds]
+
+    def e5core_supports(self, kind):
+        return kind in self.kinds
+
+    def e5core_prefers_bfloat16(self):
+        return native.BFLOAT16.number in self.kinds
+
+
+@pytest.mark.parametrize(
+    ("kinds", "dtype", "reason"),
+    [
+        ((), torch.float32, "this CPU has no AVX-512"),
+        ((), torch.bfloat16, "this CPU has no AVX-512"),
+        ((native.FLOAT32, native.WIDENED), torch.int8, "this CPU has no AVX512-VNNI"),
+        ((native.FLOAT32, native.WIDENED), torch.float32, None),
+        ((native.FLOAT32, native.WIDENED), torch.bfloat16, None),
+    ],
+)
+@usable
+def test_a_cpu_without_the_instructions_is_a_reason(monkeypatch, kinds, dtype, reason):
+    monkeypatch.setattr(native, "load", lambda: OlderCpu(*kinds))
+    name = "native-int8" if dtype == torch.int8 else "native"
+    assert why_not(BACKENDS[name], CPU, dtype) == reason
 
 
 @pytest.fixture

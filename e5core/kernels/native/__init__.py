@@ -41,7 +41,19 @@ class Kind:
 FLOAT32 = Kind(0, torch.float32, torch.float32, "AVX-512")
 BFLOAT16 = Kind(1, torch.bfloat16, torch.bfloat16, "AVX512-BF16")
 INT8 = Kind(2, torch.int8, torch.float32, "AVX512-VNNI")
-KINDS = {kind.weight: kind for kind in (FLOAT32, BFLOAT16, INT8)}
+WIDENED = Kind(3, torch.bfloat16, torch.bfloat16, "AVX-512")  # multiplied as float32
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    """How weights of a dtype are multiplied."""
+    if dtype == torch.bfloat16:
+        return bfloat16_kind()
+    return FLOAT32 if dtype == torch.float32 else INT8
+
+
+def bfloat16_kind() -> Kind:
+    """BFLOAT16 on CPUs with a fast instruction for it; as float32 it is no slower than float32."""
+    return BFLOAT16 if load().e5core_prefers_bfloat16() else WIDENED
 
 
 class Layer(ctypes.Structure):
@@ -99,7 +111,6 @@ class Stack:
 
     array: "ctypes.Array[Layers]"
     qkv: Held  # of the first layer
-    widest: int
     head_size: int
     held: list[Held]
 
@@ -122,11 +133,11 @@ class NativeKernels(PlainKernels):
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        return missing() or unsupported(KINDS[dtype])
+        return missing() or unsupported(kind_of(dtype))
 
     def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         weights = [layer.weight.detach() for layer in layers]
-        self._hold(layers, KINDS[dtype], weights)
+        self._hold(layers, kind_of(dtype), weights)
 
     def _hold(
         self, layers: Sequence[nn.Linear], kind: Kind, weights: list[Tensor], *scales: Tensor
@@ -204,12 +215,11 @@ class NativeKernels(PlainKernels):
         x, cu_seqlens = x.contiguous(), bounds(cu_seqlens, max_seqlen, len(x))
         heads = x.shape[1] // stack.head_size
         texts = Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, stack.head_size)
-        wide = x.new_empty(len(x), stack.widest)
-        context, middle, output = (torch.empty_like(x) for _ in range(3))
+        qkv, context, output = x.new_empty(len(x), 3, x.shape[1]), *map(torch.empty_like, (x, x))
         self._library.e5core_layers(
             ctypes.addressof(stack.array), len(layers), self._attention_kind(x.dtype),
-            ctypes.addressof(texts), x.data_ptr(), wide.data_ptr(), context.data_ptr(),
-            middle.data_ptr(), output.data_ptr(), torch.get_num_threads(),
+            ctypes.addressof(texts), x.data_ptr(), qkv.data_ptr(), context.data_ptr(),
+            output.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return output
 
@@ -230,20 +240,17 @@ class NativeKernels(PlainKernels):
             parts = len(Layers._fields_)
             rows = [held[i : i + parts] for i in range(0, len(held), parts)]
             array = (Layers * len(rows))(*(Layers(*(part.address for part in row)) for row in rows))
-            widest = max(part.structure.outputs for row in rows for part in row[:4])
-            self._stacks[layers] = Stack(
-                array, held[0], widest, layers[0].attention.head_size, held
-            )
+            self._stacks[layers] = Stack(array, held[0], layers[0].attention.head_size, held)
         return self._stacks[layers]
 
     def _attention_kind(self, dtype: torch.dtype) -> int:
-        return KINDS[dtype].number
+        return kind_of(dtype).number
 
 
 class NativeInt8Kernels(NativeKernels):
     """Products in int8 with the scales and zero points of int8.py, the rest in float32.
 
-    Attention rounds to bfloat16 where the CPU has it: little beside the rounding to int8.
+    Attention rounds to bfloat16 where that is faster: little beside the rounding to int8.
     """
 
     name = "native-int8"
@@ -251,7 +258,7 @@ class NativeInt8Kernels(NativeKernels):
 
     def __init__(self) -> None:
         super().__init__()
-        self._rounding = 2 if unsupported(BFLOAT16) is None else FLOAT32.number
+        self._rounding = 2 if bfloat16_kind() is BFLOAT16 else FLOAT32.number
 
     def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         """Layers in float, or quantised already: int8 with their `weight_scale`."""
@@ -285,7 +292,8 @@ def panels(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def check(x: Tensor, held: Held) -> None:
     """Raises ValueError for an x that C++ would misread."""
     layer = held.structure
-    dtype = torch.bfloat16 if layer.kind == BFLOAT16.number else torch.float32
+    bfloat16 = layer.kind in (BFLOAT16.number, WIDENED.number)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
     if x.shape[1:] != (layer.inputs,) or x.dtype != dtype:
         raise ValueError(
             f"x is {list(x.shape)} {x.dtype}, expected [tokens, {layer.inputs}] {dtype}"
@@ -344,5 +352,5 @@ def load() -> ctypes.CDLL:
         pointer, pointer, number, pointer, pointer, pointer, number,
     )  # fmt: skip
     native.e5core_attention.argtypes = (number, pointer, pointer, pointer, number)
-    native.e5core_layers.argtypes = (pointer, number, number, *[pointer] * 6, number)
+    native.e5core_layers.argtypes = (pointer, number, number, *[pointer] * 5, number)
     return native

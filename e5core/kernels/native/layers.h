@@ -46,7 +46,7 @@ Scale quantize(const float* row, int numbers, uint8_t* to) {
 
 // The fields of these two are those of native.py.
 struct Layer {
-    int32_t kind, inputs, outputs;  // kind: 0 Float32, 1 BFloat16, 2 Int8
+    int32_t kind, inputs, outputs;  // kind: 0 Float32, 1 BFloat16, 2 Int8, 3 Widened
     const void* panels;
     const float* bias;     // [outputs], like the next two, which only Int8 has
     const float* channel;  // scale of each output
@@ -59,28 +59,31 @@ struct Norm {
 };
 
 template <class Kind>
-using Activation = std::conditional_t<std::is_same_v<Kind, BFloat16>, bfloat16, float>;
+using Activation = std::conditional_t<
+    std::is_same_v<Kind, BFloat16>, bfloat16,
+    std::conditional_t<std::is_same_v<Kind, Widened>, plain_bfloat16, float>>;
 
 // Rows of activations as blocks; in Int8 quantised, each with a scale of its own.
 template <class Kind>
 void pack(const Activation<Kind>* x, int rows, int inputs, uint32_t* blocks, Scale* scales) {
-    int units = units_of(inputs, Kind::PER_UNIT), count = blocks_of(rows);
+    int units = units_of<Kind>(inputs), count = blocks_of(rows);
     for (int i = 0; i < count; i++) {
         int start = begin(rows, count, i), height = begin(rows, count, i + 1) - start;
         const Activation<Kind>* from = x + (int64_t)start * inputs;
         uint32_t* to = blocks + (int64_t)start * units;
         if constexpr (std::is_same_v<Kind, Int8>) {
-            auto q = reinterpret_cast<uint8_t*>(scratch<Scale>((size_t)BLOCK * inputs));
+            auto q = reinterpret_cast<uint8_t*>(scratch<class Quantized>((size_t)BLOCK * inputs));
             for (int row = 0; row < height; row++) {
                 scales[start + row] = quantize(from + row * inputs, inputs, q + row * inputs);
             }
             transpose(q, inputs, height, inputs, to, height);
         } else {
-            int bytes = inputs * sizeof(*from);
-            transpose(from, bytes, height, bytes, to, height);
+            transpose_as<Kind>(from, inputs, height, inputs, to, height);
         }
     }
 }
+
+int panels_of(int outputs) { return (outputs + PANEL - 1) / PANEL; }
 
 enum class Then { nothing, gelu, add };
 
@@ -89,10 +92,11 @@ enum class Then { nothing, gelu, add };
 template <class Kind, Then THEN, class Output>
 void product(const Layer& layer, const uint32_t* blocks, const Scale* scales, int rows,
              int first_panel, int last_panel, const Activation<Kind>* residual, Output* output) {
-    int units = units_of(layer.inputs, Kind::PER_UNIT);
-    auto sums = reinterpret_cast<__m512i*>(scratch<Kind>((size_t)rows * PANEL * 4));
+    int units = units_of<Kind>(layer.inputs);
+    int64_t stored = stored_units<Kind>(layer.inputs);
+    auto sums = reinterpret_cast<__m512i*>(scratch<class Sums>((size_t)rows * PANEL * 4));
     for (int panel = first_panel; panel < last_panel; panel++) {
-        auto columns = static_cast<const __m512i*>(layer.panels) + (int64_t)panel * units * 2;
+        auto columns = static_cast<const __m512i*>(layer.panels) + panel * stored * 2;
         multiply<Kind, 2>(rows, blocks, columns, units, sums);
         for (int v = 0; v < 2; v++) {
             int column = panel * PANEL + v * LANES;
@@ -145,59 +149,99 @@ void normalize(const float* x, int size, const Norm& norm, Output* output) {
     }
 }
 
+template <class Output>
+void normalize(const float* x, int rows, int size, const Norm& norm, Output* output) {
+    for (int row = 0; row < rows; row++, x += size, output += size) {
+        normalize(x, size, norm, output);
+    }
+}
+
+// The rows of a chunk, packed; `use(packed blocks, scales)` while they are.
+template <class Kind, class Use>
+void packed(const Activation<Kind>* x, int rows, int inputs, Use use) {
+    size_t units = units_of<Kind>(inputs);
+    auto scales = reinterpret_cast<Scale*>(scratch<class Packed>(rows * (units * 4 + sizeof(Scale)) + 64));
+    auto blocks = reinterpret_cast<uint32_t*>(scales + rows);
+    pack<Kind>(x, rows, inputs, blocks, scales);
+    use(blocks, scales);
+}
+
+// Some rows through a layer, then GELU, or residual and LayerNorm, by one thread.
+template <class Kind, Then THEN, class Output>
+void apply(const Layer& layer, const Activation<Kind>* x, int rows,
+           const Activation<Kind>* residual, const Norm* norm, Output* output) {
+    packed<Kind>(x, rows, layer.inputs, [&](const uint32_t* blocks, const Scale* scales) {
+        int panels = panels_of(layer.outputs);
+        if constexpr (THEN == Then::add) {
+            auto sums = reinterpret_cast<float*>(scratch<class Unnormalized>((size_t)rows * layer.outputs * 4));
+            product<Kind, THEN>(layer, blocks, scales, rows, 0, panels, residual, sums);
+            normalize(sums, rows, layer.outputs, *norm, output);
+        } else {
+            product<Kind, THEN>(layer, blocks, scales, rows, 0, panels, residual, output);
+        }
+    });
+}
+
+// `call(start, count)` for `total` rows from `first` in parts that stay in the cache.
+template <class Call>
+void by_chunks(int first, int total, int most, Call call) {
+    int chunks = (total + most - 1) / most;
+    for (int i = 0; i < chunks; i++) {
+        int start = begin(total, chunks, i);
+        call(first + start, int(begin(total, chunks, i + 1) - start));
+    }
+}
+
+// Rows of a chunk with `bytes` each: a few blocks at least, each of which reads all weights anew.
+template <class Kind>
+int rows_of_chunk(size_t bytes) {
+    return std::max<int>(4, CHUNK / bytes / BLOCK) * BLOCK * Kind::PARTS;
+}
+
 // Whether each thread of a team takes rows of its own. Few rows share each panel instead, and
 // the threads share the panels.
 bool share_rows(int rows, int threads) { return rows >= 2 * BLOCK * threads; }
 
-// All rows through a layer, then GELU, or residual and LayerNorm. Each thread of a team calls it,
-// and returns when all are done. `sums` [rows][outputs] is for rows that are not shared.
-template <class Kind, Then THEN, class Output>
-void apply(const Layer& layer, const Activation<Kind>* x, int rows,
-           const Activation<Kind>* residual, const Norm* norm, Output* output, float* sums) {
-    int units = units_of(layer.inputs, Kind::PER_UNIT);
-    int panels = (layer.outputs + PANEL - 1) / PANEL;
+// `call(start, count)` for the rows of this thread.
+template <class Call>
+void own_rows(int rows, int most, Call call) {
     int part = omp_get_thread_num(), parts = omp_get_num_threads();
-    bool share = share_rows(rows, parts);
-    int from = share ? begin(rows, parts, part) : 0, to = share ? begin(rows, parts, part + 1) : rows;
-    int first_panel = share ? 0 : begin(panels, parts, part);
-    int last_panel = share ? panels : begin(panels, parts, part + 1);
-    int most = std::max(BLOCK, CHUNK / (units * 4) / BLOCK * BLOCK);
-    int chunks = (to - from + most - 1) / most;
-    auto packed = scratch<Layer>((size_t)most * (units * 4 + sizeof(Scale)) + 64);
-    auto scales = reinterpret_cast<Scale*>(packed);
-    auto blocks = reinterpret_cast<uint32_t*>(scales + most);
-    auto normalize_rows = [&](const float* products, int start, int stop) {
-        for (int row = start; row < stop; row++, products += layer.outputs) {
-            normalize(products, layer.outputs, *norm, output + (int64_t)row * layer.outputs);
-        }
-    };
-    for (int i = 0; i < chunks; i++) {
-        int start = from + begin(to - from, chunks, i);
-        int count = from + begin(to - from, chunks, i + 1) - start;
+    int start = begin(rows, parts, part);
+    by_chunks(start, int(begin(rows, parts, part + 1) - start), most, call);
+}
+
+// All rows through a layer as in apply(), by a team whose threads share the panels. Each calls
+// it, and returns when all are done. `sums` [rows][outputs] is theirs together.
+template <class Kind, Then THEN, class Output>
+void apply_together(const Layer& layer, const Activation<Kind>* x, int rows,
+                    const Activation<Kind>* residual, const Norm* norm, Output* output,
+                    float* sums) {
+    int part = omp_get_thread_num(), parts = omp_get_num_threads();
+    int panels = panels_of(layer.outputs);
+    int first_panel = begin(panels, parts, part), last_panel = begin(panels, parts, part + 1);
+    int most = rows_of_chunk<Kind>(units_of<Kind>(layer.inputs) * 4);
+    by_chunks(0, rows, most, [&](int start, int count) {
         int64_t place = (int64_t)start * layer.outputs;
-        pack<Kind>(x + (int64_t)start * layer.inputs, count, layer.inputs, blocks, scales);
-        auto multiplied = [&](auto* to) {
-            product<Kind, THEN>(layer, blocks, scales, count, first_panel, last_panel,
-                                residual + place, to);
-        };
-        if constexpr (THEN == Then::add) {
-            float* own = sums + place;
-            if (share) {
-                own = reinterpret_cast<float*>(scratch<Norm>((size_t)count * layer.outputs * 4));
+        auto from = x + (int64_t)start * layer.inputs;
+        packed<Kind>(from, count, layer.inputs, [&](const uint32_t* blocks, const Scale* scales) {
+            auto multiplied = [&](auto* to) {
+                product<Kind, THEN>(layer, blocks, scales, count, first_panel, last_panel,
+                                    residual + place, to + place);
+            };
+            if constexpr (THEN == Then::add) {
+                multiplied(sums);
+            } else {
+                multiplied(output);
             }
-            multiplied(own);
-            if (share) normalize_rows(own, start, start + count);
-        } else {
-            multiplied(output + place);
-        }
-    }
+        });
+    });
 #pragma omp barrier
     if constexpr (THEN == Then::add) {
-        if (!share) {
-            int start = begin(rows, parts, part);
-            normalize_rows(sums + (int64_t)start * layer.outputs, start, begin(rows, parts, part + 1));
+        own_rows(rows, rows, [&](int start, int count) {
+            int64_t place = (int64_t)start * layer.outputs;
+            normalize(sums + place, count, layer.outputs, *norm, output + place);
+        });
 #pragma omp barrier
-        }
     }
 }
 

@@ -23,34 +23,44 @@ struct Texts {
 
 // More threads than a layer of few rows has panels would only wait.
 int team(int rows, int outputs, int threads) {
-    int panels = (outputs + PANEL - 1) / PANEL;
-    return share_rows(rows, threads) ? threads : std::min(threads, panels);
+    return share_rows(rows, threads) ? threads : std::min(threads, panels_of(outputs));
 }
 
-// Where products of few rows wait for their LayerNorm; of this thread, used by its whole team.
-float* shared_sums(int rows, int outputs, int threads) {
-    if (share_rows(rows, threads)) return nullptr;
-    return reinterpret_cast<float*>(scratch<Texts>((size_t)rows * outputs * 4));
+// All rows through a layer by one team, as in apply(). `sums` as in apply_together().
+template <class Kind, Then THEN>
+void apply_to_all(const Layer& layer, const void* input, int rows, const void* residual_memory,
+                  const Norm* norm, void* output_memory, int threads) {
+    using Number = Activation<Kind>;
+    auto x = static_cast<const Number*>(input), residual = static_cast<const Number*>(residual_memory);
+    auto output = static_cast<Number*>(output_memory);
+    bool share = share_rows(rows, threads);
+    float* sums = nullptr;
+    if (THEN == Then::add && !share) {
+        sums = reinterpret_cast<float*>(scratch<class Together>((size_t)rows * layer.outputs * 4));
+    }
+#pragma omp parallel num_threads(team(rows, layer.outputs, threads))
+    if (share) {
+        int most = rows_of_chunk<Kind>(units_of<Kind>(layer.inputs) * 4);
+        own_rows(rows, most, [&](int start, int count) {
+            int64_t place = (int64_t)start * layer.outputs;
+            apply<Kind, THEN>(layer, x + (int64_t)start * layer.inputs, count, residual + place,
+                              norm, output + place);
+        });
+    } else {
+        apply_together<Kind, THEN>(layer, x, rows, residual, norm, output, sums);
+    }
 }
 
 template <class Kind>
 void linear(const Layer& layer, const void* x, int rows, bool then_gelu, void* output, int threads) {
-    using Number = Activation<Kind>;
-    auto call = then_gelu ? apply<Kind, Then::gelu, Number> : apply<Kind, Then::nothing, Number>;
-#pragma omp parallel num_threads(team(rows, layer.outputs, threads))
-    call(layer, static_cast<const Number*>(x), rows, nullptr, nullptr,
-         static_cast<Number*>(output), nullptr);
+    auto call = then_gelu ? apply_to_all<Kind, Then::gelu> : apply_to_all<Kind, Then::nothing>;
+    call(layer, x, rows, nullptr, nullptr, output, threads);
 }
 
 template <class Kind>
 void linear_residual_norm(const Layer& layer, const void* x, int rows, const void* residual,
                           const Norm& norm, void* output, int threads) {
-    using Number = Activation<Kind>;
-    float* sums = shared_sums(rows, layer.outputs, threads);
-#pragma omp parallel num_threads(team(rows, layer.outputs, threads))
-    apply<Kind, Then::add>(layer, static_cast<const Number*>(x), rows,
-                           static_cast<const Number*>(residual), &norm,
-                           static_cast<Number*>(output), sums);
+    apply_to_all<Kind, Then::add>(layer, x, rows, residual, &norm, output, threads);
 }
 
 template <class Kind, class Input>
@@ -60,35 +70,85 @@ void attention(const void* qkv, const Texts& texts, void* output, int threads) {
                  texts.head_size, static_cast<Input*>(output));
 }
 
+// What follows attention in a layer, and the query, key and value of the next one, by one thread
+// for rows that stay in its cache. x becomes output, which may be the same.
+template <class Kind, class Attended>
+void after_attention(const EncoderLayer& layer, const EncoderLayer* next, int rows,
+                     const Activation<Kind>* context, const Activation<Kind>* x,
+                     Activation<Kind>* output, Attended* qkv) {
+    using Number = Activation<Kind>;
+    size_t hidden = layer.output->outputs, width = layer.intermediate->outputs;
+    auto middle = reinterpret_cast<Number*>(scratch<class Middle>(rows * hidden * sizeof(Number)));
+    auto wide = reinterpret_cast<Number*>(scratch<class Wide>(rows * width * sizeof(Number)));
+    apply<Kind, Then::add>(*layer.attention_output, context, rows, x, layer.attention_norm, middle);
+    apply<Kind, Then::gelu>(*layer.intermediate, middle, rows, nullptr, nullptr, wide);
+    apply<Kind, Then::add>(*layer.output, wide, rows, middle, layer.output_norm, output);
+    if (next) apply<Kind, Then::nothing>(*next->qkv, output, rows, nullptr, nullptr, qkv);
+}
+
 // The layers of an encoder in order, by one team of threads. x becomes output, [tokens][hidden];
-// context and middle are as large, wide is as wide as the widest layer.
+// qkv [tokens][3][hidden] and context, as large as output, are memory for what lies between.
 template <class Kind, class Attention>
 void encode(const EncoderLayer* layers, int count, const Texts& texts, const void* input,
-            void* wide_memory, void* context_memory, void* middle_memory, void* output_memory,
-            int threads) {
+            void* qkv_memory, void* context_memory, void* output_memory, int threads) {
     using Number = Activation<Kind>;
-    using Attended = typename Attention::Number;  // it would round to that anyway
-    auto [wide, context, middle, output] =
-        std::array{static_cast<Number*>(wide_memory), static_cast<Number*>(context_memory),
-                   static_cast<Number*>(middle_memory), static_cast<Number*>(output_memory)};
-    auto qkv = static_cast<Attended*>(wide_memory);
-    int rows = texts.rows();
-    float* sums = shared_sums(rows, layers->output->outputs, threads);
-#pragma omp parallel num_threads(team(rows, layers->intermediate->outputs, threads))
-    {
-        auto x = static_cast<const Number*>(input);
-        for (auto layer = layers; layer < layers + count; layer++, x = output) {
-            apply<Kind, Then::nothing>(*layer->qkv, x, rows, nullptr, nullptr, qkv, nullptr);
-            attend<Attention>(qkv, texts.cu_seqlens, texts.count, texts.heads, texts.head_size,
-                              context);
-            apply<Kind, Then::add>(*layer->attention_output, context, rows, x,
-                                   layer->attention_norm, middle, sums);
-            apply<Kind, Then::gelu>(*layer->intermediate, middle, rows, nullptr, nullptr, wide,
-                                    nullptr);
-            apply<Kind, Then::add>(*layer->output, wide, rows, middle, layer->output_norm, output,
-                                   sums);
+    // In Int8 what attention would round to anyway.
+    using Attended =
+        std::conditional_t<std::is_same_v<Kind, Int8>, typename Attention::Number, Number>;
+    auto x = static_cast<const Number*>(input);
+    auto context = static_cast<Number*>(context_memory), output = static_cast<Number*>(output_memory);
+    auto qkv = static_cast<Attended*>(qkv_memory);
+    int rows = texts.rows(), hidden = layers->output->outputs, width = layers->intermediate->outputs;
+    auto attended = [&] {
+        attend<Attention>(qkv, texts.cu_seqlens, texts.count, texts.heads, texts.head_size, context);
+    };
+    if (share_rows(rows, threads)) {
+        int most = rows_of_chunk<Kind>(width * (sizeof(Number) + 4 / Kind::PER_UNIT));
+#pragma omp parallel num_threads(threads)
+        {
+            own_rows(rows, most, [&](int start, int count) {
+                apply<Kind, Then::nothing>(*layers->qkv, x + (int64_t)start * hidden, count, nullptr,
+                                           nullptr, qkv + 3 * (int64_t)start * hidden);
+            });
+            for (int i = 0; i < count; i++) {
+#pragma omp barrier
+                attended();
+                own_rows(rows, most, [&](int start, int many) {
+                    int64_t place = (int64_t)start * hidden;
+                    after_attention<Kind>(layers[i], i + 1 < count ? layers + i + 1 : nullptr, many,
+                                          context + place, (i ? output : x) + place, output + place,
+                                          qkv + 3 * place);
+                });
+            }
         }
+        return;
     }
+    size_t numbers = (size_t)rows * hidden;
+    auto sums = reinterpret_cast<float*>(scratch<class Together>(numbers * 4));
+    auto middle = reinterpret_cast<Number*>(scratch<class Middle>(numbers * sizeof(Number)));
+    auto wide = reinterpret_cast<Number*>(scratch<class Wide>((size_t)rows * width * sizeof(Number)));
+#pragma omp parallel num_threads(team(rows, width, threads))
+    for (int i = 0; i < count; i++) {
+        auto& layer = layers[i];
+        auto from = i ? output : x;
+        apply_together<Kind, Then::nothing>(*layer.qkv, from, rows, nullptr, nullptr, qkv, nullptr);
+        attended();
+        apply_together<Kind, Then::add>(*layer.attention_output, context, rows, from,
+                                        layer.attention_norm, middle, sums);
+        apply_together<Kind, Then::gelu>(*layer.intermediate, middle, rows, nullptr, nullptr, wide,
+                                         nullptr);
+        apply_together<Kind, Then::add>(*layer.output, wide, rows, middle, layer.output_norm,
+                                        output, sums);
+    }
+}
+
+// `call` with the kind of that number
+template <class Call>
+void by_kind(int number, Call call) {
+    if (number == 0) call(Float32());
+    if (number == 1) call(BFloat16());
+    if (number == 2) call(Int8());
+    if (number == 3) call(Widened());
 }
 
 }  // namespace
@@ -103,47 +163,49 @@ int e5core_supports(int kind) {
     __builtin_cpu_init();
     bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return wide && (kind == 0   ? true
-                    : kind == 1 ? bool(__builtin_cpu_supports("avx512bf16"))
-                                : bool(__builtin_cpu_supports("avx512vnni")));
+    return wide && (kind == 1   ? bool(__builtin_cpu_supports("avx512bf16"))
+                    : kind == 2 ? bool(__builtin_cpu_supports("avx512vnni"))
+                                : true);
 }
+
+// Whether BFloat16 is faster than Widened and Float32.
+int e5core_prefers_bfloat16() { return e5core_supports(1) && __builtin_cpu_is("amd"); }
 
 // output [rows][outputs] = x [rows][inputs] W^T + b, then GELU if `gelu`
 void e5core_linear(const Layer* layer, const void* x, int rows, int gelu, void* output,
                    int threads) {
-    auto call = layer->kind == 0   ? linear<Float32>
-                : layer->kind == 1 ? linear<BFloat16>
-                                   : linear<Int8>;
-    call(*layer, x, rows, gelu, output, threads);
+    by_kind(layer->kind, [&](auto kind) {
+        linear<decltype(kind)>(*layer, x, rows, gelu, output, threads);
+    });
 }
 
 // output [rows][outputs] = layer_norm(x [rows][inputs] W^T + b + residual [rows][outputs])
 void e5core_linear_residual_norm(const Layer* layer, const void* x, int rows, const void* residual,
                                  const Norm* norm, void* output, int threads) {
-    auto call = layer->kind == 0   ? linear_residual_norm<Float32>
-                : layer->kind == 1 ? linear_residual_norm<BFloat16>
-                                   : linear_residual_norm<Int8>;
-    call(*layer, x, rows, residual, *norm, output, threads);
+    by_kind(layer->kind, [&](auto kind) {
+        linear_residual_norm<decltype(kind)>(*layer, x, rows, residual, *norm, output, threads);
+    });
 }
 
-// qkv [tokens][3][heads][head_size] to output [tokens][heads][head_size]; kind: 0 in float32,
-// 1 in bfloat16, 2 from float32 in bfloat16 to float32
+// qkv [tokens][3][heads][head_size] to output [tokens][heads][head_size]; kind: that of the
+// layers, or 2 for products in bfloat16 from float32 to float32
 void e5core_attention(int kind, const void* qkv, const Texts* texts, void* output, int threads) {
     auto call = kind == 0   ? attention<Float32, float>
                 : kind == 1 ? attention<BFloat16, bfloat16>
-                            : attention<BFloat16, float>;
+                : kind == 2 ? attention<BFloat16, float>
+                            : attention<Float32, plain_bfloat16>;
     call(qkv, *texts, output, threads);
 }
 
 // x [tokens][hidden] to output; the memory is encode()'s, attention_kind e5core_attention's
 void e5core_layers(const EncoderLayer* layers, int count, int attention_kind, const Texts* texts,
-                   const void* x, void* wide, void* context, void* middle, void* output,
-                   int threads) {
+                   const void* x, void* qkv, void* context, void* output, int threads) {
     int kind = layers->qkv->kind;
     auto call = kind == 0             ? encode<Float32, Float32>
                 : kind == 1           ? encode<BFloat16, BFloat16>
+                : kind == 3           ? encode<Widened, Float32>
                 : attention_kind == 0 ? encode<Int8, Float32>
                                       : encode<Int8, BFloat16>;
-    call(layers, count, *texts, x, wide, context, middle, output, threads);
+    call(layers, count, *texts, x, qkv, context, output, threads);
 }
 }

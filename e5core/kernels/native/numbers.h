@@ -15,6 +15,9 @@ struct bfloat16 {
     uint16_t bits;
 };
 
+// The same number where no instruction rounds to it.
+struct plain_bfloat16 : bfloat16 {};
+
 __mmask16 first(int lanes) {
     return lanes >= LANES ? 0xFFFF : lanes <= 0 ? 0 : (1u << lanes) - 1;
 }
@@ -32,6 +35,15 @@ void store(bfloat16* to, __m512 x, __mmask16 mask = 0xFFFF) {
     _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
+void store(plain_bfloat16* to, __m512 x, __mmask16 mask = 0xFFFF) {
+    auto bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i nearest = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7FFF));
+    __mmask16 nothing = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);  // NaN, which could carry to infinity
+    nearest = _mm512_mask_or_epi32(nearest, nothing, bits, _mm512_set1_epi32(0x400000));
+    __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(nearest, 16));
+    _mm256_mask_storeu_epi16(to, mask, high);
+}
+
 template <size_t N>
 __m512 polynomial(const float (&coefficients)[N], __m512 x) {
     __m512 sum = _mm512_set1_ps(coefficients[N - 1]);
@@ -41,13 +53,12 @@ __m512 polynomial(const float (&coefficients)[N], __m512 x) {
     return sum;
 }
 
-// 2^x: the whole part goes to the exponent. Fitted for the least relative error on
-// [-0.5, 0.5], 2e-9.
+// 2^x: the whole part goes to the exponent. Fitted for the least relative error on [0, 1], 2e-9.
 __m512 exp2(__m512 x) {
-    static const float c[] = {1.0f,           0.693147206f,   0.240226469f,  0.0555032878f,
-                              0.00961848896f, 0.00133999312f, 0.000153458114f};
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return _mm512_scalef_ps(polynomial(c, _mm512_sub_ps(x, whole)), whole);
+    static const float c[] = {1.0f,           0.693147004f,   0.24022983f,   0.0554833412f,
+                              0.00967884064f, 0.00124396873f, 0.000217022549f};
+    __m512 part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return _mm512_scalef_ps(polynomial(c, part), x);  // which takes the whole part of x itself
 }
 
 constexpr float LOG2_E = 1.44269504f;
