@@ -23,7 +23,7 @@
 namespace {
 
 constexpr int BLOCK = 14;     // rows: with 32 columns 28 of the 32 registers hold the result
-constexpr int AHEAD = 64;     // vectors of a panel to fetch in advance
+constexpr int AHEAD = 128;     // vectors of a panel to fetch in advance
 constexpr int STRETCH = 384;  // units added up before they join the sum: rounds less
 
 // Memory of a thread that only grows.
