@@ -23,7 +23,7 @@
 namespace {
 
 constexpr int BLOCK = 14;     // rows: with 32 columns 28 of the 32 registers hold the result
-constexpr int AHEAD = 128;     // vectors of a panel to fetch in advance
+constexpr int AHEAD = 128;    // vectors of a panel to fetch in advance, into the second-level cache
 constexpr int STRETCH = 384;  // units added up before they join the sum: rounds less
 
 // Memory of a thread that only grows.
@@ -104,7 +104,7 @@ void multiply(const uint32_t* block, const __m512i* panel, int units, bool add, 
         __m512i stored[V], columns[V];
         for (int v = 0; v < V; v++) {
             stored[v] = _mm512_load_si512(panel + v);
-            _mm_prefetch(panel + v + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(panel + v + AHEAD, _MM_HINT_T1);
         }
 #pragma GCC unroll 2
         for (int part = 0; part < Kind::PARTS; part++, block += ROWS) {
