@@ -7,7 +7,8 @@ from conftest import tiny_encoder
 from tolerances import KERNEL_ERROR_FLOOR
 from torch import nn
 
-from e5core import pack
+from e5core import mean_pool, pack
+from e5core.kernels import cuda
 from e5core.kernels.cuda import CudaKernels, _triton_kernels
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -98,6 +99,35 @@ def test_embed_norm(kernels, dtype, features):
     exact = F.layer_norm(wide, (features,), norm.weight.double(), norm.bias.double(), norm.eps)
     plain = CudaKernels.__base__().embed(ids, positions, word, position, token_type, norm)
     check(kernels.embed_norm(ids, positions, word, position, token_type, norm), exact, plain)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mean_pool(kernels, dtype, features):
+    """Texts of less than a tile of tokens, of whole ones and of several, and one of none."""
+    lengths = [1, 31, 32, 33, 100, 64]
+    states = 3 * normal(sum(lengths), features, dtype=dtype) + 1
+    cu_seqlens = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).int()
+    exact = torch.stack([text.double().mean(0) for text in states.split(lengths)])
+    plain = torch.stack([text.float().mean(0) for text in states.split(lengths)])
+    found = kernels.mean_pool(states, cu_seqlens)
+    check(found, exact, plain)
+    assert torch.equal(kernels.mean_pool(states[1:33], cu_seqlens[1:4] - 1)[:1], found[1:2])
+    none = kernels.mean_pool(states, torch.tensor([0, 5, 5], device=DEVICE).int())
+    assert none[0].isfinite().all()
+    assert none[1].isnan().all()
+
+
+@pytest.mark.parametrize("with_triton", [True, False])
+def test_pooling_of_the_back_end(kernels, monkeypatch, with_triton):
+    if not with_triton:
+        monkeypatch.setattr("e5core.kernels.cuda._triton_kernels", lambda: None)
+    states = normal(40, 24, dtype=torch.bfloat16)
+    cu_seqlens = torch.tensor([0, 1, 40], device=DEVICE).int()
+    expected = mean_pool(states.cpu(), cu_seqlens.cpu())
+    found = cuda.mean_pool(states, cu_seqlens)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.cpu(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

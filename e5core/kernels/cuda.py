@@ -98,6 +98,17 @@ class CudaKernels(SdpaKernels):
         return output
 
 
+def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """pooling.mean_pool on a GPU, without a wait for it: a text without tokens gives NaN."""
+    triton = _triton_kernels()
+    if triton is None or hidden_states.dtype == torch.float64:
+        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        # unsafe: without checks that would wait
+        return torch.segment_reduce(wide, "mean", offsets=cu_seqlens.long(), unsafe=True)
+    output: Tensor = triton.mean_pool(hidden_states, cu_seqlens)
+    return output
+
+
 def _flash_takes(qkv: Tensor) -> bool:
     multiple, limit = FLASH_HEAD_SIZE
     head_size = qkv.shape[-1]

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 GELU_BLOCK = 1024  # numbers a program
+POOL_ROWS, POOL_COLUMNS = 32, 128  # tokens and features that a program of _mean_pool adds at once
 
 
 @triton.jit
@@ -69,6 +70,22 @@ def _embed_norm(
     tl.store(out + token * features + column, row.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _mean_pool(states, cu_seqlens, out, features, rows: tl.constexpr, block: tl.constexpr):
+    text = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    inside = column < features
+    start = tl.load(cu_seqlens + text)
+    stop = tl.load(cu_seqlens + text + 1)
+    total = tl.zeros((block,), tl.float32)
+    for first in range(start, stop, rows):
+        token = (first + tl.arange(0, rows)).to(tl.int64)
+        place = token[:, None] * features + column[None, :]
+        here = (token < stop)[:, None] & inside[None, :]
+        total += tl.sum(tl.load(states + place, mask=here, other=0.0).to(tl.float32), axis=0)
+    tl.store(out + text * features + column, total / (stop - start), mask=inside)
+
+
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """GELU(x + bias) with erf; x [tokens, features], bias [features]."""
     x = x.contiguous()
@@ -108,4 +125,17 @@ def embed_norm(
         input_ids, position_ids, word, position, token_type, norm.weight, norm.bias, out,
         features, norm.eps, block=triton.next_power_of_2(features),
     )  # fmt: skip
+    return out
+
+
+def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The average of each text's rows, [texts, features] float32; NaN for a text without any.
+
+    hidden_states is [tokens, features], cu_seqlens [texts + 1] int32.
+    """
+    hidden_states = hidden_states.contiguous()
+    texts, features = cu_seqlens.shape[0] - 1, hidden_states.shape[1]
+    out = torch.empty(texts, features, dtype=torch.float32, device=hidden_states.device)
+    grid = (texts, triton.cdiv(features, POOL_COLUMNS))
+    _mean_pool[grid](hidden_states, cu_seqlens, out, features, rows=POOL_ROWS, block=POOL_COLUMNS)
     return out
