@@ -159,8 +159,8 @@ void normalize(const float* x, int rows, int size, const Norm& norm, Output* out
 // The rows of a chunk, packed; `use(packed blocks, scales)` while they are.
 template <class Kind, class Use>
 void packed(const Activation<Kind>* x, int rows, int inputs, Use use) {
-    size_t units = units_of<Kind>(inputs);
-    auto scales = reinterpret_cast<Scale*>(scratch<class Packed>(rows * (units * 4 + sizeof(Scale)) + 64));
+    size_t bytes = units_of<Kind>(inputs) * 4 + sizeof(Scale);
+    auto scales = reinterpret_cast<Scale*>(scratch<class Packed>(rows * bytes + 64));
     auto blocks = reinterpret_cast<uint32_t*>(scales + rows);
     pack<Kind>(x, rows, inputs, blocks, scales);
     use(blocks, scales);
@@ -173,7 +173,8 @@ void apply(const Layer& layer, const Activation<Kind>* x, int rows,
     packed<Kind>(x, rows, layer.inputs, [&](const uint32_t* blocks, const Scale* scales) {
         int panels = panels_of(layer.outputs);
         if constexpr (THEN == Then::add) {
-            auto sums = reinterpret_cast<float*>(scratch<class Unnormalized>((size_t)rows * layer.outputs * 4));
+            size_t numbers = (size_t)rows * layer.outputs;
+            auto sums = reinterpret_cast<float*>(scratch<class Unnormalized>(numbers * 4));
             product<Kind, THEN>(layer, blocks, scales, rows, 0, panels, residual, sums);
             normalize(sums, rows, layer.outputs, *norm, output);
         } else {
@@ -229,11 +230,8 @@ void apply_together(const Layer& layer, const Activation<Kind>* x, int rows,
                 product<Kind, THEN>(layer, blocks, scales, count, first_panel, last_panel,
                                     residual + place, to + place);
             };
-            if constexpr (THEN == Then::add) {
-                multiplied(sums);
-            } else {
-                multiplied(output);
-            }
+            if constexpr (THEN == Then::add) multiplied(sums);
+            else multiplied(output);
         });
     });
 #pragma omp barrier
