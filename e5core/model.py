@@ -16,6 +16,7 @@ from e5core.batching import PackedBatch, ahead, chunks, pack, plan_batches
 from e5core.encoder import Encoder
 from e5core.folder import load_encoder, load_tokenizer, read_settings
 from e5core.graphs import GraphedEncoder
+from e5core.kernels import cuda
 from e5core.pooling import POOLINGS, l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
@@ -73,12 +74,14 @@ class E5:
         self.encoder = encoder
         self.config = encoder.config
         self.tokenizer = tokenizer
-        self._forward: Callable[[PackedBatch], Tensor] = encoder
-        if encoder.kernels.name == "cuda":
-            self._forward = GraphedEncoder(encoder)
         self.pooling = pooling
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}, expected one of {sorted(POOLINGS)}")
+        self._forward: Callable[[PackedBatch], Tensor] = encoder
+        self._pool = POOLINGS[pooling]
+        if encoder.kernels.name == "cuda":
+            self._forward = GraphedEncoder(encoder)
+            self._pool = cuda.mean_pool if pooling == "mean" else self._pool
         self.prompts = None if prompts is None else check_prompts(prompts)
         self.max_length = self.config.max_length if max_length is None else max_length
         if not 3 <= self.max_length <= self.config.max_length:
@@ -267,7 +270,7 @@ class E5:
         states: Tensor | None = None  # [sequences, hidden_size]
         for batch in plan_batches(lengths, max_tokens):
             packed = pack([sequences[i][1] for i in batch], self.config).to(self._device)
-            pooled = POOLINGS[self.pooling](self._forward(packed), packed.cu_seqlens).float()
+            pooled = self._pool(self._forward(packed), packed.cu_seqlens).float()
             if states is None:
                 states = pooled.new_empty(len(sequences), pooled.shape[1])
             states[batch] = pooled  # stays on the device: a copy would wait for it

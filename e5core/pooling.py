@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from e5core.files import read_json, read_json_object
-from e5core.kernels import cuda
 
 
 def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -17,16 +16,15 @@ def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
     cu_seqlens     [texts + 1] int32      token offsets, see PackedBatch
     returns        [texts, hidden_size]   float32 or wider, not normalised
 
-    Raises ValueError if a text has no tokens; on a GPU, to see that would be to wait for all work
-    before it, and the text's mean is NaN.
+    Raises ValueError if a text has no tokens.
     Source: multilingual E5 report, arXiv:2402.05672.
     """
-    if hidden_states.device.type == "cuda" and not hidden_states.requires_grad:
-        return cuda.mean_pool(hidden_states, cu_seqlens)
     lengths = cu_seqlens.diff().tolist()
     if 0 in lengths:
         raise ValueError(f"text {lengths.index(0)} has no tokens to average")
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    if hidden_states.device.type == "cuda":  # one launch for the batch instead of one a text
+        return torch.segment_reduce(hidden_states.to(dtype), "mean", offsets=cu_seqlens.long())
     # One reduction a text rather than one over the batch: torch sums these pairwise, so the
     # error stays near one rounding, and a text's mean cannot depend on its neighbours.
     means = [states.mean(dim=0, dtype=dtype) for states in hidden_states.split(lengths)]
@@ -40,12 +38,10 @@ def cls_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
     Snowflake/snowflake-arctic-embed-l-v2.0.
     """
     lengths = cu_seqlens.diff()
-    on_gpu = hidden_states.device.type == "cuda"
-    if not on_gpu and bool((lengths == 0).any()):
+    if bool((lengths == 0).any()):
         raise ValueError(f"text {lengths.tolist().index(0)} has no tokens to take the first of")
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-    firsts = hidden_states[cu_seqlens[:-1].long()].to(dtype)
-    return firsts.masked_fill((lengths == 0)[:, None], torch.nan) if on_gpu else firsts
+    return hidden_states[cu_seqlens[:-1].long()].to(dtype)
 
 
 def l2_normalize(vectors: Tensor) -> Tensor:

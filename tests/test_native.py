@@ -284,6 +284,30 @@ def test_texts_outside_of_the_tokens_are_refused(dialect, cu_seqlens, max_seqlen
         encoder.kernels.layers(x, encoder.layers, starts, max_seqlen)
 
 
+@pytest.mark.parametrize("name", ["native", "native-int8"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
+@usable
+def test_attention_refuses_other_numbers(name, dtype):
+    if reason := why_not(BACKENDS[name], CPU, BACKENDS[name].dtypes[0]):
+        pytest.skip(reason)
+    qkv, cu_seqlens = torch.zeros(4, 3, 2, 8, dtype=dtype), torch.tensor([0, 4]).int()
+    with pytest.raises(ValueError, match=rf"qkv is {dtype}, expected torch.float32"):
+        BACKENDS[name]().attention(qkv, cu_seqlens, 4, 0.0)
+
+
+@usable
+def test_no_rows_give_none(dialect):
+    kernels, layer, norm = select("native"), nn.Linear(6, 4), nn.LayerNorm(4)
+    kernels.take([layer], torch.float32)
+    none = torch.zeros(0, 6)
+    assert kernels.linear(none, layer).shape == (0, 4)
+    assert kernels.linear_residual_norm(none, layer, none[:, :4], norm, 0.0).shape == (0, 4)
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+    x = torch.zeros(0, encoder.config.hidden_size)
+    starts = torch.tensor([0, 0], dtype=torch.int32)
+    assert encoder.kernels.layers(x, encoder.layers, starts, 0).shape == x.shape
+
+
 @usable
 def test_layers_refuse_what_they_cannot_do(dialect):
     encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")

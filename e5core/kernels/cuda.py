@@ -99,12 +99,14 @@ class CudaKernels(SdpaKernels):
 
 
 def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """pooling.mean_pool on a GPU, without a wait for it: a text without tokens gives NaN."""
+    """pooling.mean_pool on a GPU, without a wait for it: a text without tokens gives NaN.
+
+    Before normalisation, which follows once the windows of long texts are averaged.
+    """
     triton = _triton_kernels()
-    if triton is None or hidden_states.dtype == torch.float64:
-        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        # unsafe: without checks that would wait
-        return torch.segment_reduce(wide, "mean", offsets=cu_seqlens.long(), unsafe=True)
+    if triton is None:  # unsafe: without checks that would wait
+        offsets = cu_seqlens.long()
+        return torch.segment_reduce(hidden_states.float(), "mean", offsets=offsets, unsafe=True)
     output: Tensor = triton.mean_pool(hidden_states, cu_seqlens)
     return output
 
@@ -157,6 +159,9 @@ def _probe(device: str, dtype: torch.dtype) -> str | None:
             found = outputs(CudaKernels(), x).double()
             modules.double()
             expected = outputs(PlainKernels(), x.double())
+            pooled = mean_pool(x, cu_seqlens).double()
+            means = [text.double().mean(dim=0) for text in x.split(lengths)]
+            found, expected = torch.cat([found, pooled]), torch.cat([expected, torch.stack(means)])
             deviation = (found - expected).abs().max().item()
     except Exception as error:  # whatever a compiler or a driver raises
         return f"they fail in {dtype}: {str(error).strip().splitlines()[0]}"

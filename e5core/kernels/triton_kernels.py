@@ -91,7 +91,8 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
     grid = (triton.cdiv(x.numel(), GELU_BLOCK),)
-    _bias_gelu[grid](x, bias, out, x.numel(), x.shape[-1], block=GELU_BLOCK)
+    with torch.cuda.device_of(x):
+        _bias_gelu[grid](x, bias, out, x.numel(), x.shape[-1], block=GELU_BLOCK)
     return out
 
 
@@ -100,10 +101,11 @@ def residual_norm(x: Tensor, x_bias: Tensor, residual: Tensor, norm: nn.LayerNor
     x, residual = x.contiguous(), residual.contiguous()
     out = torch.empty_like(x)
     features = x.shape[-1]
-    _residual_norm[(x.shape[0],)](
-        x, x_bias, residual, norm.weight, norm.bias, out, features, norm.eps,
-        block=triton.next_power_of_2(features),
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _residual_norm[(x.shape[0],)](
+            x, x_bias, residual, norm.weight, norm.bias, out, features, norm.eps,
+            block=triton.next_power_of_2(features),
+        )  # fmt: skip
     return out
 
 
@@ -121,10 +123,11 @@ def embed_norm(
     """
     features = word.shape[-1]
     out = torch.empty(input_ids.shape[0], features, dtype=word.dtype, device=word.device)
-    _embed_norm[(input_ids.shape[0],)](
-        input_ids, position_ids, word, position, token_type, norm.weight, norm.bias, out,
-        features, norm.eps, block=triton.next_power_of_2(features),
-    )  # fmt: skip
+    with torch.cuda.device_of(word):
+        _embed_norm[(input_ids.shape[0],)](
+            input_ids, position_ids, word, position, token_type, norm.weight, norm.bias, out,
+            features, norm.eps, block=triton.next_power_of_2(features),
+        )  # fmt: skip
     return out
 
 
@@ -133,7 +136,7 @@ def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
 
     hidden_states is [tokens, features], cu_seqlens [texts + 1] int32.
     """
-    hidden_states = hidden_states.contiguous()
+    hidden_states, cu_seqlens = hidden_states.contiguous(), cu_seqlens.contiguous()
     texts, features = cu_seqlens.shape[0] - 1, hidden_states.shape[1]
     out = torch.empty(texts, features, dtype=torch.float32, device=hidden_states.device)
     grid = (texts, triton.cdiv(features, POOL_COLUMNS))

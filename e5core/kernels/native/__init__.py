@@ -43,16 +43,18 @@ BFLOAT16 = Kind(1, torch.bfloat16, torch.bfloat16, "AVX512-BF16")
 INT8 = Kind(2, torch.int8, torch.float32, "AVX512-VNNI")
 WIDENED = Kind(3, torch.bfloat16, torch.bfloat16, "AVX-512")  # multiplied as float32
 
+KINDS = (FLOAT32, BFLOAT16, INT8, WIDENED)  # by number
+
 
 def kind_of(dtype: torch.dtype) -> Kind:
     """How weights of a dtype are multiplied."""
     if dtype == torch.bfloat16:
         return bfloat16_kind()
-    return FLOAT32 if dtype == torch.float32 else INT8
+    return {torch.float32: FLOAT32, torch.int8: INT8}[dtype]
 
 
 def bfloat16_kind() -> Kind:
-    """BFLOAT16 on CPUs with a fast instruction for it; as float32 it is no slower than float32."""
+    """BFLOAT16 on CPUs with a fast instruction for it, and as float32 on others."""
     return BFLOAT16 if load().e5core_prefers_bfloat16() else WIDENED
 
 
@@ -194,6 +196,9 @@ class NativeKernels(PlainKernels):
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         if dropout:
             raise ValueError(INFERENCE_ONLY.format(self.name))
+        taken = [kind_of(dtype).activation for dtype in self.dtypes]
+        if qkv.dtype not in taken:
+            raise ValueError(f"qkv is {qkv.dtype}, expected {' or '.join(map(str, taken))}")
         tokens, _, heads, head_size = qkv.shape
         qkv, cu_seqlens = qkv.contiguous(), bounds(cu_seqlens, max_seqlen, tokens)
         texts = Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, head_size)
@@ -292,8 +297,7 @@ def panels(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def check(x: Tensor, held: Held) -> None:
     """Raises ValueError for an x that C++ would misread."""
     layer = held.structure
-    bfloat16 = layer.kind in (BFLOAT16.number, WIDENED.number)
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    dtype = KINDS[layer.kind].activation
     if x.shape[1:] != (layer.inputs,) or x.dtype != dtype:
         raise ValueError(
             f"x is {list(x.shape)} {x.dtype}, expected [tokens, {layer.inputs}] {dtype}"

@@ -2,12 +2,10 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "products.h"
 
@@ -98,7 +96,7 @@ void attend(const Input* query, const Input* key, const Input* value, int length
     int units = units_of<Kind>(head_size), tokens = units_of<Kind>(length);
     int64_t vectors = V * ((int64_t)units + std::min(length, TILE) + head_size);
     int64_t numbers = (int64_t)length * units + (int64_t)tokens * head_size;
-    char* memory = scratch<class Attending>(vectors * 64 + numbers * 4 + 64);
+    char* memory = scratch<For::attending>(vectors * 64 + numbers * 4 + 64);
     auto queries = reinterpret_cast<__m512i*>(memory);             // [units][V], a panel
     auto context = reinterpret_cast<__m512*>(queries + V * units);  // [head_size][V]
     auto scores = context + V * head_size;                          // [keys of a tile][V]

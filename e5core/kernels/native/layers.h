@@ -44,7 +44,7 @@ Scale quantize(const float* row, int numbers, uint8_t* to) {
     return {scale, zero_point};
 }
 
-// The fields of these two are those of native.py.
+// The fields of these two are those of __init__.py.
 struct Layer {
     int32_t kind, inputs, outputs;  // kind: 0 Float32, 1 BFloat16, 2 Int8, 3 Widened
     const void* panels;
@@ -72,7 +72,7 @@ void pack(const Activation<Kind>* x, int rows, int inputs, uint32_t* blocks, Sca
         const Activation<Kind>* from = x + (int64_t)start * inputs;
         uint32_t* to = blocks + (int64_t)start * units;
         if constexpr (std::is_same_v<Kind, Int8>) {
-            auto q = reinterpret_cast<uint8_t*>(scratch<class Quantized>((size_t)BLOCK * inputs));
+            auto q = reinterpret_cast<uint8_t*>(scratch<For::quantized>((size_t)BLOCK * inputs));
             for (int row = 0; row < height; row++) {
                 scales[start + row] = quantize(from + row * inputs, inputs, q + row * inputs);
             }
@@ -94,7 +94,7 @@ void product(const Layer& layer, const uint32_t* blocks, const Scale* scales, in
              int first_panel, int last_panel, const Activation<Kind>* residual, Output* output) {
     int units = units_of<Kind>(layer.inputs);
     int64_t stored = stored_units<Kind>(layer.inputs);
-    auto sums = reinterpret_cast<__m512i*>(scratch<class Sums>((size_t)rows * PANEL * 4));
+    auto sums = reinterpret_cast<__m512i*>(scratch<For::sums>((size_t)rows * PANEL * 4));
     for (int panel = first_panel; panel < last_panel; panel++) {
         auto columns = static_cast<const __m512i*>(layer.panels) + panel * stored * 2;
         multiply<Kind, 2>(rows, blocks, columns, units, sums);
@@ -160,7 +160,7 @@ void normalize(const float* x, int rows, int size, const Norm& norm, Output* out
 template <class Kind, class Use>
 void packed(const Activation<Kind>* x, int rows, int inputs, Use use) {
     size_t bytes = units_of<Kind>(inputs) * 4 + sizeof(Scale);
-    auto scales = reinterpret_cast<Scale*>(scratch<class Packed>(rows * bytes + 64));
+    auto scales = reinterpret_cast<Scale*>(scratch<For::packed>(rows * bytes + 64));
     auto blocks = reinterpret_cast<uint32_t*>(scales + rows);
     pack<Kind>(x, rows, inputs, blocks, scales);
     use(blocks, scales);
@@ -174,7 +174,7 @@ void apply(const Layer& layer, const Activation<Kind>* x, int rows,
         int panels = panels_of(layer.outputs);
         if constexpr (THEN == Then::add) {
             size_t numbers = (size_t)rows * layer.outputs;
-            auto sums = reinterpret_cast<float*>(scratch<class Unnormalized>(numbers * 4));
+            auto sums = reinterpret_cast<float*>(scratch<For::unnormalized>(numbers * 4));
             product<Kind, THEN>(layer, blocks, scales, rows, 0, panels, residual, sums);
             normalize(sums, rows, layer.outputs, *norm, output);
         } else {
@@ -186,7 +186,7 @@ void apply(const Layer& layer, const Activation<Kind>* x, int rows,
 // `call(start, count)` for `total` rows from `first` in parts that stay in the cache.
 template <class Call>
 void by_chunks(int first, int total, int most, Call call) {
-    int chunks = (total + most - 1) / most;
+    int chunks = total ? (total + most - 1) / most : 0;
     for (int i = 0; i < chunks; i++) {
         int start = begin(total, chunks, i);
         call(first + start, int(begin(total, chunks, i + 1) - start));

@@ -36,7 +36,7 @@ void apply_to_all(const Layer& layer, const void* input, int rows, const void* r
     bool share = share_rows(rows, threads);
     float* sums = nullptr;
     if (THEN == Then::add && !share) {
-        sums = reinterpret_cast<float*>(scratch<class Together>((size_t)rows * layer.outputs * 4));
+        sums = reinterpret_cast<float*>(scratch<For::together>((size_t)rows * layer.outputs * 4));
     }
 #pragma omp parallel num_threads(team(rows, layer.outputs, threads))
     if (share) {
@@ -78,8 +78,8 @@ void after_attention(const EncoderLayer& layer, const EncoderLayer* next, int ro
                      Activation<Kind>* output, Attended* qkv) {
     using Number = Activation<Kind>;
     size_t hidden = layer.output->outputs, width = layer.intermediate->outputs;
-    auto middle = reinterpret_cast<Number*>(scratch<class Middle>(rows * hidden * sizeof(Number)));
-    auto wide = reinterpret_cast<Number*>(scratch<class Wide>(rows * width * sizeof(Number)));
+    auto middle = reinterpret_cast<Number*>(scratch<For::middle>(rows * hidden * sizeof(Number)));
+    auto wide = reinterpret_cast<Number*>(scratch<For::wide>(rows * width * sizeof(Number)));
     apply<Kind, Then::add>(*layer.attention_output, context, rows, x, layer.attention_norm, middle);
     apply<Kind, Then::gelu>(*layer.intermediate, middle, rows, nullptr, nullptr, wide);
     apply<Kind, Then::add>(*layer.output, wide, rows, middle, layer.output_norm, output);
@@ -124,9 +124,9 @@ void encode(const EncoderLayer* layers, int count, const Texts& texts, const voi
         return;
     }
     size_t numbers = (size_t)rows * hidden;
-    auto sums = reinterpret_cast<float*>(scratch<class Together>(numbers * 4));
-    auto middle = reinterpret_cast<Number*>(scratch<class Middle>(numbers * sizeof(Number)));
-    auto wide = reinterpret_cast<Number*>(scratch<class Wide>((size_t)rows * width * sizeof(Number)));
+    auto sums = reinterpret_cast<float*>(scratch<For::together>(numbers * 4));
+    auto middle = reinterpret_cast<Number*>(scratch<For::middle>(numbers * sizeof(Number)));
+    auto wide = reinterpret_cast<Number*>(scratch<For::wide>((size_t)rows * width * sizeof(Number)));
 #pragma omp parallel num_threads(team(rows, width, threads))
     for (int i = 0; i < count; i++) {
         auto& layer = layers[i];

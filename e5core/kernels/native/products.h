@@ -26,8 +26,13 @@ constexpr int BLOCK = 14;     // rows: with 32 columns 28 of the 32 registers ho
 constexpr int AHEAD = 128;    // vectors of a panel to fetch in advance, into the second-level cache
 constexpr int STRETCH = 384;  // units added up before they join the sum: rounds less
 
+// What a thread needs memory for; each has its own, since some are in use together.
+enum class For {
+    turned, widened, packed, quantized, sums, unnormalized, together, middle, wide, attending,
+};
+
 // Memory of a thread that only grows.
-template <class Use>
+template <For USE>
 char* scratch(size_t bytes) {
     struct Memory {
         char* data = nullptr;
@@ -161,7 +166,7 @@ void multiply_part(int rows, const uint32_t* blocks, const __m512i* columns, int
 // A panel of Widened as one of Float32.
 template <int V>
 const __m512i* widen(const __m512i* panel, int units) {
-    auto wide = reinterpret_cast<__m512i*>(scratch<Widened>((size_t)units * V * 64));
+    auto wide = reinterpret_cast<__m512i*>(scratch<For::widened>((size_t)units * V * 64));
     for (int i = 0; i < units * V; i++) {
         wide[i] = Widened::part(panel[i / (2 * V) * V + i % V], i / V % 2);
     }
@@ -221,7 +226,7 @@ void transpose_as(const Input* from, int64_t stride, int rows, int numbers, uint
         transpose(from, stride * sizeof(Input), rows, numbers * sizeof(Number), to, height);
     } else {
         int width = units_of<Kind>(numbers) * Kind::PER_UNIT, bytes = width * sizeof(Number);
-        auto buffer = reinterpret_cast<Number*>(scratch<class Turned>((size_t)LANES * bytes));
+        auto buffer = reinterpret_cast<Number*>(scratch<For::turned>((size_t)LANES * bytes));
         for (int row = 0; row < rows; row++, from += stride) {
             _mm_prefetch(from + LANES * stride, _MM_HINT_T0);
             for (int i = 0; i < width; i += LANES) {
