@@ -1,14 +1,14 @@
 """multilingual-E5 text embeddings in pure PyTorch: exact, fast, small."""
 
 from e5core.batching import PackedBatch, pack
-from e5core.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from e5core.checkpoint.load import CheckpointError, load_checkpoint, save_checkpoint
 from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
 from e5core.model import E5, EmbedResult
 from e5core.pooling import cls_pool, l2_normalize, mean_pool
-from e5core.quantize import quantize_vectors
-from e5core.search import SearchResult, search, similarity
 from e5core.tokenizer import SentencePieceTokenizer
+from e5core.vectors.compress import quantize_vectors
+from e5core.vectors.search import SearchResult, search, similarity
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e5core.files import read_json_object
+from e5core.formats.files import read_json_object
 
 MODEL_TYPES = ("bert", "xlm-roberta")
 

@@ -15,7 +15,7 @@ from e5core import kernels as backends
 from e5core.batching import PackedBatch
 from e5core.config import EncoderConfig
 from e5core.kernels import Kernels
-from e5core.quantization import dequantize_rows
+from e5core.kernels.int8_rows import dequantize_rows
 
 # Standard deviation of fresh weights, BERT's initializer_range.
 INITIAL_SPREAD = 0.02

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from e5core import forking, hub
 from e5core.batching import PackedBatch, ahead, chunks, pack, plan_batches
+from e5core.checkpoint import hub
+from e5core.checkpoint.folder import load_encoder, load_tokenizer, read_settings
 from e5core.encoder import Encoder
-from e5core.folder import load_encoder, load_tokenizer, read_settings
-from e5core.graphs import GraphedEncoder
-from e5core.kernels import cuda
+from e5core.kernels import forking
+from e5core.kernels.cuda import operations as cuda
+from e5core.kernels.cuda.graphs import GraphedEncoder
 from e5core.pooling import POOLINGS, l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from e5core.files import read_json, read_json_object
+from e5core.formats.files import read_json, read_json_object
 
 
 def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from e5core.files import read_json_object
+from e5core.formats.files import read_json_object
 
 # One space after the colon; the prefix is part of the text and tokenized with it.
 # Source: the model cards of intfloat/multilingual-e5-* and arXiv:2402.05672.

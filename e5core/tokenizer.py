@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from e5core.spm_file import read_model
+from e5core.formats.sentencepiece import read_model
 
 BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # <s>, <pad>, </s>, <unk>
 

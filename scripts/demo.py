@@ -16,7 +16,7 @@ from pathlib import Path
 
 from e5core import E5, search
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "e5core" / "parity" / "data"
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

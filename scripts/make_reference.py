@@ -26,7 +26,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-SENTENCES = Path(__file__).parent / "data" / "sentences.tsv"
+SENTENCES = Path(__file__).parent.parent / "e5core" / "parity" / "data" / "sentences.tsv"
 SEED = 20240208  # arXiv:2402.05672 came out on that day
 PIECES = 600
 LONGEST = 48  # tokens; small, so that the files are

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from e5core import hub
-from e5core.folder import AUTO, DTYPES
-from e5core.ray import BATCH_ROWS, Embedder, check_columns
+from e5core.checkpoint import hub
+from e5core.checkpoint.folder import AUTO, DTYPES
+from e5core.integrations.ray import BATCH_ROWS, Embedder, check_columns
 
 USAGE_ERROR = 2
 

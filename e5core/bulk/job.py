@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 import e5core
-from e5core import hub
 from e5core.bulk.chunks import CHUNK_CHARACTERS, CHUNK_ROWS, Chunk, chunked, refusal
 from e5core.bulk.journal import (
     JOURNAL,
@@ -39,8 +38,9 @@ from e5core.bulk.sinks import (
 )
 from e5core.bulk.sources import STDIN, BadRow, Row, Source, hidden
 from e5core.bulk.workers import Embedded, Here, Workers
-from e5core.files import held
-from e5core.folder import read_settings
+from e5core.checkpoint import hub
+from e5core.checkpoint.folder import read_settings
+from e5core.formats.files import held
 from e5core.model import InputType, Truncate
 from e5core.progress import rate_bar
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from e5core.bulk.sinks import IDS, REJECTS, SHARDS, VECTORS, naming, sync
-from e5core.files import read_json, read_json_object, sha256
-from e5core.hub import needed_files
+from e5core.checkpoint.hub import needed_files
+from e5core.formats.files import read_json, read_json_object, sha256
 
 JOURNAL = "journal.json"
 INPUTS = "inputs.json"

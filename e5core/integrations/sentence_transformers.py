@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from e5core import hub
-from e5core.files import read_json
+from e5core.checkpoint import hub
+from e5core.formats.files import read_json
 from e5core.integrations import as_model
 from e5core.model import E5, MAX_TOKENS_PER_BATCH
-from e5core.search import similarity
+from e5core.vectors.search import similarity
 
 
 class SentenceTransformer:

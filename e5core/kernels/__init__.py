@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from e5core.kernels.cuda import CudaKernels
-from e5core.kernels.int8 import Int8Kernels
+from e5core.kernels.cuda.operations import CudaKernels
 from e5core.kernels.native import NativeInt8Kernels, NativeKernels
 from e5core.kernels.onednn import OnednnKernels
+from e5core.kernels.onednn_int8 import Int8Kernels
 from e5core.kernels.plain import PlainKernels
 from e5core.kernels.sdpa import SdpaKernels
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e5core.kernels.int8 import quantized_weight
+from e5core.kernels.onednn_int8 import quantized_weight
 from e5core.kernels.plain import INFERENCE_ONLY, PlainKernels, text_lengths
 
 if TYPE_CHECKING:

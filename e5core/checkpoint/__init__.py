@@ -1,0 +1,1 @@
+"""A model on disk: found, read once, checked, loaded and saved."""

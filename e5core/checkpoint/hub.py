@@ -1,0 +1,144 @@
+"""A model id or a folder to local files. The only file that imports huggingface_hub."""
+
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from e5core.checkpoint.load import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weight_files
+
+# In the order of preference; the second is read where a repository lacks the first.
+TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
+SMALL_FILES = (
+    CONFIG_FILE,
+    INDEX_FILE,
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+_POOLING = "_Pooling/config.json"
+
+
+def resolve(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+    weights: bool = True,
+) -> Path:
+    """The folder that holds a model's files.
+
+    model    a folder, or a hub id like "intfloat/multilingual-e5-small"
+    weights  False leaves the weights on the hub
+
+    A hub id is downloaded into huggingface_hub's cache, needed files only, or taken from
+    there when the hub cannot be reached. Raises OSError saying what is wrong.
+    """
+    name, folder = str(model), Path(model).expanduser()
+    if name and folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise NotADirectoryError(f"{name!r} is a file; give the folder that it lies in")
+    from huggingface_hub.errors import HFValidationError
+
+    cache = Path(cache_dir).expanduser() if cache_dir else None
+    try:
+        if local_files_only:
+            return _cached(name, revision, cache, weights, "local_files_only is set")
+        return _download(name, revision, cache, weights, token)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"{name!r} is neither a folder nor a hub id like 'intfloat/multilingual-e5-small'"
+        ) from error
+
+
+def needed_files(published: set[str], weights: bool = True) -> list[str]:
+    """Of all the files of a repository those that loading it reads: no pickles, no exports."""
+    wanted = [name for name in SMALL_FILES if name in published]
+    wanted += sorted(name for name in published if name.endswith(_POOLING))
+    wanted += [name for name in TOKENIZER_FILES if name in published][:1]
+    if weights and WEIGHTS_FILE in published:
+        wanted.append(WEIGHTS_FILE)
+    elif weights:
+        shards = (name for name in published if name.startswith("model-"))
+        wanted += sorted(name for name in shards if name.endswith(".safetensors"))
+    return wanted
+
+
+def _download(
+    name: str, revision: str | None, cache: Path | None, weights: bool, token: str | None
+) -> Path:
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+    # A lost connection is an OSError up to huggingface_hub 0.36 (requests), later an error of
+    # httpx, whose base class HfHubHTTPError shares. ValueError: the answer is not JSON but,
+    # say, the login page of a public network.
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
+    download = partial(snapshot_download, name, cache_dir=cache, token=token)
+    published = None
+    try:
+        # Without a time limit a network that swallows packets would hang this for ever.
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        info = HfApi(token=token).model_info(name, revision=revision, timeout=timeout)
+        published = {file.rfilename for file in info.siblings or ()}
+        # The weights come last: where the cache holds them, it holds all the rest.
+        small = needed_files(published, weights=False)
+        folder = Path(download(revision=revision, allow_patterns=small))
+        if weights:  # of the same commit, wherever a branch has moved meanwhile
+            download(revision=folder.name, allow_patterns=needed_files(published))
+    except errors.HFValidationError:
+        raise
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name} has no revision {revision!r} on the hub; give a branch, a tag or a commit"
+        ) from error
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"{name} is gated; ask for access on its page on the hub, then pass token="
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name!r} is not a folder here and not a model that the hub shows you; check the "
+            "name, or pass token= for a private one"
+        ) from error
+    except failures as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        if published is None:
+            reason = f"the hub cannot be reached ({cause})"
+            return _cached(name, revision, cache, weights, reason)
+        raise OSError(f"the download of {name} broke off ({cause}); try again") from error
+    if weights and not {WEIGHTS_FILE, INDEX_FILE} & published:
+        raise FileNotFoundError(
+            f"{name} publishes no safetensors weights, and others are never loaded; convert them "
+            "to safetensors in a folder of your own"
+        )
+    return folder
+
+
+def _cached(
+    name: str, revision: str | None, cache: Path | None, weights: bool, reason: str
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # huggingface_hub 2.4 (1.0 does not) refuses if one of these is published but not here.
+    small = [*SMALL_FILES, "*" + _POOLING]
+    lack = "is not in the cache, or only in part,"
+    with suppress(FileNotFoundError):
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache,
+                local_files_only=True,
+                allow_patterns=small,
+            )
+        )
+        lack = "is in the cache without its weights, or some of them,"
+        if weights:
+            weight_files(folder)
+        return folder
+    at = f" at revision {revision!r}" if revision else ""
+    raise FileNotFoundError(
+        f"{name}{at} {lack} and {reason}; connect once to download it, or give a folder"
+    )

@@ -1,0 +1,147 @@
+"""Change the precision of a model's weights: float32, bfloat16, float16 or int8, and back.
+
+    python scripts/convert_dtype.py MODEL FOLDER --dtype int8
+
+int8 takes a quarter of float32: multilingual-e5-large 0.6 GB instead of 2.2. The token table
+and the matrices of the linear layers become I8 tensors [rows, columns] under their own names;
+beside each lies NAME_scale, F32 [rows], and value = scale · integer. All else is F32. In
+config.json model_type is "e5core-int8", by which other libraries refuse the folder rather than
+take the integers for weights, and encoder_type what model_type was. e5core loads the folder as it
+is, and computes in int8 unless it is told otherwise.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from e5core.checkpoint import hub
+from e5core.checkpoint.folder import read_config, read_settings
+from e5core.checkpoint.load import CONFIG_FILE
+from e5core.checkpoint.names import WORD_EMBEDDINGS
+from e5core.config import INT8_MODEL_TYPE
+from e5core.convert.common import (
+    SENTENCE_TRANSFORMERS_PATTERNS,
+    TOKENIZER_PATTERNS,
+    Parser,
+    Weights,
+    copy_files,
+    finite,
+    replacing_folder,
+    run,
+    stored_weights,
+    summarize,
+    write_prompts,
+    write_weights,
+)
+from e5core.formats.files import read_json_object, write_json
+from e5core.formats.safetensors import TensorHeader
+from e5core.kernels.int8_rows import SCALE_SUFFIX, quantize_rows
+from e5core.parity.cases import against_copy
+from e5core.parity.check import table
+
+TARGETS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
+BLOCK_ROWS = 1 << 14  # of the token table, which is quantised in blocks to save memory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("convert_dtype", __doc__ or "")
+    parser.add_argument("--dtype", required=True, choices=TARGETS, help="of the result")
+    return run(parser, convert, arguments)
+
+
+def convert(options: argparse.Namespace) -> None:
+    source = hub.resolve(options.source)
+    config = read_config(source)
+    weights = stored_weights(source, config)
+    result = converted(weights, TARGETS[options.dtype])
+    with replacing_folder(options.folder, source, options.force) as folder:
+        write_weights(result, folder)
+        write_config(source, folder, options.dtype)
+        copy_files(source, folder, (*TOKENIZER_PATTERNS, *SENTENCE_TRANSFORMERS_PATTERNS))
+        write_prompts(folder, read_settings(source, options.source))
+        if options.verify:
+            verify(options.source, folder, options.dtype)
+    summarize(result, options.folder)
+    share = result.size / weights.size
+    print(f"  {result.size / 1e6:,.0f} MB of weights, {share:.0%} of the source's")
+
+
+def converted(weights: Weights, dtype: torch.dtype) -> Weights:
+    """The same weights in another precision.
+
+    `read` raises ValueError naming a tensor with a number that the new dtype does not hold.
+    """
+    headers: dict[str, TensorHeader] = {}
+    for name, header in weights.headers.items():
+        if dtype != torch.int8:
+            headers[name] = TensorHeader(dtype, header.shape)
+        elif quantized(name, header):
+            headers[name] = TensorHeader(torch.int8, header.shape)
+            headers[name + SCALE_SUFFIX] = TensorHeader(torch.float32, header.shape[:1])
+        else:
+            headers[name] = TensorHeader(torch.float32, header.shape)
+
+    def read(name: str) -> Tensor:
+        if headers[name].dtype == torch.int8:
+            return torch.cat([q for q, _ in quantized_blocks(weights, name)])
+        if name not in weights.headers:
+            name = name.removesuffix(SCALE_SUFFIX)
+            return torch.cat([scales for _, scales in quantized_blocks(weights, name)])
+        return lowered(name, weights.read(name), headers[name].dtype)
+
+    return Weights(headers, read, weights.left_out)
+
+
+def quantized(name: str, header: TensorHeader) -> bool:
+    """Whether int8 has the tensor in integers: the token table and what linear layers multiply."""
+    in_layer = not name.startswith(("embeddings.", "pooler."))
+    return name == WORD_EMBEDDINGS or (in_layer and len(header.shape) == 2)
+
+
+def quantized_blocks(weights: Weights, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    for rows in weights.read(name).split(BLOCK_ROWS):
+        yield quantize_rows(finite(name, rows).float())
+
+
+def lowered(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    extremes = torch.stack(tensor.aminmax())
+    if extremes.isfinite().all() and not extremes.to(dtype).isfinite().all():
+        raise ValueError(
+            f"{name} holds {extremes.abs().max().item():g}, but {dtype} ends at "
+            f"{torch.finfo(dtype).max:g}; take bfloat16, which has float32's range"
+        )
+    return tensor.to(dtype)
+
+
+def write_config(source: Path, folder: Path, dtype: str) -> None:
+    """The source's config.json, but for what it says about precision."""
+    content = read_json_object(source / CONFIG_FILE)
+    content["model_type"] = content.pop("encoder_type", content["model_type"])
+    for key in ("dtype", "torch_dtype"):  # the one of transformers 5, the other of 4
+        if key in content:
+            content[key] = "float32" if dtype == "int8" else dtype
+    if dtype == "int8":
+        content["encoder_type"], content["model_type"] = content["model_type"], INT8_MODEL_TYPE
+    write_json(folder / CONFIG_FILE, content)
+
+
+def verify(source: str, folder: Path, dtype: str) -> None:
+    """Raise ValueError unless texts have the source's vectors, as far as the dtype allows."""
+    result = "int8" if dtype == "int8" else "float32"  # of the arithmetic
+    cases = list(against_copy(str(folder), source, result, "float32", bounds=dtype))
+    print(table(cases))
+    if not all(case.ok for case in cases):
+        raise ValueError(f"in {dtype} the vectors are too far from the source's")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

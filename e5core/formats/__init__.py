@@ -1,0 +1,1 @@
+"""Bytes to data and back: safetensors, SentencePiece, ONNX, torch pickles. Knows no model."""

@@ -1,0 +1,97 @@
+"""Writing a safetensors file tensor by tensor, in the memory of the largest one.
+
+safetensors' own save_file takes all tensors at once. Format: github.com/huggingface/safetensors,
+"Format": 8 bytes with the header's length, the header as JSON, then the tensors' bytes.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from e5core.formats.files import replacing
+
+# Weights lie in this order of dtypes, then by name, as safetensors itself puts them: so that
+# every tensor starts at a multiple of its numbers' size.
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+}
+_ALIGNMENT = 8  # of the first tensor; the header is filled up with spaces
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a tensor is before anything of it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(
+    headers: Mapping[str, TensorHeader],
+    read: Callable[[str], Tensor],
+    path: Path,
+    advance: Callable[[float], object] = lambda size: None,
+) -> None:
+    """Write the file that `save_file` would write, holding one tensor at a time.
+
+    headers  by the names in the file
+    read     gives a tensor by its name; called once for each
+    advance  called with the bytes of each tensor once it is written
+
+    A reader sees the old file at `path` or the whole new one. Raises ValueError for a tensor
+    that is not what its header says or is of a dtype that weights do not have, OSError naming
+    the file where the disk is full.
+    """
+    order = list(DTYPE_NAMES)
+    for name, header in headers.items():
+        if header.dtype not in order:
+            raise ValueError(f"{name} is {header.dtype}, expected {', '.join(map(str, order))}")
+    names = sorted(headers, key=lambda name: (order.index(headers[name].dtype), name))
+    with replacing(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                file.write(_header(headers, names))
+                for name in names:
+                    tensor = read(name).detach().contiguous()
+                    found = TensorHeader(tensor.dtype, tuple(tensor.shape))
+                    if found != headers[name]:
+                        raise ValueError(f"{name} is {found}, announced was {headers[name]}")
+                    file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                    advance(found.size)
+                    del tensor  # before the next one comes
+        except OSError as error:
+            size = sum(header.size for header in headers.values())
+            raise OSError(
+                f"cannot write {path}, which takes {size:,} bytes: {error.strerror or error}"
+            ) from error
+
+
+def _header(headers: Mapping[str, TensorHeader], names: list[str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers expects it
+    place = 0
+    for name in names:
+        header = headers[name]
+        entries[name] = {
+            "dtype": DTYPE_NAMES[header.dtype],
+            "shape": list(header.shape),
+            "data_offsets": [place, place + header.size],
+        }
+        place += header.size
+    content = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    content += b" " * (-len(content) % _ALIGNMENT)
+    return len(content).to_bytes(8, "little") + content

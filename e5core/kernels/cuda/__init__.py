@@ -1,0 +1,1 @@
+"""An NVIDIA GPU: operations, kernels in Triton, recorded graphs."""

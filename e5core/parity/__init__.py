@@ -1,0 +1,1 @@
+"""A model held against its reference, with tolerances and their reasons."""

@@ -1,0 +1,1 @@
+"""What one does with vectors: similarity, search, compression. Needs numpy alone."""

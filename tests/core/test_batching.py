@@ -1,0 +1,72 @@
+"""Packing, ordering and cutting a stream."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.models import TINY
+
+from e5core import batching, pack
+from e5core.batching import chunks, plan_batches
+
+
+def test_pack_lays_texts_end_to_end(dialect):
+    batch = pack([[0, 7, 2], [0, 2], [0, 8, 9, 2]], TINY[dialect])
+    first = {"bert": 0, "xlm-roberta": 2}[dialect]
+    assert batch.input_ids.tolist() == [0, 7, 2, 0, 2, 0, 8, 9, 2]
+    assert (batch.position_ids - first).tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
+    assert batch.cu_seqlens.tolist() == [0, 3, 5, 9]
+    assert batch.max_seqlen == 4
+    assert (batch.input_ids.dtype, batch.position_ids.dtype) == (torch.int64, torch.int64)
+    assert batch.cu_seqlens.dtype == torch.int32
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "no text to pack"),
+        ([[0, 2], []], "text 1 has 0 tokens"),
+        ([[0, 2], [5] * 65], "text 1 has 65 tokens, the model takes 1 to 64"),
+        ([[0, 120, 2]], "text 0 has the id 120, the vocabulary has rows 0 to 119"),
+        ([[0, 2], [0, -1, 2]], "text 1 has the id -1"),
+    ],
+)
+def test_pack_names_the_culprit(dialect, texts, message):
+    with pytest.raises(ValueError, match=message):
+        pack(texts, TINY[dialect])
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=60), max_tokens=st.integers(1, 120))
+def test_plan_keeps_every_text_once_within_the_budget(lengths, max_tokens):
+    plan = plan_batches(lengths, max_tokens)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
+    for batch in plan:
+        assert sum(lengths[i] for i in batch) <= max_tokens or len(batch) == 1
+    # Texts of one length stand side by side, so that attention can take them together.
+    order = [lengths[i] for batch in plan for i in batch]
+    assert order == sorted(order, reverse=True)
+    # No two neighbouring batches would fit into one.
+    for one, other in pairwise(plan):
+        assert sum(lengths[i] for i in one) + lengths[other[0]] > max_tokens
+
+
+def test_chunks_bound_texts_and_characters(monkeypatch):
+    monkeypatch.setattr(batching, "CHUNK_TEXTS", 3)
+    monkeypatch.setattr(batching, "CHUNK_CHARACTERS", 10)
+    texts = ["a", "b", "c", "dddddddddddd", "e", "ffffffffff"]
+    assert list(chunks(iter(texts))) == [["a", "b", "c"], ["dddddddddddd"], ["e", "ffffffffff"]]
+
+
+def test_chunks_read_no_further_than_they_need(monkeypatch):
+    monkeypatch.setattr(batching, "CHUNK_TEXTS", 2)
+    read = []
+    stream = chunks(read.append(i) or str(i) for i in range(100))
+    next(stream)
+    assert read == [0, 1]
+
+
+def test_chunks_name_what_is_no_text():
+    with pytest.raises(TypeError, match="text 2 is None of type NoneType, expected str"):
+        list(chunks(["a", "b", None]))
