@@ -21,7 +21,7 @@ from e5core.kernels.cuda.graphs import GraphedEncoder
 from e5core.pooling import POOLINGS, l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
-from e5core.tokenizer import SentencePieceTokenizer, cut, windows
+from e5core.tokenizer import SentencePieceTokenizer, TextError, cut, windows
 
 Vectors = npt.NDArray[np.float32]
 InputType = Literal["query", "passage"] | None
@@ -252,7 +252,7 @@ class E5:
             try:
                 ids.append(self.tokenizer.encode(prefix + text))
             except ValueError as error:
-                raise ValueError(f"text {index}: {error}") from None
+                raise TextError(f"{{}}: {error}", index) from None
         return ids
 
     def _pooled(
@@ -289,17 +289,19 @@ class E5:
         return sums / torch.zeros(len(ids)).index_add_(0, index, weights)[:, None]
 
     def _refuse_long(self, texts: list[str], prefix: str) -> None:
-        long = []
+        long: dict[int, int] = {}  # index → tokens
         seen = 0
         for chunk in chunks(texts):
             for ids in self._tokenize(chunk, prefix, first=seen):
                 if len(ids) > self.max_length:
-                    long.append(f"text {seen} has {len(ids)} tokens")
+                    long[seen] = len(ids)
                 seen += 1
         if long:
-            raise ValueError(
-                f"{', '.join(long)}; the model takes {self.max_length} (prefix, <s> and </s> "
-                'included); pass truncate="end" or truncate="window"'
+            counts = ", ".join(f"{{}} has {tokens} tokens" for tokens in long.values())
+            raise TextError(
+                f"{counts}; the model takes {self.max_length} (prefix, <s> and </s> "
+                'included); pass truncate="end" or truncate="window"',
+                *long,
             )
 
     def _check(self, pooled: Tensor, first: int) -> None:
@@ -307,8 +309,8 @@ class E5:
         good = pooled.isfinite().all(dim=1) & pooled.any(dim=1)
         if not good.all():
             bad = (~good).nonzero().flatten().tolist()
-            raise ValueError(
-                f"the vectors of {len(bad)} texts, the first of them text {first + bad[0]}, are "
-                f"zero or not finite in {self.encoder.dtype}; check the "
-                'weights, or load them with dtype="float32"'
+            raise TextError(
+                f"the vectors of {len(bad)} texts, the first of them {{}}, are zero or not finite "
+                f'in {self.encoder.dtype}; check the weights, or load them with dtype="float32"',
+                first + bad[0],
             )

@@ -7,17 +7,21 @@ from e5core.formats.files import read_json_object
 
 # One space after the colon; the prefix is part of the text and tokenized with it.
 # Source: the model cards of intfloat/multilingual-e5-* and arXiv:2402.05672.
-E5 = {"query": "query: ", "passage": "passage: "}
-E5_INSTRUCT = {"query": "Instruct: {task}\nQuery: ", "passage": ""}
-NO_PREFIX = {"query": "", "passage": ""}
-NAMED: dict[str, dict[str, str]] = {"e5": E5, "e5-instruct": E5_INSTRUCT, "none": NO_PREFIX}
+E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
+E5_INSTRUCT_PROMPTS = {"query": "Instruct: {task}\nQuery: ", "passage": ""}
+NO_PROMPTS = {"query": "", "passage": ""}
+PROMPTS_BY_NAME: dict[str, dict[str, str]] = {
+    "e5": E5_PROMPTS,
+    "e5-instruct": E5_INSTRUCT_PROMPTS,
+    "none": NO_PROMPTS,
+}
 
 # What the authors publish under these ids was trained with these prefixes.
-PUBLISHED = {
-    "intfloat/multilingual-e5-small": E5,
-    "intfloat/multilingual-e5-base": E5,
-    "intfloat/multilingual-e5-large": E5,
-    "intfloat/multilingual-e5-large-instruct": E5_INSTRUCT,
+PROMPTS_BY_MODEL = {
+    "intfloat/multilingual-e5-small": E5_PROMPTS,
+    "intfloat/multilingual-e5-base": E5_PROMPTS,
+    "intfloat/multilingual-e5-large": E5_PROMPTS,
+    "intfloat/multilingual-e5-large-instruct": E5_INSTRUCT_PROMPTS,
 }
 
 INPUT_TYPES = ("query", "passage", None)
@@ -65,11 +69,11 @@ def prefix_for(
 
 
 def check_prompts(prompts: str | Mapping[str, str]) -> dict[str, str]:
-    """Prompts as the caller gives them: a name in NAMED or both prefixes."""
+    """Prompts as the caller gives them: a name in PROMPTS_BY_NAME or both prefixes."""
     if isinstance(prompts, str):
-        if prompts not in NAMED:
-            raise ValueError(f"prompts is {prompts!r}, the names are {', '.join(NAMED)}")
-        return dict(NAMED[prompts])
+        if prompts not in PROMPTS_BY_NAME:
+            raise ValueError(f"prompts is {prompts!r}, the names are {', '.join(PROMPTS_BY_NAME)}")
+        return dict(PROMPTS_BY_NAME[prompts])
     if set(prompts) != {"query", "passage"} or not all(
         isinstance(prefix, str) for prefix in prompts.values()
     ):
@@ -87,8 +91,8 @@ def read_prompts(folder: Path, name: str) -> dict[str, str] | None:
     sentence-transformers folder with none of these uses no prefix, as bge-m3 does. Returns
     None if nothing tells: guessing would give silently worse vectors.
     """
-    if name in PUBLISHED:
-        return dict(PUBLISHED[name])
+    if name in PROMPTS_BY_MODEL:
+        return dict(PROMPTS_BY_MODEL[name])
     path = folder / "config_sentence_transformers.json"
     published = read_json_object(path).get("prompts") if path.is_file() else None
     if published and not isinstance(published, dict):
@@ -102,5 +106,5 @@ def read_prompts(folder: Path, name: str) -> dict[str, str] | None:
         return prompts
     for candidate in (name, folder.name):
         if "multilingual-e5-" in candidate.lower():
-            return dict(E5_INSTRUCT if "instruct" in candidate.lower() else E5)
+            return dict(E5_INSTRUCT_PROMPTS if "instruct" in candidate.lower() else E5_PROMPTS)
     return prompts if path.is_file() or (folder / "modules.json").is_file() else None

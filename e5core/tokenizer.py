@@ -1,6 +1,6 @@
 """Text to token ids: SentencePiece with the numbering of fairseq."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -13,6 +13,33 @@ BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # <s>, <pad>, </s>, <unk>
 # Its three specials stand in another order, and of those only the unknown one is emitted.
 FAIRSEQ_OFFSET = 1
 SP_UNKNOWN = 0
+
+
+class TextError(ValueError):
+    """Texts that cannot be embedded: which ones, and why.
+
+    sentence  what is wrong, with one `{}` for the name of each text at fault
+    indices   the places of these texts among those that the caller gave, counted from 0
+
+    The message calls them "text 0", "text 1", …; whoever knows them by other names, such as
+    the lines of a file, asks for `naming`.
+    """
+
+    def __init__(self, sentence: str, *indices: int) -> None:
+        super().__init__(sentence, *indices)  # all of it, so that pickling keeps it
+        self.sentence = sentence
+        self.indices = indices
+
+    def naming(self, name: Callable[[int], str]) -> str:
+        """The sentence with the texts under the names that `name` gives their indices."""
+        return self.sentence.format(*map(name, self.indices))
+
+    def renumbered(self, number: Callable[[int], int]) -> "TextError":
+        """The same error for a caller who counts the texts otherwise."""
+        return TextError(self.sentence, *map(number, self.indices))
+
+    def __str__(self) -> str:
+        return self.naming("text {}".format)
 
 
 class SentencePieceTokenizer:

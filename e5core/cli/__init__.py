@@ -16,7 +16,7 @@ from e5core.checkpoint import hub
 from e5core.checkpoint.folder import AUTO, DTYPES, read_config, read_settings
 from e5core.kernels import BACKENDS
 from e5core.model import E5
-from e5core.prompts import NAMED
+from e5core.prompts import PROMPTS_BY_NAME
 from e5core.vectors.search import search
 
 DEFAULT_MODEL = "intfloat/multilingual-e5-small"
@@ -73,7 +73,9 @@ def _parser() -> _Parser:
     load.add_argument("--dtype", default=AUTO, choices=(AUTO, *DTYPES))
     load.add_argument("--device", help="cpu, cuda, … (default: the GPU if there is one)")
     load.add_argument("--kernels", default="auto", choices=("auto", *BACKENDS))
-    load.add_argument("--prompts", choices=NAMED, help="in place of the model's own prefixes")
+    load.add_argument(
+        "--prompts", choices=PROMPTS_BY_NAME, help="in place of the model's own prefixes"
+    )
     load.add_argument("--max-length", type=int, help="tokens a text may have")
     load.add_argument("--task", help="the instruction of an instruct model's queries")
     load.add_argument("--max-tokens-per-batch", type=int, help="tokens of one forward pass")

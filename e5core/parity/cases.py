@@ -32,8 +32,7 @@ from e5core.parity.tolerances import (
     UNIT_VECTOR_FLOAT32,
 )
 from e5core.pooling import POOLINGS
-from e5core.prompts import E5 as E5_PROMPTS
-from e5core.prompts import prefix_for
+from e5core.prompts import E5_PROMPTS, prefix_for
 from e5core.tokenizer import BOS, EOS, cut
 
 Vectors = npt.NDArray[Any]

@@ -26,7 +26,7 @@ from e5core import E5, save_checkpoint, search
 from e5core.cli import main
 from e5core.formats.files import write_json
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
-from e5core.prompts import E5_INSTRUCT
+from e5core.prompts import E5_INSTRUCT_PROMPTS
 
 LINES = ["the query", "", "a passage: ß я", "日本", "x " * 30, "  ", "z"]
 LONG = "a b c " * 40  # more than the 64 tokens of the tiny models
@@ -206,7 +206,7 @@ def test_kernels_by_name(
 def test_a_task_goes_before_the_queries_of_an_instruct_model(
     model: Path, texts: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_json(model / "config_sentence_transformers.json", {"prompts": E5_INSTRUCT})
+    write_json(model / "config_sentence_transformers.json", {"prompts": E5_INSTRUCT_PROMPTS})
     assert run_embed(texts, model, output, "--task", "find it") == 0
     prefixed = ["Instruct: find it\nQuery: " + line for line in LINES]
     expected = E5.from_pretrained(model).embed(prefixed, input_type=None).vectors

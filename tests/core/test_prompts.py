@@ -4,19 +4,26 @@ import json
 
 import pytest
 
-from e5core.prompts import E5, E5_INSTRUCT, NO_PREFIX, check_prompts, prefix_for, read_prompts
+from e5core.prompts import (
+    E5_INSTRUCT_PROMPTS,
+    E5_PROMPTS,
+    NO_PROMPTS,
+    check_prompts,
+    prefix_for,
+    read_prompts,
+)
 
 
 @pytest.mark.parametrize(
     ("prompts", "input_type", "task", "expected"),
     [
-        (E5, "query", None, "query: "),
-        (E5, "passage", None, "passage: "),
-        (E5, None, None, ""),
+        (E5_PROMPTS, "query", None, "query: "),
+        (E5_PROMPTS, "passage", None, "passage: "),
+        (E5_PROMPTS, None, None, ""),
         (None, None, None, ""),
-        (E5_INSTRUCT, "query", "Find {x}", "Instruct: Find {x}\nQuery: "),
-        (E5_INSTRUCT, "passage", None, ""),
-        (NO_PREFIX, "query", None, ""),
+        (E5_INSTRUCT_PROMPTS, "query", "Find {x}", "Instruct: Find {x}\nQuery: "),
+        (E5_INSTRUCT_PROMPTS, "passage", None, ""),
+        (NO_PROMPTS, "query", None, ""),
     ],
 )
 def test_prefix(prompts, input_type, task, expected):
@@ -26,11 +33,16 @@ def test_prefix(prompts, input_type, task, expected):
 @pytest.mark.parametrize(
     ("prompts", "input_type", "task", "message"),
     [
-        (E5, "document", None, "input_type is 'document', expected 'query', 'passage' or None"),
-        (E5, "query", "a task", "takes no instruction; leave task out"),
-        (E5_INSTRUCT, "passage", "a task", "takes no instruction"),
-        (E5_INSTRUCT, None, "a task", "takes no instruction"),
-        (E5_INSTRUCT, "query", None, "pass task="),
+        (
+            E5_PROMPTS,
+            "document",
+            None,
+            "input_type is 'document', expected 'query', 'passage' or None",
+        ),
+        (E5_PROMPTS, "query", "a task", "takes no instruction; leave task out"),
+        (E5_INSTRUCT_PROMPTS, "passage", "a task", "takes no instruction"),
+        (E5_INSTRUCT_PROMPTS, None, "a task", "takes no instruction"),
+        (E5_INSTRUCT_PROMPTS, "query", None, "pass task="),
         (None, "query", None, 'does not say which prefix a query takes.*prompts="e5"'),
     ],
 )
@@ -40,7 +52,7 @@ def test_what_does_not_fit_is_an_error(prompts, input_type, task, message):
 
 
 def test_callers_prompts():
-    assert check_prompts("e5-instruct") == E5_INSTRUCT
+    assert check_prompts("e5-instruct") == E5_INSTRUCT_PROMPTS
     assert check_prompts({"query": "q ", "passage": ""}) == {"query": "q ", "passage": ""}
 
 
@@ -60,10 +72,10 @@ def say(folder, prompts):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("intfloat/multilingual-e5-small", E5),
-        ("intfloat/multilingual-e5-large-instruct", E5_INSTRUCT),
-        ("somebody/multilingual-e5-base-finetuned", E5),
-        ("/data/Multilingual-E5-large-instruct-v2", E5_INSTRUCT),
+        ("intfloat/multilingual-e5-small", E5_PROMPTS),
+        ("intfloat/multilingual-e5-large-instruct", E5_INSTRUCT_PROMPTS),
+        ("somebody/multilingual-e5-base-finetuned", E5_PROMPTS),
+        ("/data/Multilingual-E5-large-instruct-v2", E5_INSTRUCT_PROMPTS),
         ("somebody/else", None),
     ],
 )
@@ -74,7 +86,7 @@ def test_names_of_the_family(tmp_path, name, expected):
 def test_the_name_of_the_folder_counts_too(tmp_path):
     folder = tmp_path / "multilingual-e5-base"
     folder.mkdir()
-    assert read_prompts(folder, ".") == E5
+    assert read_prompts(folder, ".") == E5_PROMPTS
 
 
 def test_what_the_folder_says_counts_before_its_name(tmp_path):
@@ -85,7 +97,7 @@ def test_what_the_folder_says_counts_before_its_name(tmp_path):
 
 def test_published_ids_count_before_what_the_folder_says(tmp_path):
     say(tmp_path, {"query": "Instruct: one fixed task\nQuery: "})
-    assert read_prompts(tmp_path, "intfloat/multilingual-e5-large-instruct") == E5_INSTRUCT
+    assert read_prompts(tmp_path, "intfloat/multilingual-e5-large-instruct") == E5_INSTRUCT_PROMPTS
 
 
 def test_query_prompt_alone_leaves_passages_plain(tmp_path):
@@ -98,7 +110,7 @@ def test_query_prompt_alone_leaves_passages_plain(tmp_path):
 def test_sentence_transformers_folder_without_prompts_has_none(tmp_path, prompts):
     """As bge-m3 says it."""
     say(tmp_path, prompts)
-    assert read_prompts(tmp_path, "b/bge") == NO_PREFIX
+    assert read_prompts(tmp_path, "b/bge") == NO_PROMPTS
 
 
 def test_prompts_of_another_shape(tmp_path):

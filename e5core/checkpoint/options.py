@@ -1,0 +1,36 @@
+"""The options that everything takes which loads a model: listed here and nowhere else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Where a model comes from and what it runs on and in.
+
+    revision    branch, tag or commit on the hub
+    cache_dir   in place of huggingface_hub's cache
+    token       the hub's access token, for private and gated models
+    local_files_only  never ask the hub, use its cache
+    dtype       of weights and arithmetic: "float32", "bfloat16", "float16", "float64", or "int8"
+                (CPU) for linear layers in int8 with float32 between them; "auto" is float32, and
+                int8 for a folder that was converted to it
+    device      None takes the GPU if there is one
+    kernels     "auto" for the fastest that run, or a name in kernels.BACKENDS; "sdpa" and
+                "plain" leave the encoder trainable
+    prompts     "e5", "e5-instruct", "none" or a mapping, in place of the model's own
+    max_length  tokens to cut texts at, in place of the model's own limit
+    """
+
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    token: str | None = None
+    local_files_only: bool = False
+    dtype: str | torch.dtype = "auto"
+    device: str | torch.device | None = None
+    kernels: str = "auto"
+    prompts: str | Mapping[str, str] | None = None
+    max_length: int | None = None
