@@ -41,94 +41,124 @@ def encoder_model(config: EncoderConfig, pooling: str, hidden_states: bool = Fal
     last_hidden_state   [batch, length, hidden_size] float32, if `hidden_states`: a second output,
                         for libraries that pool themselves; under padding it means nothing
     """
-    graph = _Graph(config.layer_norm_eps)
-    one = graph.constant("one", np.int64(1))
-    one_float = graph.constant("one.float", np.float32(1))
-    axis = {n: graph.constant(f"axis.{n}", np.array([n], np.int64)) for n in (-1, 1)}
-    mask = graph.add("Cast", ATTENTION_MASK, to=TensorProto.FLOAT)
-
-    # Counted over the tokens alone, so that padding on the left shifts nothing. Before the first
-    # token it is 0, whose position might not exist.
-    count = graph.add("Max", graph.add("CumSum", ATTENTION_MASK, one), one)
-    before_first = graph.constant("position.before_first", np.int64(config.first_position - 1))
-    position = graph.add("Gather", POSITION_EMBEDDINGS, graph.add("Add", count, before_first))
-    kind = graph.add("Gather", TOKEN_TYPE_EMBEDDINGS, graph.constant("type", np.int64(0)))
-    word = graph.add("Gather", WORD_EMBEDDINGS, INPUT_IDS)
-    x = graph.add("Add", graph.add("Add", word, kind), position)  # in transformers' order
-    x = graph.layer_norm(x, "embeddings.LayerNorm")
-
-    # Added to scores. Where all is padding, even weights come out of it rather than NaN.
-    wide = graph.add("Unsqueeze", mask, graph.constant("axes.wide", np.array([1, 2], np.int64)))
-    lowest = graph.constant("lowest", np.float32(LOWEST))
-    padding = graph.add("Mul", graph.add("Sub", one_float, wide), lowest)
-
-    apart = [0, 0, config.num_attention_heads, config.head_size]  # 0: as it is
-    heads_apart = graph.constant("shape.heads", np.array(apart, np.int64))
-    heads_together = graph.constant("shape.hidden", np.array([0, 0, config.hidden_size], np.int64))
-    root = graph.constant("root_of_head_size", np.float32(config.head_size**0.5))
-
-    def heads(x: str, name: str, order: list[int]) -> str:
-        """[batch, heads, length, head_size], or with the last two swapped"""
-        reshaped = graph.add("Reshape", graph.linear(x, name), heads_apart)
-        return graph.add("Transpose", reshaped, perm=order)
-
+    graph = EncoderGraph(config)
+    x = graph.embeddings()
+    graph.prepare_attention()
     for layer in range(config.num_hidden_layers):
-        name = f"encoder.layer.{layer}"
-        query = heads(x, f"{name}.attention.self.query", [0, 2, 1, 3])
-        key = heads(x, f"{name}.attention.self.key", [0, 2, 3, 1])
-        value = heads(x, f"{name}.attention.self.value", [0, 2, 1, 3])
-        scores = graph.add("Div", graph.add("MatMul", query, key), root)
-        weights = graph.add("Softmax", graph.add("Add", scores, padding), axis=-1)
-        context = graph.add("Transpose", graph.add("MatMul", weights, value), perm=[0, 2, 1, 3])
-        context = graph.add("Reshape", context, heads_together)
-        x = graph.add("Add", graph.linear(context, f"{name}.attention.output.dense"), x)
-        x = graph.layer_norm(x, f"{name}.attention.output.LayerNorm")
-        inner = graph.add("Gelu", graph.linear(x, f"{name}.intermediate.dense"))
-        x = graph.add("Add", graph.linear(inner, f"{name}.output.dense"), x)
-        x = graph.layer_norm(x, f"{name}.output.LayerNorm")
-
+        x = graph.layer(x, f"encoder.layer.{layer}")
     if hidden_states:
         graph.add("Identity", x, output=HIDDEN_STATES)
-    if pooling == "cls":  # the mean of the first token alone
-        first = graph.add("Equal", graph.add("Mul", count, ATTENTION_MASK), one)
-        mask = graph.add("Cast", first, to=TensorProto.FLOAT)
-    share = graph.add("Unsqueeze", mask, axis[-1])
-    total = graph.add("ReduceSum", graph.add("Mul", x, share), axis[1], keepdims=0)
-    tokens = graph.add("Max", graph.add("ReduceSum", share, axis[1], keepdims=0), one_float)
-    pooled = graph.add("Div", total, tokens)
-    norm = graph.add("ReduceL2", pooled, axis[-1], keepdims=1)
-    norm = graph.add("Max", norm, graph.constant("smallest_norm", np.float32(SMALLEST_NORM)))
-    graph.add("Div", pooled, norm, output=OUTPUT)
+    graph.pool(x, pooling)
 
-    described = helper.make_tensor_value_info
     texts = (TensorProto.INT64, ["batch", "length"])
-    vectors = (TensorProto.FLOAT, ["batch", config.hidden_size])
-    inputs = [described(INPUT_IDS, *texts), described(ATTENTION_MASK, *texts)]
-    states = (TensorProto.FLOAT, ["batch", "length", config.hidden_size])
-    outputs = [described(OUTPUT, *vectors)]
-    outputs += [described(HIDDEN_STATES, *states)] * hidden_states
-    whole = helper.make_graph(graph.nodes, "e5core", inputs, outputs, graph.constants)
+    inputs = [(INPUT_IDS, *texts), (ATTENTION_MASK, *texts)]
+    outputs = [(OUTPUT, TensorProto.FLOAT, ["batch", config.hidden_size])]
+    if hidden_states:
+        outputs.append((HIDDEN_STATES, TensorProto.FLOAT, ["batch", "length", config.hidden_size]))
+    described = [
+        [helper.make_tensor_value_info(*value) for value in values] for values in (inputs, outputs)
+    ]
+    whole = helper.make_graph(graph.nodes, "e5core", *described, graph.constants)
     return helper.make_model_gen_version(
         whole, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="e5core"
     )
 
 
-class _Graph:
+class Graph:
     """Nodes in the order of computation; each has one output, named by its operator and place."""
 
-    def __init__(self, layer_norm_eps: float) -> None:
+    def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[TensorProto] = []
-        self._epsilon = layer_norm_eps
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Append a node; returns the name of its output."""
         name = output or f"{operator}.{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name
 
     def constant(self, name: str, value: Any) -> str:
+        """Add an array or a number; returns its name."""
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
+
+
+class EncoderGraph(Graph):
+    """The parts of an encoder, each method adding the nodes of one."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.one = self.constant("one", np.int64(1))
+        self.one_float = self.constant("one.float", np.float32(1))
+        self.axis = {n: self.constant(f"axis.{n}", np.array([n], np.int64)) for n in (-1, 1)}
+        self.mask = self.add("Cast", ATTENTION_MASK, to=TensorProto.FLOAT)  # [batch, length]
+        # Counted over the tokens alone, so that padding on the left shifts nothing. Before the
+        # first token it is 0, whose position might not exist.
+        self.count = self.add("Max", self.add("CumSum", ATTENTION_MASK, self.one), self.one)
+
+    def embeddings(self) -> str:
+        """The sum of the three tables' rows, normalised: [batch, length, hidden_size]."""
+        first = np.int64(self.config.first_position - 1)
+        before_first = self.constant("position.before_first", first)
+        places = self.add("Add", self.count, before_first)
+        position = self.add("Gather", POSITION_EMBEDDINGS, places)
+        kind = self.add("Gather", TOKEN_TYPE_EMBEDDINGS, self.constant("type", np.int64(0)))
+        word = self.add("Gather", WORD_EMBEDDINGS, INPUT_IDS)
+        x = self.add("Add", self.add("Add", word, kind), position)  # in transformers' order
+        return self.layer_norm(x, "embeddings.LayerNorm")
+
+    def prepare_attention(self) -> None:
+        """What the attention of every layer shares."""
+        axes = self.constant("axes.wide", np.array([1, 2], np.int64))
+        wide = self.add("Unsqueeze", self.mask, axes)  # [batch, 1, 1, length]
+        lowest = self.constant("lowest", np.float32(LOWEST))
+        # Added to scores. Where all is padding, even weights come out of it rather than NaN.
+        self.padding = self.add("Mul", self.add("Sub", self.one_float, wide), lowest)
+        config = self.config
+        apart = [0, 0, config.num_attention_heads, config.head_size]  # 0: as it is
+        together = [0, 0, config.hidden_size]
+        self.heads_apart = self.constant("shape.heads", np.array(apart, np.int64))
+        self.heads_together = self.constant("shape.hidden", np.array(together, np.int64))
+        self.root = self.constant("root_of_head_size", np.float32(config.head_size**0.5))
+
+    def layer(self, x: str, name: str) -> str:
+        """One encoder layer over [batch, length, hidden_size]."""
+        attended = self.attention(x, f"{name}.attention.self")
+        x = self.add("Add", self.linear(attended, f"{name}.attention.output.dense"), x)
+        x = self.layer_norm(x, f"{name}.attention.output.LayerNorm")
+        inner = self.add("Gelu", self.linear(x, f"{name}.intermediate.dense"))
+        x = self.add("Add", self.linear(inner, f"{name}.output.dense"), x)
+        return self.layer_norm(x, f"{name}.output.LayerNorm")
+
+    def attention(self, x: str, name: str) -> str:
+        """softmax(Q Kᵀ / √head_size) V, before the output's linear layer."""
+        query = self.heads(x, f"{name}.query", [0, 2, 1, 3])
+        key = self.heads(x, f"{name}.key", [0, 2, 3, 1])
+        value = self.heads(x, f"{name}.value", [0, 2, 1, 3])
+        scores = self.add("Div", self.add("MatMul", query, key), self.root)
+        weights = self.add("Softmax", self.add("Add", scores, self.padding), axis=-1)
+        context = self.add("Transpose", self.add("MatMul", weights, value), perm=[0, 2, 1, 3])
+        return self.add("Reshape", context, self.heads_together)
+
+    def heads(self, x: str, name: str, order: list[int]) -> str:
+        """[batch, heads, length, head_size], or with the last two swapped."""
+        reshaped = self.add("Reshape", self.linear(x, name), self.heads_apart)
+        return self.add("Transpose", reshaped, perm=order)
+
+    def pool(self, x: str, pooling: str) -> str:
+        """The mean of the tokens' states, or the first one's, at unit length."""
+        mask = self.mask
+        if pooling == "cls":  # the mean of the first token alone
+            first = self.add("Equal", self.add("Mul", self.count, ATTENTION_MASK), self.one)
+            mask = self.add("Cast", first, to=TensorProto.FLOAT)
+        share = self.add("Unsqueeze", mask, self.axis[-1])
+        total = self.add("ReduceSum", self.add("Mul", x, share), self.axis[1], keepdims=0)
+        tokens = self.add("ReduceSum", share, self.axis[1], keepdims=0)
+        pooled = self.add("Div", total, self.add("Max", tokens, self.one_float))
+        norm = self.add("ReduceL2", pooled, self.axis[-1], keepdims=1)
+        smallest = self.constant("smallest_norm", np.float32(SMALLEST_NORM))
+        return self.add("Div", pooled, self.add("Max", norm, smallest), output=OUTPUT)
 
     def linear(self, x: str, name: str) -> str:
         product = self.add("MatMul", x, f"{name}.weight")
@@ -136,4 +166,5 @@ class _Graph:
 
     def layer_norm(self, x: str, name: str) -> str:
         parameters = (f"{name}.weight", f"{name}.bias")
-        return self.add("LayerNormalization", x, *parameters, axis=-1, epsilon=self._epsilon)
+        epsilon = self.config.layer_norm_eps
+        return self.add("LayerNormalization", x, *parameters, axis=-1, epsilon=epsilon)

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(options: Namespace) -> None:
-    for package in ["onnx"] + ["onnxruntime"] * options.verify:
+    for package in ("onnx", "onnxruntime") if options.verify else ("onnx",):
         if find_spec(package) is None:
             raise ValueError(f"{package} is not installed; python -m pip install 'e5core[onnx]'")
     from e5core.convert.onnx_graph import encoder_model
@@ -102,7 +102,7 @@ def transposed(weights: Weights) -> Weights:
     from e5core.convert.onnx_graph import is_matrix
 
     headers = {
-        name: TensorHeader(torch.float32, header.shape[:: -1 if is_matrix(name) else 1])
+        name: TensorHeader(torch.float32, header.shape[::-1] if is_matrix(name) else header.shape)
         for name, header in weights.headers.items()
         if not name.startswith("pooler.")
     }
@@ -118,11 +118,11 @@ def padded(ids: Ids, left: bool = False) -> dict[str, npt.NDArray[np.int64]]:
     """input_ids and attention_mask [batch, length] int64, padded behind or, if `left`, before."""
     length = max(len(text) for text in ids)
     input_ids = np.full((len(ids), length), PAD, np.int64)
-    for row, text in zip(input_ids, ids, strict=True):
-        row[length - len(text) if left else 0 :][: len(text)] = text
     attention_mask = np.zeros_like(input_ids)
-    for row, text in zip(attention_mask, ids, strict=True):
-        row[length - len(text) if left else 0 :][: len(text)] = 1
+    for row, text in enumerate(ids):
+        start = length - len(text) if left else 0
+        input_ids[row, start : start + len(text)] = text
+        attention_mask[row, start : start + len(text)] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
@@ -147,8 +147,7 @@ def verify(source: Path, file: Path, max_length: int) -> None:
 
     from e5core.convert.onnx_graph import OUTPUT
 
-    options = {"dtype": "float32", "device": "cpu", "prompts": "none"}
-    model = E5.from_pretrained(source, **options)
+    model = E5.from_pretrained(source, dtype="float32", device="cpu", prompts="none")
     batches = list(cases(model, max_length))
     expected = [encode_ids(model, ids, len(ids)) for ids, _ in batches]
     del model  # one model at a time is in memory

@@ -3,7 +3,7 @@
 onnx itself serializes a model as a whole. A file is a protobuf message, whose fields may stand in
 any order and whose repeated fields are so many fields of one number; so what onnx serializes
 without weights can be followed by the weights, one at a time. Formats: onnx/onnx.proto and
-docs/ExternalData.md of github.com/onnx/onnx; protobuf.dev, "Encoding".
+docs/ExternalData.md of github.com/onnx/onnx.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto
 from torch import Tensor
 
+from e5core.formats.protobuf import field_start
 from e5core.formats.safetensors import TensorHeader
 
 Headers = Mapping[str, TensorHeader]
@@ -87,7 +88,7 @@ def _write_together(
     rest.CopyFrom(model)
     rest.ClearField("graph")
     with path.open("wb") as file:
-        file.write(rest.SerializeToString() + _field(_GRAPH, size) + graph)
+        file.write(rest.SerializeToString() + field_start(_GRAPH, size) + graph)
         for name, start in starts.items():
             file.write(start)
             advance(_copy(read(name), file))
@@ -106,19 +107,6 @@ def _described(name: str, header: TensorHeader) -> TensorProto:
 
 def _start(name: str, header: TensorHeader) -> bytes:
     """All of a weight in a graph but its numbers, which follow."""
-    tensor = _described(name, header).SerializeToString() + _field(_RAW_DATA, header.size)
-    return _field(_INITIALIZER, len(tensor) + header.size) + tensor
-
-
-def _field(number: int, size: int) -> bytes:
-    """What stands before `size` bytes of a field: number and type, then the size."""
-    return _varint(number << 3 | 2) + _varint(size)
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 127:
-        encoded.append(value & 127 | 128)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    described: bytes = _described(name, header).SerializeToString()
+    tensor = described + field_start(_RAW_DATA, header.size)
+    return field_start(_INITIALIZER, len(tensor) + header.size) + tensor

@@ -3,18 +3,17 @@
 The sentencepiece package only runs such files; changing one needs its protobuf schema, of
 which a Unigram tokenizer fills in a dozen fields. Coding those by hand spares a dependency.
 Field numbers: sentencepiece_model.proto of google/sentencepiece.
-Wire format: protobuf.dev, "Encoding".
 """
 
 import base64
 import binascii
-import struct
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from e5core.formats.files import read_json_object
+from e5core.formats.protobuf import Value, field, fields
 
 # The normalisation table that every XLM-R tokenizer holds; data/README.md says where it is from.
 CHARSMAP = Path(__file__).parent / "data" / "nmt_nfkc.charsmap"
@@ -24,7 +23,6 @@ _UNIGRAM = 1  # TrainerSpec.ModelType
 _PIECES, _TRAINER_SPEC, _NORMALIZER_SPEC, _SELF_TEST_DATA = 1, 2, 3, 4  # fields of ModelProto
 # Fields of TrainerSpec.
 _MODEL_TYPE, _VOCAB_SIZE, _WHITESPACE_SUFFIX, _BYTE_FALLBACK = 3, 4, 24, 35
-_VARINT, _FIXED64, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types
 
 # The four that open a vocabulary in fairseq's order; SentencePiece has no <pad> and
 # another order, and neither scores nor matches them.
@@ -58,15 +56,15 @@ def unigram_model(pieces: Sequence[tuple[str, float]], charsmap: bytes) -> bytes
         _piece("</s>", 0.0, CONTROL),
         *(_piece(piece, score, NORMAL) for piece, score in pieces[len(FAIRSEQ_SPECIALS) :]),
     ]
-    trainer_spec = _field(_MODEL_TYPE, _UNIGRAM) + _field(_VOCAB_SIZE, len(vocabulary))
+    trainer_spec = field(_MODEL_TYPE, _UNIGRAM) + field(_VOCAB_SIZE, len(vocabulary))
     normalizer_spec = (
-        _field(1, b"nmt_nfkc")
-        + _field(2, charsmap)
-        + _field(3, 1)  # add_dummy_prefix
-        + _field(4, 1)  # remove_extra_whitespaces
-        + _field(5, 1)  # escape_whitespaces
+        field(1, b"nmt_nfkc")
+        + field(2, charsmap)
+        + field(3, 1)  # add_dummy_prefix
+        + field(4, 1)  # remove_extra_whitespaces
+        + field(5, 1)  # escape_whitespaces
     )
-    specs = _field(_TRAINER_SPEC, trainer_spec) + _field(_NORMALIZER_SPEC, normalizer_spec)
+    specs = field(_TRAINER_SPEC, trainer_spec) + field(_NORMALIZER_SPEC, normalizer_spec)
     return b"".join(vocabulary) + specs
 
 
@@ -130,8 +128,8 @@ def keep_pieces(content: bytes, kept: Collection[int]) -> bytes:
             found += 1
         elif number == _TRAINER_SPEC:
             settings = (r for inner, _, r in _fields(_message(value)) if inner != _VOCAB_SIZE)
-            spec = b"".join(settings) + _field(_VOCAB_SIZE, len(kept))
-            parts.append(_field(_TRAINER_SPEC, spec))
+            spec = b"".join(settings) + field(_VOCAB_SIZE, len(kept))
+            parts.append(field(_TRAINER_SPEC, spec))
         elif number != _SELF_TEST_DATA:
             parts.append(raw)
     return b"".join(parts)
@@ -176,66 +174,14 @@ def _charsmaps(normalizer: Any) -> Iterator[str]:
 
 
 def _piece(piece: str, score: float, kind: int) -> bytes:
-    return _field(1, _field(1, piece.encode()) + _field(2, float(score)) + _field(3, kind))
+    return field(1, field(1, piece.encode()) + field(2, float(score)) + field(3, kind))
 
 
-def _field(number: int, value: int | float | bytes) -> bytes:
-    """One protobuf field: a float as 4 bytes, bytes with their length, an int as a varint."""
-    if isinstance(value, bytes):
-        return _varint(number << 3 | _BYTES) + _varint(len(value)) + value
-    if isinstance(value, float):
-        return _varint(number << 3 | _FLOAT) + struct.pack("<f", value)
-    return _varint(number << 3 | _VARINT) + _varint(value)
+def _fields(message: bytes) -> Iterator[tuple[int, Value, bytes]]:
+    return fields(message, "SentencePiece model")
 
 
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, lowest first; the top bit says that more follow."""
-    parts = []
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | float | bytes, bytes]]:
-    """The fields of a message: number, value, and all its bytes, to be written as they are."""
-    place = 0
-    while place < len(message):
-        start = place
-        key, place = _read_varint(message, place)
-        value: int | float | bytes
-        if key & 7 == _VARINT:
-            value, place = _read_varint(message, place)
-        else:
-            if key & 7 == _BYTES:
-                size, place = _read_varint(message, place)
-            elif key & 7 in (_FIXED64, _FLOAT):
-                size = 8 if key & 7 == _FIXED64 else 4
-            else:
-                raise ValueError(f"it is not a SentencePiece model: wire type {key & 7}")
-            value = message[place : place + size]
-            place += size
-            if place > len(message):
-                raise ValueError(f"it is not a whole SentencePiece model: {len(message)} bytes")
-            if key & 7 == _FLOAT:
-                (value,) = struct.unpack("<f", value)
-        yield key >> 3, value, message[start:place]
-
-
-def _read_varint(message: bytes, place: int) -> tuple[int, int]:
-    """The number that starts at a place, and the place after it."""
-    value = shift = 0
-    while place < len(message):
-        byte = message[place]
-        value |= (byte & 0x7F) << shift
-        place += 1
-        if byte < 0x80:
-            return value, place
-        shift += 7
-    raise ValueError(f"it is not a whole SentencePiece model: {len(message)} bytes")
-
-
-def _message(value: int | float | bytes) -> bytes:
+def _message(value: Value) -> bytes:
     if not isinstance(value, bytes):
         raise ValueError(f"it is not a SentencePiece model: {value!r} where a message should be")
     return value
