@@ -1,8 +1,8 @@
 """Thin adapters to the interfaces of other libraries, one file each.
 
-Each imports its library; `e5core` imports none of them. Prefixes are the adapter's business:
-queries and documents get theirs wherever an interface tells them apart, and where it does not,
-the docstring says what is done.
+Each adapter imports its library, and the rest of e5core imports no adapter. An adapter adds the
+prefixes: wherever an interface tells queries and documents apart, each gets its own. Where an
+interface does not, the adapter's docstring says which prefix its texts get.
 """
 
 from pathlib import Path
@@ -12,7 +12,9 @@ from e5core.model import E5
 
 
 def as_model(model: E5 | str | Path, options: dict[str, Any]) -> E5:
-    """A loaded model as it is, or what `E5.from_pretrained` makes of a folder or hub id.
+    """Return a loaded model as it is, or load it from a folder or hub id.
+
+    options  for E5.from_pretrained
 
     Raises TypeError if there are options for a model that is loaded already.
     """

@@ -14,16 +14,16 @@ class E5Embeddings(Embeddings):
 
     >>> store = InMemoryVectorStore(E5Embeddings(model))  # doctest: +SKIP
 
-    Retrieval is what the interface is made for. For similarity or clustering of equals embed
-    every text with `embed_query`.
+    The interface is made for retrieval. For similarity or clustering, embed every text with
+    `embed_query`.
     """
 
     def __init__(self, model: E5 | str | Path, *, task: str | None = None, **options: Any) -> None:
         """Wrap a model.
 
-        model    a loaded one, a folder or a hub id
-        task     the instruction of a large-instruct model's queries
-        options  of E5.from_pretrained, where `model` is not loaded yet
+        model    a loaded model, a folder or a hub id
+        task     the instruction for queries, which large-instruct models need
+        options  for E5.from_pretrained, if `model` is a folder or a hub id
         """
         self.model = as_model(model, options)
         self.task = task

@@ -10,8 +10,8 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from e5core.integrations import as_model
 from e5core.model import E5
 
-# Texts that LlamaIndex hands over at a time. Its own default of 10 leaves packed batches half
-# empty; they are cut by tokens anyway.
+# How many texts LlamaIndex hands over at a time. Its own default of 10 leaves packed batches half
+# empty. A larger number costs no memory, because e5core cuts batches by tokens.
 EMBED_BATCH_SIZE = 512
 
 
@@ -20,8 +20,8 @@ class E5Embedding(BaseEmbedding):
 
     >>> Settings.embed_model = E5Embedding("intfloat/multilingual-e5-small")  # doctest: +SKIP
 
-    Retrieval is what the interface is made for. For similarity or clustering of equals embed
-    every text with `get_query_embedding`.
+    The interface is made for retrieval. For similarity or clustering, embed every text with
+    `get_query_embedding`.
     """
 
     task: str | None = None
@@ -38,13 +38,13 @@ class E5Embedding(BaseEmbedding):
     ) -> None:
         """Wrap a model.
 
-        model         a loaded one, a folder or a hub id
-        task          the instruction of a large-instruct model's queries
-        load_options  of E5.from_pretrained, where `model` is not loaded yet
-        fields        of BaseEmbedding, such as num_workers or embeddings_cache
+        model         a loaded model, a folder or a hub id
+        task          the instruction for queries, which large-instruct models need
+        load_options  for E5.from_pretrained, if `model` is a folder or a hub id
+        fields        for BaseEmbedding, such as num_workers or embeddings_cache
         """
         loaded = as_model(model, load_options or {})
-        # What traces and caches show; a loaded model does not know where it came from.
+        # Traces and caches show this name. A loaded model does not know where it came from.
         name = "e5core" if isinstance(model, E5) else str(model)
         fields.setdefault("model_name", name)
         super().__init__(task=task, embed_batch_size=embed_batch_size, **fields)
@@ -66,7 +66,7 @@ class E5Embedding(BaseEmbedding):
         nested: list[list[float]] = vectors.tolist()
         return nested
 
-    # The work is done in a thread, so that an event loop goes on meanwhile.
+    # These work in a thread, so that the event loop is free meanwhile.
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)

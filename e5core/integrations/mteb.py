@@ -16,11 +16,11 @@ class E5Encoder(AbsEncoder):
 
     >>> mteb.evaluate(E5Encoder("intfloat/multilingual-e5-small"), tasks)  # doctest: +SKIP
 
-    Documents of a retrieval task get the passage prefix, all else the query prefix: its
-    queries, and every text of a symmetric task, for which mteb names no side. That is the rule of
-    the models' cards; mteb's own E5 wrapper leaves texts of symmetric tasks without a prefix.
-    Where the query prefix of a model has a place for the task, as that of large-instruct, the
-    instruction that mteb has for the task goes there.
+    Documents of a retrieval task get the passage prefix. Its queries get the query prefix, and so
+    does every text of a symmetric task, for which mteb names no side. That is the rule of the
+    models' cards; mteb's own E5 wrapper leaves texts of symmetric tasks without a prefix. If a
+    model's query prefix takes a task, as that of large-instruct does, it gets the instruction that
+    mteb has for the task.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class E5Encoder(AbsEncoder):
         """Load a model.
 
         model_name  a folder or a hub id
-        name        what results are stored under, "organisation/model"; default the hub id, or
-                    "local/" and the folder's name
-        options     of E5.from_pretrained
+        name        the name that results are stored under, "organisation/model". The default is
+                    the hub id, or "local/" and the folder's name
+        options     for E5.from_pretrained
         """
         self.model = E5.from_pretrained(model_name, revision=revision, device=device, **options)
         if name is None:
@@ -68,11 +68,13 @@ class E5Encoder(AbsEncoder):
         show_progress_bar: bool | None = None,
         **options: Any,
     ) -> Vectors:
-        """Unit vectors [texts, hidden_size] float32 of what a task's data loader holds.
+        """Embed the texts of a task's data loader.
 
         inputs   a DataLoader of batches with the texts under "text"
-        options  of mteb for other encoders; `batch_size` among them, since packed batches have a
-                 budget of tokens
+        options  ignored: mteb passes them for other encoders. `batch_size` is among them, but
+                 packed batches have a budget of tokens
+
+        returns  [texts, hidden_size] float32, of unit length
         """
         texts = [text for batch in inputs for text in batch["text"]]
         if prompt_type == PromptType.document:

@@ -16,8 +16,8 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     >>> make_pipeline(E5Transformer(), LogisticRegression())  # doctest: +SKIP
 
-    It learns nothing: `fit` only looks at its arguments. Clones, and copies in other threads,
-    share one model a process; pickles hold the parameters, not the weights.
+    It learns nothing: `fit` only checks its arguments. All clones and copies in a process share
+    one loaded model. A pickle holds the parameters and no weights.
     """
 
     def __init__(
@@ -33,14 +33,13 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         kernels: str = "auto",
         prompts: str | None = None,
     ) -> None:
-        """Name a model and what `E5.embed` is to do with each text.
+        """Set the parameters; the model is loaded when it is first needed.
 
-        model       a folder or a hub id, loaded when it is first needed
-        input_type  the models' cards ask for "query" on features of a classifier and for
-                    clustering, so that is what texts are taken for; "passage", or None for no
-                    prefix
+        model       a folder or a hub id
+        input_type  "query", "passage", or None for no prefix. The default is "query", which the
+                    models' cards ask for in clustering and for features of a classifier
 
-        The others are those of E5.from_pretrained and E5.embed.
+        The other parameters are those of E5.from_pretrained and E5.embed.
         """
         self.model = model
         self.input_type = input_type
@@ -53,14 +52,16 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.prompts = prompts
 
     def fit(self, X: Iterable[str], y: object = None) -> "E5Transformer":  # noqa: N803
-        """Check that X is texts; nothing is learnt."""
+        """Check that X holds texts. Nothing is learnt."""
         _texts(X)
         return self
 
     def transform(self, X: Iterable[str]) -> Vectors:  # noqa: N803
-        """Vectors [texts, hidden_size] float32 of a list, a Series or a one-dimensional array.
+        """Embed the texts of a list, a Series or a one-dimensional array.
 
-        Raises ValueError or TypeError if X is a str, a table, or holds something else than str.
+        returns  [texts, hidden_size] float32
+
+        Raises ValueError or TypeError if X is a str or a table, or if it holds anything but str.
         """
         return self._loaded.encode(
             _texts(X),
@@ -77,7 +78,7 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     @property
     def _n_features_out(self) -> int:
-        """What get_feature_names_out counts."""
+        """The number of features, from which get_feature_names_out makes their names."""
         return self._loaded.config.hidden_size
 
     def __sklearn_tags__(self) -> Any:
@@ -90,14 +91,17 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return tags
 
 
-# Clones of an estimator, which a grid search makes by the dozen, need no copy of the weights.
+# A grid search clones the estimator by the dozen; all clones share the weights through this cache.
 @lru_cache(maxsize=2)
 def _load(model: str, dtype: str, device: str | None, kernels: str, prompts: str | None) -> E5:
     return E5.from_pretrained(model, dtype=dtype, device=device, kernels=kernels, prompts=prompts)
 
 
 def _texts(X: Any) -> list[str]:  # noqa: N803
-    """X as a list of texts. A table iterates over its columns' names: never what is meant."""
+    """X as a list of texts.
+
+    Raises ValueError for a str, and for a table: iterating over one gives the names of its columns.
+    """
     if isinstance(X, str):
         raise ValueError("X is one str, expected several texts; pass [text]")
     if np.ndim(X) != 1 if hasattr(X, "ndim") else not isinstance(X, Iterable):

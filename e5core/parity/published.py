@@ -1,6 +1,6 @@
 """Outputs that others have published for the real checkpoints, as data.
 
-Every number was read in the source named beside it and is not computed by this project.
+Every number was read in the source named beside it. None was computed by this project.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LastNumbers:
-    """The last number of each token's last hidden state, for a text given by its ids."""
+    """The last number of each token's last hidden state, for a text that is given as ids."""
 
     source: str
     tolerance: float
@@ -18,7 +18,7 @@ class LastNumbers:
 
 @dataclass(frozen=True)
 class FirstNumbers:
-    """The first numbers of a text's pooled vector, not normalised, without a prefix."""
+    """The first numbers of a text's pooled vector; no prefix, not normalised."""
 
     source: str
     tolerance: float
@@ -37,7 +37,7 @@ class Prefixes:
 class Similarities:
     """Cosines of every query with every passage, times `scale`.
 
-    settings  the prefixes that may have been used; the numbers hold if they do under one
+    settings  the prefixes that may have been used; the numbers have to hold under one of them
     """
 
     source: str
@@ -46,7 +46,7 @@ class Similarities:
     settings: tuple[Prefixes, ...]
     queries: tuple[str, ...]
     passages: tuple[str, ...]
-    numbers: tuple[float, ...]  # row by row, a row a query
+    numbers: tuple[float, ...]  # [queries, passages], row by row
 
 
 Expectation = LastNumbers | FirstNumbers | Similarities
@@ -68,7 +68,7 @@ def _xlm_roberta(*numbers: float) -> LastNumbers:
 
 
 def _red_planet(settings: tuple[Prefixes, ...], *numbers: float) -> Similarities:
-    """Whether the test used a prefix depended on the repositories' settings on the day."""
+    """The test's settings are unknown: prefixes depended on the repository as it was that day."""
     return Similarities(
         SENTENCE_TRANSFORMERS,
         0.01,
@@ -126,8 +126,8 @@ PUBLISHED: dict[str, tuple[Expectation, ...]] = {
         _red_planet((NO_PREFIX, E5_PREFIXES, INSTRUCTION), 0.79779, 0.89875, 0.85599, 0.85365),
         Similarities(
             MODEL_CARD,
-            # The card names none. A cosine within 1e-3, as the other sources ask of a number:
-            # wide enough for weights that were stored in float16 since.
+            # The card names no tolerance. This allows a cosine 1e-3, which the other sources allow
+            # a number. It is wide enough for weights that have been stored in float16 since.
             0.1,
             100.0,
             (INSTRUCTION,),
@@ -140,7 +140,10 @@ PUBLISHED: dict[str, tuple[Expectation, ...]] = {
 
 
 def published_outputs(name: str) -> tuple[Expectation, ...]:
-    """The outputs for a hub id, or for its last part alone; ValueError lists those known."""
+    """The outputs for a hub id, or for the last part of one.
+
+    Raises ValueError, which lists the known models.
+    """
     for model, expected in PUBLISHED.items():
         if name in (model, model.rsplit("/", 1)[-1]):
             return expected

@@ -1,5 +1,8 @@
-"""Texts and weights for tests and checks: the project's own sentences, texts of a given length,
-and random weights under which texts differ."""
+"""Texts and weights for tests and checks.
+
+The texts are the project's own sentences, or are made to a given length. The weights are random
+and give different texts different vectors.
+"""
 
 import csv
 import math
@@ -25,22 +28,23 @@ LANGUAGES = read_column("sentences.tsv", "language")
 TOPICS = read_column("sentences.tsv", "topic")
 QUERIES = read_column("queries.tsv", "query")
 
-# Steps through the files, which are ordered by language and topic; coprime to the lengths of
-# both (192, and 208 together), so that a few texts already have most languages and topics.
+# `spread` walks through the texts in steps of this length. They are ordered by language and topic,
+# and the step is coprime to their number (192 sentences; 208 with the queries), so that a few texts
+# already have most languages and topics.
 _STRIDE = 17
 
 
 def spread(texts: Sequence[str], count: int) -> list[str]:
-    """`count` of the texts, or all, taken from all over the list and always the same."""
+    """Take `count` texts from all over the list, or all there are; always the same ones."""
     return [texts[i * _STRIDE % len(texts)] for i in range(min(count, len(texts)))]
 
 
 def text_of_length(
     tokenizer: SentencePieceTokenizer, tokens: int, prefix: str = "", seed: int = 0
 ) -> str:
-    """A text in many languages of `tokens` tokens, `<s>`, `</s>` and prefix included.
+    """Make a text in many languages with `tokens` tokens, prefix, `<s>` and `</s>` included.
 
-    Nothing is shorter than `<s></s>` with its prefix, which an empty text has.
+    If that is less than the prefix, `<s>` and `</s>` have together, the text is empty.
     """
     generator = random.Random(seed)
     words: list[str] = []
@@ -48,17 +52,17 @@ def text_of_length(
         words += generator.choice(SENTENCES).split(" ")
     while words and tokenizer.count(prefix + " ".join(words)) > tokens:
         words.pop()
-    # What is missing is filled with a word that is always one token, also beside itself.
+    # The rest is filled with a word that is always one token, even beside itself.
     missing = tokens - tokenizer.count(prefix + " ".join(words))
     return " ".join([*words, *["a"] * max(0, missing)])
 
 
 def spread_weights(encoder: Encoder, seed: int = 0) -> Encoder:
-    """Random weights under which every tensor matters and texts get different vectors.
+    """Fill an encoder with random weights under which every tensor matters; returns the encoder.
 
     At BERT's usual spread of 0.02 all texts get nearly the same vector, and a parity test on
-    those proves little. Matrices keep the scale of their input, biases and LayerNorms are
-    away from 0 and 1.
+    those vectors proves little. Here matrices keep the scale of their input, biases are away from 0
+    and LayerNorms from 1.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

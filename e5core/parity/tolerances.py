@@ -2,46 +2,48 @@
 
 from dataclasses import dataclass
 
-# Two correct float32 encoders differ by the order in which they add. On unit vectors whose
-# numbers are about 0.05 the difference measured over lengths 1 to 512 is at most 3e-7 (ONNX
-# Runtime at large geometry: 7e-7); wrong positions, a tanh GELU or a lost bias change them by 1e-4
-# and more.
+# Two correct float32 encoders differ by the order in which they add. The numbers of unit vectors
+# are about 0.05. Over lengths 1 to 512 they were measured to differ by at most 3e-7 (ONNX Runtime
+# at large geometry: 7e-7). Wrong positions, a tanh GELU or a lost bias change them by 1e-4 or more.
 UNIT_VECTOR_FLOAT32 = 2e-6
 
-# A text's vector alone and among others: the same sums, but the matrix library may block them
-# in another way for another number of rows. Measured: at most 2e-7.
+# A text's vector alone and in a batch comes from the same sums, but the matrix library may block
+# them differently for another number of rows. Measured: at most 2e-7.
 BATCH_INVARIANCE_FLOAT32 = 2e-6
 
-# FlashAttention's rule for a kernel: its error against float64 is at most twice that of the
-# plain kernels in the same dtype, plus a floor of some roundings for values near zero.
+# FlashAttention's rule: the error of a kernel against float64 is at most twice that of the plain
+# kernels in the same dtype, plus a floor of a few roundings for values near zero.
 KERNEL_ERROR_FACTOR = 2.0
 KERNEL_ERROR_FLOOR = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3, "float64": 1e-14}
 
-# Two roundings of the same computation differ from the exact result by equally much, up to the
-# order in which attention adds, for which a tenth is ample, and up to chance: three standard
-# errors of the mean over the texts. Both matter only where a model is tiny or texts are few.
-# oneDNN's packed products add in longer chains than MKL: measured 1.18 times the error on e5-small.
+# Two float32 runs of one computation have the same mean error against float64, with two exceptions.
+# Attention may add in another order; a tenth is ample for that. And there is chance; three standard
+# errors of the mean over the texts are allowed for it. Both matter only if the model is tiny or the
+# texts are few. oneDNN's products add in longer chains than MKL's: their error was measured to be
+# 1.18 times as large on e5-small.
 FLOAT64_ERROR_FACTOR = {"plain": 1.1, "sdpa": 1.1, "onednn": 1.5, "native": 1.1}
 FLOAT64_ERROR_STANDARD_ERRORS = 3.0
 
-# The stored references are in float64, from weights that are exact in float32. Two float64
-# runs that add in another order differ by up to 1.4e-14 (measured); the smallest mutation,
-# BERT's LayerNorm eps 1e-12 times 0.01, changes hidden states by more than 1e-13.
+# The stored references are in float64 and come from weights that are exact in float32. Two float64
+# runs that add in another order were measured to differ by up to 1.4e-14. The smallest mutation,
+# BERT's LayerNorm eps of 1e-12 times 0.01, changes hidden states by more than 1e-13.
 STORED_FLOAT64 = 1e-13
 
-# The same in float32: hidden states up to 4, gradients up to 2. Measured: at most 5e-6.
+# The same references against a float32 run. Hidden states reach 4 and gradients 2. Measured: at
+# most 5e-6.
 STORED_FLOAT32 = 3e-5
 
 
 @dataclass(frozen=True)
 class CopyBounds:
-    """What two copies of one model may differ by.
+    """How far two copies of one model may differ.
 
-    largest_difference  of a number of a unit vector; None where cosines say it better
-    worst_cosine        of a text's two vectors
-    mean_cosine         over all texts
-    first_share         of queries whose first passage is the same one
-    top_overlap         share of the first ten passages that both have, mean over queries
+    largest_difference  the largest difference of a number of a unit vector; None if only cosines
+                        are bounded
+    worst_cosine        the lowest cosine of a text's two vectors
+    mean_cosine         the mean of these cosines over all texts
+    first_share         the share of queries for which both copies find the same passage first
+    top_overlap         the share of the first ten passages that both have, mean over queries
     """
 
     largest_difference: float | None
@@ -51,29 +53,29 @@ class CopyBounds:
     top_overlap: float
 
 
-# By the coarser of the two precisions, which decides; from fine to coarse. What is measured
-# is real multilingual-e5-small, 192 sentences and 16 queries, against float32.
+# The coarser of the two precisions decides; the order is from fine to coarse. Measured on real
+# multilingual-e5-small with 192 sentences and 16 queries, against float32.
 COPY_BOUNDS = {
     # Numbers within 2e-6 of each other in 1,024 dimensions make a cosine of 1 - 2e-9. Only
     # passages of equal score up to rounding can change places.
     "float64": CopyBounds(UNIT_VECTOR_FLOAT32, 1 - 2e-9, 1 - 2e-9, 1.0, 0.99),
     "float32": CopyBounds(UNIT_VECTOR_FLOAT32, 1 - 2e-9, 1 - 2e-9, 1.0, 0.99),
-    # Measured: worst 1 - 2.8e-7, mean 1 - 1.4e-7, all ranks equal. A tensor lost costs 1e-2.
+    # Measured: worst 1 - 2.8e-7, mean 1 - 1.4e-7, all ranks equal. A lost tensor costs 1e-2.
     "float16": CopyBounds(None, 0.99999, 0.999995, 1.0, 0.98),
-    # Measured: worst 1 - 3.3e-5, mean 1 - 1.6e-5; all ranks equal among 192 sentences, 14 of 16
-    # first ones among 40 of them: translations of one sentence score nearly alike, and some
-    # change places. Deeper models round more often.
+    # Measured: worst 1 - 3.3e-5, mean 1 - 1.6e-5. Among 192 sentences all ranks are equal; among
+    # 40 of them 14 of 16 first ranks are, because translations of one sentence score nearly alike
+    # and some change places. Deeper models round more often.
     "bfloat16": CopyBounds(None, 0.9998, 0.9999, 13 / 16, 0.95),
-    # The quality gate of a quantised mode; dynamic int8 is known to ruin multilingual models
-    # (microsoft/onnxruntime#9599). For a copy that was quantised and is stored as floats.
+    # The quality gate for a quantised copy, which may be stored as floats. Dynamic int8 is known to
+    # ruin multilingual models (microsoft/onnxruntime#9599).
     "int8": CopyBounds(None, 0.998, 0.999, 12 / 16, 0.9),
 }
 
-# int8 beside float32 on real e5-small: a mode that misses these does not ship. Measured: .9997
-# and .9993 or .9994; the usual one scale for all tokens reaches .992 and .981.
+# int8 against float32 on real e5-small: the kernels have to reach these. Measured: a mean of .9997
+# and a worst of .9993 or .9994. With one scale for all tokens, the usual way, .992 and .981.
 INT8_MEAN_COSINE = 0.999
 INT8_WORST_COSINE = 0.998
 
-# Share of translations found first that int8 may lose in a language: two of the 176 sentence
-# pairs of a language, so that one pair of nearly equal scores decides nothing.
+# The share of translations found first that int8 may lose in a language: two of its 176 sentence
+# pairs, so that one pair of nearly equal scores decides nothing.
 INT8_RANKING_LOSS = 2 / 176

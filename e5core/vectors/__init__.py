@@ -1,1 +1,1 @@
-"""What one does with vectors: similarity, search, compression. Needs numpy alone."""
+"""Similarity, search and compression of vectors. Needs numpy alone."""

@@ -3,20 +3,21 @@
 Both forms are plain arrays without side files: save them with numpy.save, search them with
 `e5core.search`, or hand them to an index that knows the type.
 
-    "int8"    [n, hidden_size] int8: each vector times 127 over its largest number, rounded
+    "int8"    [n, hidden_size] int8: each vector divided by its largest absolute number, times 127,
+              rounded
     "binary"  [n, hidden_size / 8] uint8: the signs of vector - center, eight to a byte, the first
               dimension in the highest bit (numpy.packbits)
 
-A scale of its own for each vector needs no calibration, is never exceeded by a vector that comes
-later, and cancels out of a cosine, so it is not stored; inner products of such vectors mean
-nothing. Recall@10 on 6,000 passages and 208 queries with e5-small (2026-11) was .991; with one
-fixed range for all vectors .988 (±0.2), .971 (±0.5) and .951 (±1), all by cosine, and with a
-range per dimension .989.
+In int8 each vector has a scale of its own. It needs no calibration, and no vector that comes later
+exceeds it. It cancels out of a cosine, so it is not stored; for the same reason inner products of
+int8 vectors mean nothing. Recall@10 by cosine, on 6,000 passages and 208 queries with e5-small
+(2026-11), was .991. One fixed range for all vectors gave .988 (±0.2), .971 (±0.5) and .951 (±1),
+and a range for each dimension .989.
 
-Signs are taken around a center because E5's vectors point nearly the same way (the mean of unit
-vectors is .92 long), so that most signs are common to all. Same data: .29 with the signs of the
-vectors themselves, .63 around their mean, both by Hamming distance, and .71 by the cosine of
-`search`, which keeps the numbers of the query.
+E5's vectors point nearly the same way (the mean of unit vectors is .92 long), so most of their
+signs are common to all. That is why signs are taken around a center. On the same data recall@10 by
+Hamming distance was .29 with the signs of the vectors themselves and .63 with signs around their
+mean. By the cosine of `search`, which keeps the numbers of the query, it was .71.
 """
 
 from typing import Any, Literal
@@ -26,25 +27,25 @@ import numpy.typing as npt
 
 from e5core.vectors.search import vector_lengths
 
-LARGEST = 127
+LARGEST_NUMBER = 127  # of an int8 vector; -128 is left out, so that the range is symmetric
 Form = Literal["int8", "binary"]
 
 
 def quantize_vectors(
     vectors: npt.ArrayLike, form: Form, *, center: npt.ArrayLike | None = None
 ) -> npt.NDArray[Any]:
-    """Vectors as small integers or as bits.
+    """Turn vectors into small integers or bits.
 
-    vectors  [n, hidden_size], or [hidden_size] for one; of any float and any length
+    vectors  [n, hidden_size], or [hidden_size] for one vector; any float, any length
     form     "int8" or "binary", see above
-    center   [hidden_size], for "binary" and only there: the mean of the collection, or of a
-             sample of it; keep it, queries need the same one
+    center   [hidden_size], only for "binary": the mean of the collection or of a sample of it.
+             Keep it, because queries need the same center
 
-    returns  [n, hidden_size] int8 or [n, hidden_size / 8] uint8, rounded up; without the first
+    returns  [n, hidden_size] int8, or [n, hidden_size / 8, rounded up] uint8; without the first
              axis for one vector
 
-    Raises ValueError for zero vectors, NaN and infinities, and for a center that is missing or
-    of another size.
+    Raises ValueError if a vector is zero or has a NaN or an infinity, and if center is missing or
+    has another size.
     """
     array = np.asarray(vectors)
     if array.ndim not in (1, 2):
@@ -56,7 +57,7 @@ def quantize_vectors(
         if center is not None:
             raise ValueError('center is given, but int8 takes none; pass form="binary" or leave it')
         largest = np.abs(array).max(axis=-1, keepdims=True)
-        integers: npt.NDArray[np.int8] = np.rint(array / largest * LARGEST).astype(np.int8)
+        integers: npt.NDArray[np.int8] = np.rint(array / largest * LARGEST_NUMBER).astype(np.int8)
         return integers
     if center is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Cosine similarity and search over vectors: exact, or candidates first from a smaller form."""
+"""Cosine similarity and search: exact, or with candidates from a smaller form of the vectors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# Scores computed at a time: the block stays small (16 MB) whatever the collection's size.
+# A block of scores takes 16 MB, whatever the size of the collection.
 BLOCK_PASSAGES = 16_384
 BLOCK_QUERIES = 256
 
@@ -28,13 +28,12 @@ class SearchResult:
 def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Cosine similarity of every vector of `a` with every vector of `b`.
 
-    a, b     [n, hidden_size] and [m, hidden_size], of any length; a single vector may be
-             [hidden_size]
+    a, b     [n, hidden_size] and [m, hidden_size], of any length, or [hidden_size] for one vector
     returns  [n, m] float32, without the axis of a single vector
 
     For E5 most values lie between 0.7 and 1.0: the models were trained with a temperature of
     0.01, so only their order means something (microsoft/unilm#1588).
-    Raises ValueError for vectors of unequal size, zero vectors, NaN and infinities.
+    Raises ValueError if sizes differ, or if a vector is zero or has a NaN or an infinity.
     """
     unit_a, unit_b = _unit("a", a), _unit("b", b)
     _same_size("a", unit_a, "b", unit_b)
@@ -51,19 +50,21 @@ def search(
     center: npt.ArrayLike | None = None,
     oversample: int = 8,
 ) -> SearchResult:
-    """The `top_k` passages of highest cosine similarity for each query.
+    """Find the `top_k` passages of highest cosine similarity for each query.
 
-    queries    [n, hidden_size], or [hidden_size] for one
-    passages   [m, hidden_size]; at most m are returned; also what quantize_vectors makes of
-               them, int8 or the bits of "binary"
-    quantized  a quantised form of the same passages: the `top_k * oversample` best are found in it,
-               then scored again by `passages`, of which only those rows are read, so that they
-               may lie in a file (numpy.load with mmap_mode="r")
-    center     that of the bits, if there are any: the queries are then scored by the cosine of
-               query - center with the signs
+    queries     [n, hidden_size], or [hidden_size] for one query
+    passages    [m, hidden_size] floats, or what quantize_vectors returns: int8 or "binary"
+    top_k       passages a query; m if there are fewer
+    quantized   a form of the same passages that quantize_vectors returned. The
+                `top_k * oversample` best are found in it and scored again by `passages`. Only
+                those rows of `passages` are read, so it may lie in a file (numpy.load with
+                mmap_mode="r")
+    center      the center of the bits, if `passages` or `quantized` is "binary". Scores are then
+                cosines of query - center with the signs
+    oversample  candidates for each of the `top_k`, with `quantized`
 
-    Without `quantized` the search is exact over what `passages` holds. Scores are computed in
-    blocks, so memory does not grow with n * m. Of equal scores the passage that comes first
+    Without `quantized` the search is exact over the numbers in `passages`. Scores are computed in
+    blocks, so memory does not grow with n * m. If scores are equal, the passage that comes first
     wins. Raises ValueError as `similarity` does.
     """
     if top_k < 1:
@@ -100,7 +101,7 @@ def _search(
     top_k: int,
     center: npt.ArrayLike | None,
 ) -> SearchResult:
-    """Exactly, over the numbers of `vectors` or the signs that they pack."""
+    """Search exactly over `vectors`, which hold numbers, or the signs of numbers as bits."""
     raw_queries = np.atleast_2d(np.asarray(queries))
     unit_queries = _unit("queries", raw_queries)
     if vectors.ndim != 2:
@@ -118,10 +119,11 @@ def _search(
     scores = np.full((len(unit_queries), k), -np.inf, dtype=np.float32)
     indices = np.zeros((len(unit_queries), k), dtype=np.int64)
 
-    # The matrix product finds the candidates. Its roundings depend on where a vector stands
-    # (equal passages were seen to differ by 1e-7), so whatever they could have changed is
-    # scored again, each pair by itself. The margin bounds the error of two float32 scores:
-    # hidden_size roundings each, and a few for the lengths.
+    # The matrix product finds the candidates. Its rounding depends on a vector's place in the
+    # matrix: the scores of equal passages were seen to differ by 1e-7. Therefore every score that
+    # rounding could have moved into or out of the best is computed again, each pair by itself. The
+    # margin bounds the error of two float32 scores: hidden_size roundings for each and a few for
+    # the lengths.
     margin = (hidden_size + 8) * _FLOAT32.eps
     for start in range(0, len(vectors), BLOCK_PASSAGES):
         block = vectors[start : start + BLOCK_PASSAGES]
@@ -166,7 +168,7 @@ def _signs(bits: npt.NDArray[np.uint8], hidden_size: int) -> npt.NDArray[np.int8
 def _candidates(
     scores: npt.NDArray[np.float32], k: int, least: np.float32, margin: np.float32
 ) -> npt.NDArray[np.int64]:
-    """Where scores may be among the k best and above `least`, in ascending order."""
+    """The places, ascending, of scores that may be among the k best and above `least`."""
     near = np.flatnonzero(scores >= least - margin)
     if len(near) > k:
         found = scores[near]
@@ -175,7 +177,7 @@ def _candidates(
 
 
 def _cosines(query: npt.NDArray[Any], passages: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Scores [m] that depend on each pair alone: summed row by row in float64."""
+    """Cosines [m], summed row by row in float64, so that each depends on its own pair alone."""
     wide, query = passages.astype(np.float64), query.astype(np.float64)
     squares = (wide * wide).sum(axis=1) * (query * query).sum()
     cosines: npt.NDArray[np.float64] = (wide * query).sum(axis=1) / np.sqrt(squares)
@@ -199,8 +201,8 @@ def vector_lengths(
 ) -> npt.NDArray[np.float64]:
     """Lengths [n] of vectors [n, hidden_size].
 
-    Raises ValueError for a vector that is zero or not finite; it is counted from `first`, or
-    has its place in `numbers`.
+    Raises ValueError if a vector is zero or not finite. The error numbers vectors from `first` on,
+    or by `numbers`, which holds a number for each.
     """
     squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     lengths: npt.NDArray[np.float64] = np.sqrt(squares)
