@@ -1,7 +1,9 @@
 """multilingual-E5 text embeddings in pure PyTorch: exact, fast, small."""
 
 from e5core.batching import PackedBatch, pack
-from e5core.checkpoint.load import CheckpointError, load_checkpoint, save_checkpoint
+from e5core.checkpoint.headers import CheckpointError
+from e5core.checkpoint.load import load_checkpoint
+from e5core.checkpoint.save import save_checkpoint
 from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
 from e5core.model import E5, EmbedResult

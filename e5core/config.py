@@ -6,6 +6,7 @@ from typing import Any
 
 from e5core.formats.files import read_json_object
 
+CONFIG_FILE = "config.json"
 MODEL_TYPES = ("bert", "xlm-roberta")
 
 # What model_type is where the weights are in int8, by which other libraries refuse them;

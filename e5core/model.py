@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from e5core.batching import PackedBatch, ahead, chunks, pack, plan_batches
-from e5core.checkpoint import hub
-from e5core.checkpoint.folder import load_encoder, load_tokenizer, read_settings
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import LoadOptions
 from e5core.encoder import Encoder
 from e5core.kernels import forking
 from e5core.kernels.cuda import operations as cuda
@@ -125,21 +125,30 @@ class E5:
 
         Raises OSError if files are missing, ValueError if they are not what they should be.
         """
-        folder = hub.resolve(
-            model,
+        options = LoadOptions(
             revision=revision,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
-        )
-        settings = read_settings(folder, str(model))
-        prompts = settings.prompts if prompts is None else check_prompts(prompts)
-        return cls(
-            load_encoder(folder, dtype, device, kernels),
-            load_tokenizer(folder),
-            pooling=settings.pooling,
+            dtype=dtype,
+            device=device,
+            kernels=kernels,
             prompts=prompts,
-            max_length=settings.max_length if max_length is None else max_length,
+            max_length=max_length,
+        )
+        return cls.from_folder(ModelFolder.open(model, options), options)
+
+    @classmethod
+    def from_folder(cls, folder: ModelFolder, options: LoadOptions = LoadOptions()) -> "E5":
+        """Load a model from a folder that was opened and read already."""
+        prompts = folder.prompts if options.prompts is None else check_prompts(options.prompts)
+        limit = folder.max_length if options.max_length is None else options.max_length
+        return cls(
+            folder.load_encoder(options.dtype, options.device, options.kernels),
+            folder.load_tokenizer(),
+            pooling=folder.pooling,
+            prompts=prompts,
+            max_length=limit,
         )
 
     def encode_query(

@@ -1,12 +1,9 @@
 """From token states to one vector a text."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
-
-from e5core.formats.files import read_json, read_json_object
 
 
 def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -50,43 +47,3 @@ def l2_normalize(vectors: Tensor) -> Tensor:
 
 
 POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean_pool, "cls": cls_pool}
-
-# sentence-transformers names a mode by one flag a mode, or (since 5.x) by `pooling_mode`.
-_FLAGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-
-
-def read_pooling(folder: Path) -> str:
-    """The pooling, "mean" or "cls", that a sentence-transformers folder asks for.
-
-    A folder that says nothing is E5's and gets "mean". Raises ValueError if the folder asks
-    for a pooling, or for a further step, that is not implemented here.
-    """
-    path = folder / "1_Pooling" / "config.json"
-    modules = folder / "modules.json"
-    if modules.is_file():
-        entries = read_json(modules)
-        if not isinstance(entries, list) or not all(isinstance(m, dict) for m in entries):
-            raise ValueError(f"{modules} is not a list of modules")
-        for module in entries:
-            kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-            if kind not in ("Transformer", "Pooling", "Normalize"):
-                raise ValueError(
-                    f"{modules} has the step {kind!r}, expected Transformer, Pooling or Normalize"
-                )
-            if kind == "Pooling":
-                path = folder / str(module.get("path", "1_Pooling")) / "config.json"
-    if not path.is_file():
-        return "mean"
-    settings = read_json_object(path)
-    modes = [
-        _FLAGS.get(name, name)
-        for name, value in settings.items()
-        if name.startswith("pooling_mode_") and value
-    ]
-    if "pooling_mode" in settings:
-        modes = [str(settings["pooling_mode"])]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ValueError(f"{path} asks for the pooling {modes}; e5core has {sorted(POOLINGS)}")
-    if not settings.get("include_prompt", True):
-        raise ValueError(f"{path} leaves the prompt out of pooling; e5core does not implement that")
-    return modes[0]

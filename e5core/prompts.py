@@ -1,9 +1,6 @@
 """The prefixes that the models were trained with, as data."""
 
 from collections.abc import Mapping
-from pathlib import Path
-
-from e5core.formats.files import read_json_object
 
 # One space after the colon; the prefix is part of the text and tokenized with it.
 # Source: the model cards of intfloat/multilingual-e5-* and arXiv:2402.05672.
@@ -79,32 +76,3 @@ def check_prompts(prompts: str | Mapping[str, str]) -> dict[str, str]:
     ):
         raise ValueError(f"prompts is {dict(prompts)!r}, expected a str for query and for passage")
     return dict(prompts)
-
-
-def read_prompts(folder: Path, name: str) -> dict[str, str] | None:
-    """The prompts of a model in a folder.
-
-    name  the hub id or the folder as the caller named it
-
-    The published ids count first, then what the folder says in
-    config_sentence_transformers.json, then a name that says multilingual-e5. A
-    sentence-transformers folder with none of these uses no prefix, as bge-m3 does. Returns
-    None if nothing tells: guessing would give silently worse vectors.
-    """
-    if name in PROMPTS_BY_MODEL:
-        return dict(PROMPTS_BY_MODEL[name])
-    path = folder / "config_sentence_transformers.json"
-    published = read_json_object(path).get("prompts") if path.is_file() else None
-    if published and not isinstance(published, dict):
-        raise ValueError(f"{path}: prompts is {published!r}, expected an object")
-    prompts = {
-        "query": str((published or {}).get("query") or ""),
-        # sentence-transformers calls a passage a document.
-        "passage": str((published or {}).get("passage") or (published or {}).get("document") or ""),
-    }
-    if any(prompts.values()):
-        return prompts
-    for candidate in (name, folder.name):
-        if "multilingual-e5-" in candidate.lower():
-            return dict(E5_INSTRUCT_PROMPTS if "instruct" in candidate.lower() else E5_PROMPTS)
-    return prompts if path.is_file() or (folder / "modules.json").is_file() else None

@@ -38,8 +38,8 @@ from e5core.bulk.sinks import (
 )
 from e5core.bulk.sources import STDIN, BadRow, Row, Source, hidden
 from e5core.bulk.workers import Embedded, Here, Workers
-from e5core.checkpoint import hub
-from e5core.checkpoint.folder import read_settings
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import LoadOptions
 from e5core.formats.files import held
 from e5core.model import InputType, Truncate
 from e5core.progress import rate_bar
@@ -148,10 +148,12 @@ def embed_files(
         if output.suffix == ".parquet" and output.exists() and not (journal and journal.complete):
             raise FileExistsError(f"{output} is there already; move it away or name another output")
 
-        model_folder = hub.resolve(model, **{k: v for k, v in load.items() if k in RESOLVE})
+        place = LoadOptions(**{k: v for k, v in load.items() if k in RESOLVE})
+        found = ModelFolder.open(model, place)
+        model_folder = found.path
         load = {name: value for name, value in load.items() if name in FROM_PRETRAINED}
         if prompts is None:  # the hub id says more about them than the folder alone
-            prompts = read_settings(model_folder, str(model)).prompts
+            prompts = found.prompts
         embed = {
             "input_type": input_type,
             "task": task,

@@ -1,19 +1,21 @@
-"""What a model's folder holds, read for inference: encoder, tokenizer and settings."""
+"""What a model's folder holds, read once: encoder, tokenizer and settings."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.load import CONFIG_FILE, load_parts, stored_in_int8
-from e5core.config import EncoderConfig
+from e5core.checkpoint import hub, load
+from e5core.checkpoint.headers import StoredTensor, check_headers, read_headers
+from e5core.checkpoint.names import WORD_EMBEDDINGS
+from e5core.checkpoint.options import LoadOptions
+from e5core.checkpoint.sentence_transformers import read_limit, read_prompts, read_steps
+from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import Encoder
-from e5core.formats.files import read_json_object
+from e5core.formats.safetensors import DTYPES_BY_NAME
 from e5core.kernels import BACKENDS, select, why_not
-from e5core.pooling import read_pooling
-from e5core.prompts import read_prompts
 from e5core.tokenizer import SentencePieceTokenizer
 
 DTYPES = {
@@ -27,74 +29,125 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a folder says beside the encoder's dimensions."""
+class ModelFolder:
+    """A model on disk, as its files describe it.
 
+    path        where the files lie
+    name        the hub id or the folder as the caller named it
+    pooling     "mean" or "cls"
+    prompts     of "query" and "passage", None if nothing tells them
+    max_length  tokens that a text may have, `<s>` and `</s>` included
+    normalizes  whether the vectors have unit length by modules.json
+    tokenizer_file  the first of hub.TOKENIZER_FILES that is there
+    tensors     the weights by published name, as the headers of their files describe them; None
+                if they were left aside
+    """
+
+    path: Path
+    name: str
+    config: EncoderConfig
     pooling: str
     prompts: dict[str, str] | None
-    max_length: int | None
+    max_length: int
+    normalizes: bool
+    tokenizer_file: Path | None
+    tensors: Mapping[str, StoredTensor] | None = field(repr=False)
 
+    @classmethod
+    def open(
+        cls, model: str | Path, options: LoadOptions = LoadOptions(), weights: bool = True
+    ) -> "ModelFolder":
+        """Find a model, on the hub if it is no folder, and read what it says of itself.
 
-def read_settings(folder: Path, name: str) -> Settings:
-    """Pooling, prompts and the limit of a folder; `name` is what the caller called it."""
-    path = folder / "sentence_bert_config.json"
-    limit = read_json_object(path).get("max_seq_length") if path.is_file() else None
-    if limit is not None:
-        if not isinstance(limit, int):
-            raise ValueError(f"{path}: max_seq_length is {limit!r}, expected a whole number")
-        # Some say 514, the rows of the position table, which hold 512 tokens.
-        limit = min(limit, read_config(folder).max_length)
-    return Settings(read_pooling(folder), read_prompts(folder, name), limit)
+        model    a folder, or an id like "intfloat/multilingual-e5-large"
+        options  those that say where the model comes from; the others are not looked at
+        weights  False leaves them on the hub
 
-
-def read_config(folder: Path) -> EncoderConfig:
-    """The config.json of a folder; FileNotFoundError says so if there is none."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {CONFIG_FILE}: it is no model folder in Hugging Face layout"
+        Raises OSError if files are missing, ValueError if they are not what they should be.
+        """
+        path = hub.resolve(
+            model,
+            revision=options.revision,
+            cache_dir=options.cache_dir,
+            token=options.token,
+            local_files_only=options.local_files_only,
+            weights=weights,
         )
-    return EncoderConfig.from_file(path)
+        return cls.read(path, str(model), weights)
 
+    @classmethod
+    def read(cls, path: Path, name: str | None = None, weights: bool = True) -> "ModelFolder":
+        """Read a folder; of the weights only the headers, with all their faults in one error.
 
-def load_tokenizer(folder: Path) -> SentencePieceTokenizer:
-    """The tokenizer of a folder, from the first of TOKENIZER_FILES that is there."""
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            return SentencePieceTokenizer(folder / name)
-    raise FileNotFoundError(f"{folder} has no {' and no '.join(TOKENIZER_FILES)}")
+        name     the hub id that the folder was found by, which may tell the prompts
+        weights  False for a folder that has none, or has them in another layout
+        """
+        name = str(path) if name is None else name
+        if not (path / CONFIG_FILE).is_file():
+            raise FileNotFoundError(
+                f"{path} has no {CONFIG_FILE}: it is no model folder in Hugging Face layout"
+            )
+        config = EncoderConfig.from_file(path / CONFIG_FILE)
+        steps, prompts, limit = read_steps(path), read_prompts(path, name), read_limit(path)
+        tensors = None
+        if weights:
+            tensors = read_headers(path)
+            check_headers(tensors, config, path)
+        return cls(
+            path,
+            name,
+            config,
+            steps.pooling,
+            prompts,
+            # Some say 514, the rows of the position table, which hold 512 tokens.
+            config.max_length if limit is None else min(limit, config.max_length),
+            steps.normalizes,
+            next((path / n for n in hub.TOKENIZER_FILES if (path / n).is_file()), None),
+            tensors,
+        )
 
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """The dtype of the token table in its file; None if the weights were left aside."""
+        if self.tensors is None:
+            return None
+        return DTYPES_BY_NAME[self.tensors[WORD_EMBEDDINGS].dtype]
 
-def load_encoder(
-    folder: Path,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device | None = None,
-    kernels: str = "auto",
-) -> Encoder:
-    """The encoder of a folder, ready for inference; arguments as in `E5.from_pretrained`."""
-    device = _usable_device(device)
-    config = read_config(folder)
-    torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if dtype == AUTO:
-        torch_dtype = _made_for(folder, device, kernels)
-    elif torch_dtype not in DTYPES.values():
-        raise ValueError(f"dtype is {dtype!r}, expected {AUTO} or one of {', '.join(DTYPES)}")
-    assert torch_dtype is not None
-    chosen = select(kernels, device, torch_dtype)
-    # On the meta device the modules cost no memory; loading gives them the mapped file's.
-    with torch.device("meta"):
-        encoder = Encoder(config)
-    parts = load_parts(encoder, folder, torch_dtype, device)
-    return encoder.prepare_for_inference(torch_dtype, chosen, parts)
+    def load_encoder(
+        self,
+        dtype: str | torch.dtype = AUTO,
+        device: str | torch.device | None = None,
+        kernels: str = "auto",
+    ) -> Encoder:
+        """The encoder, ready for inference; the arguments are LoadOptions'.
 
+        Raises ValueError for a dtype, a device or kernels that cannot be had, CheckpointError
+        for weights that are no numbers.
+        """
+        device = _usable_device(device)
+        torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if dtype == AUTO:
+            torch_dtype = self._made_for(device, kernels)
+        elif torch_dtype not in DTYPES.values():
+            raise ValueError(f"dtype is {dtype!r}, expected {AUTO} or one of {', '.join(DTYPES)}")
+        assert torch_dtype is not None
+        assert self.tensors is not None, "read with weights=False"
+        chosen = select(kernels, device, torch_dtype)
+        return load.load_encoder(self.config, self.tensors, torch_dtype, device, chosen)
 
-def _made_for(folder: Path, device: torch.device, kernels: str) -> torch.dtype:
-    """int8 if the files are in int8 and the kernels that are wanted run it, else float32."""
-    if stored_in_int8(folder):
-        wanted = [backend for name, backend in BACKENDS.items() if kernels in ("auto", name)]
-        if any(why_not(backend, device, torch.int8) is None for backend in wanted):
-            return torch.int8
-    return torch.float32
+    def load_tokenizer(self) -> SentencePieceTokenizer:
+        """The tokenizer; FileNotFoundError says so if there is none."""
+        if self.tokenizer_file is None:
+            raise FileNotFoundError(f"{self.path} has no {' and no '.join(hub.TOKENIZER_FILES)}")
+        return SentencePieceTokenizer(self.tokenizer_file)
+
+    def _made_for(self, device: torch.device, kernels: str) -> torch.dtype:
+        """int8 if the files are in int8 and the kernels that are wanted run it, else float32."""
+        if self.stored_dtype == torch.int8:
+            wanted = [backend for name, backend in BACKENDS.items() if kernels in ("auto", name)]
+            if any(why_not(backend, device, torch.int8) is None for backend in wanted):
+                return torch.int8
+        return torch.float32
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:

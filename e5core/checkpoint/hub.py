@@ -4,17 +4,13 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from e5core.checkpoint.load import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weight_files
+from e5core.checkpoint.headers import INDEX_FILE, WEIGHTS_FILE, weight_files
+from e5core.checkpoint.sentence_transformers import LIMIT_FILE, MODULES_FILE, PROMPTS_FILE
+from e5core.config import CONFIG_FILE
 
 # In the order of preference; the second is read where a repository lacks the first.
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
-SMALL_FILES = (
-    CONFIG_FILE,
-    INDEX_FILE,
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-)
+SMALL_FILES = (CONFIG_FILE, INDEX_FILE, MODULES_FILE, LIMIT_FILE, PROMPTS_FILE)
 _POOLING = "_Pooling/config.json"
 
 

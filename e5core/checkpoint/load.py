@@ -1,156 +1,88 @@
-"""Reading and writing weights under their published names.
+"""Weights of a checkpoint into an encoder: mapped files, one part at a time.
 
 Only safetensors files are read: they hold tensors and nothing that could be executed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from e5core.checkpoint.names import IGNORED, PREFIXES, WORD_EMBEDDINGS, published_name, tensor_names
+from e5core.checkpoint.headers import (
+    CheckpointError,
+    StoredTensor,
+    check_headers,
+    is_int8,
+    open_weights,
+    read_headers,
+)
+from e5core.checkpoint.names import SCALE_SUFFIX, WORD_EMBEDDINGS, names_by_part, tensor_names
+from e5core.config import EncoderConfig
 from e5core.encoder import Embeddings, Encoder, EncoderLayer
-from e5core.formats.files import read_json_object, replacing, write_json
-from e5core.kernels.int8_rows import SCALE_SUFFIX, dequantize_rows
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-# What a weight may be stored as, in the names of safetensors. Other integers and 8-bit floats
-# are quantised in ways that nothing in the file tells; int8 with its scales is ours.
-STORED_DTYPES = ("F16", "BF16", "F32", "F64")
-INT8 = "I8"
+from e5core.kernels import Kernels
+from e5core.kernels.int8_rows import dequantize_rows
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that is not what its config says, with every fault in one message."""
+def load_encoder(
+    config: EncoderConfig,
+    stored: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: Kernels,
+) -> Encoder:
+    """An encoder of checked tensors, ready for inference.
 
+    stored  as check_headers has found them to fit the config
+    dtype   of the layers and their arithmetic; torch.int8 means float32 between them
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file, as the file's header describes it."""
-
-    file: Path
-    stored_name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def weight_files(path: Path) -> tuple[list[Path], dict[str, str]]:
-    """The safetensors files of a checkpoint, a file or those of a folder, which may be split.
-
-    returns  the files, and which of them the index says each stored name lies in
-
-    Raises FileNotFoundError saying what is missing, CheckpointError if the index is at fault.
+    One part after another is filled, moved to the device and prepared, so that no two copies of
+    all weights ever exist. Raises CheckpointError for values that are not finite; the token
+    table is only mapped: such a value in it shows when its token occurs.
     """
-    if path.is_file():
-        return [path], {}
-    if (path / WEIGHTS_FILE).is_file():
-        return [path / WEIGHTS_FILE], {}
-    index = path / INDEX_FILE
-    if index.is_file():
-        weight_map = _read_weight_map(index)
-        files = [path / name for name in sorted(set(weight_map.values()))]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{index} names {', '.join(missing)}, which {path} does not hold; "
-                "download the whole model again"
-            )
-        return files, weight_map
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist; give a folder with {WEIGHTS_FILE}")
-    way_out = "download the whole model again"
-    if others := ", ".join(sorted(file.name for file in path.glob("*.bin"))):
-        way_out = f"{others} may hold code and is never loaded: convert it to safetensors"
-    raise FileNotFoundError(f"{path} has no {WEIGHTS_FILE} and no {INDEX_FILE}; {way_out}")
+    # On the meta device the modules cost no memory; filling gives them the mapped file's.
+    with torch.device("meta"):
+        encoder = Encoder(config)
+
+    def parts() -> Iterator[Embeddings | EncoderLayer]:
+        for part, names in zip(encoder.parts(), names_by_part(config), strict=True):
+            fill(part, names, stored, dtype)
+            yield part.to(device)
+
+    return encoder.prepare_for_inference(dtype, kernels, parts())
 
 
-def read_headers(files: Iterable[Path], weight_map: Mapping[str, str]) -> dict[str, StoredTensor]:
-    """The tensors of the files under their published names, read from the headers alone.
+def fill(
+    part: Embeddings | EncoderLayer,
+    names: Mapping[str, str],
+    stored: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+) -> None:
+    """Give a part on the meta device its weights, in the dtype of the file.
 
-    files, weight_map  as weight_files returns them
+    names  published name → name in the part
+    dtype  what the caller will lower the part to
 
-    Raises CheckpointError if a file is truncated or not safetensors, if a tensor is there
-    twice or not in the file that the index says.
+    Of a file in int8 the token table keeps its integers, for torch.int8 the linear layers too;
+    their scales are then a buffer of the module, `weight_scale`. Everything else is float.
+
+    A tensor is the mapped file itself, mapped anew for each part: when the caller replaces or
+    drops the part's tensors, no memory of the file stays behind.
     """
-    tensors = []
-    for file in files:
-        with _open(file) as reader:
-            for name in reader.keys():  # noqa: SIM118 (the reader is no dict)
-                if weight_map.get(name, file.name) != file.name:
-                    raise CheckpointError(
-                        f"{name} is in {file}, but {INDEX_FILE} says {weight_map[name]}: the files "
-                        "are not of one checkpoint; download the whole model again"
-                    )
-                header = reader.get_slice(name)
-                shape = tuple(header.get_shape())
-                tensors.append(StoredTensor(file, name, shape, header.get_dtype()))
-    return by_published_name(tensors, ", ".join(map(str, files)))
-
-
-def by_published_name(tensors: Sequence[StoredTensor], source: str) -> dict[str, StoredTensor]:
-    """Stored tensors under their published names: no task model's prefix, no gamma and beta.
-
-    Raises CheckpointError if they are of another architecture, or if one is there twice.
-    """
-    names = {tensor.stored_name for tensor in tensors}
-    prefix = next((p for p in PREFIXES if p + WORD_EMBEDDINGS in names), None)
-    if prefix is None:
-        raise CheckpointError(
-            f"{source}: no tensor is named {WORD_EMBEDDINGS}, alone or after "
-            f"{' or '.join(filter(None, PREFIXES))}; the first names are {sorted(names)[:3]}: "
-            "this is not a BERT or XLM-RoBERTa checkpoint"
-        )
-    stored: dict[str, StoredTensor] = {}
-    for tensor in tensors:
-        other = stored.setdefault(published_name(tensor.stored_name, prefix), tensor)
-        if other is not tensor:
-            raise CheckpointError(
-                f"{other.stored_name} in {other.file} and {tensor.stored_name} in {tensor.file} "
-                "are the same tensor; keep one of them"
-            )
-    return stored
-
-
-def check_headers(stored: Mapping[str, StoredTensor], encoder: Encoder, source: Path) -> None:
-    """Raise one CheckpointError with all missing, unexpected, misshapen and untyped tensors."""
-    names = tensor_names(encoder.config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-    faults = [f"missing: {name}" for name in names if name not in stored]
-    scales = {name + SCALE_SUFFIX for name in names if _is_int8(stored, name)}
-    for name, tensor in stored.items():
-        if name not in names:
-            if name not in scales and not name.startswith(tuple(IGNORED)):
-                faults.append(f"unexpected: {tensor.stored_name}")
-            continue
-        expected = shapes[names[name]]
-        if tensor.shape != expected:
-            faults.append(
-                f"misshapen: {name} is {list(tensor.shape)}, config.json says {list(expected)}"
-            )
-        wanted = "/".join(STORED_DTYPES)
-        if tensor.dtype == INT8 and len(expected) == 2:
-            scale = stored.get(name + SCALE_SUFFIX)
-            found = "missing" if scale is None else f"{list(scale.shape)} {scale.dtype}"
-            if found != (scales_wanted := f"[{expected[0]}] F32"):
-                faults.append(
-                    f"dtype: {name} is {INT8} and its scales are {found}, expected {wanted}, or "
-                    f"{INT8} with scales {scales_wanted}"
-                )
-        elif tensor.dtype not in STORED_DTYPES:
-            faults.append(f"dtype: {name} is {tensor.dtype}, expected {wanted}")
-    if faults:
-        raise CheckpointError(
-            f"{source} does not fit its config.json: {'; '.join(faults)} ({len(faults)} faults); "
-            "config and weights must come from one model"
-        )
+    part.requires_grad_(False)  # integers cannot
+    in_layer = dtype == torch.int8 and isinstance(part, EncoderLayer)
+    scales = read_scales(stored, [name for name in names if in_layer or name == WORD_EMBEDDINGS])
+    for name, scale in scales.items():
+        module = part.get_submodule(names[name].removesuffix(".weight"))
+        module.register_buffer("weight_scale", scale, persistent=False)
+    state = {}
+    for name, tensor in read_weights(stored, names, integers=scales):
+        if name != WORD_EMBEDDINGS:
+            _check_values(stored[name], tensor, dtype)
+        # A vector that stays would keep the whole file mapped.
+        state[names[name]] = tensor.clone() if tensor.dim() == 1 else tensor
+    part.load_state_dict(state, assign=True)
 
 
 def load_checkpoint(encoder: Encoder, path: str | Path) -> None:
@@ -163,126 +95,37 @@ def load_checkpoint(encoder: Encoder, path: str | Path) -> None:
     All names and shapes are checked before any tensor is read, and all values before the
     encoder changes. Raises FileNotFoundError or CheckpointError.
     """
-    stored = _checked_headers(encoder, Path(path))
+    stored = read_headers(Path(path))
+    check_headers(stored, encoder.config, path)
+    names = tensor_names(encoder.config)
     parameters = encoder.state_dict()
     assign = any(parameter.is_meta for parameter in parameters.values())
-    state: dict[str, Tensor] = {}
-    names = tensor_names(encoder.config)
-    scales = _read_scales(stored, names)
-    for name, tensor in _read_tensors(stored, names):
-        ours = names[name]
-        dtype = parameters[ours].dtype
-        if name in scales:
-            tensor = dequantize_rows(tensor, scales[name])
+    state = {}
+    for name, tensor in read_weights(stored, names):
+        dtype = parameters[names[name]].dtype
         _check_values(stored[name], tensor, dtype)
-        state[ours] = tensor.to(dtype) if assign else tensor
+        state[names[name]] = tensor.to(dtype) if assign else tensor
     encoder.load_state_dict(state, assign=assign)
 
 
-def load_parts(
-    encoder: Encoder, path: str | Path, dtype: torch.dtype, device: torch.device
-) -> Iterator[Embeddings | EncoderLayer]:
-    """Fill an encoder on the meta device part by part; yields each part when it is on `device`.
-
-    dtype  what the caller will lower the part to; parts come in the dtype of the file
-
-    Of a file in int8 the token table keeps its integers, for torch.int8 the linear layers too;
-    their scales are then a buffer of the module, `weight_scale`. Everything else is float.
-
-    On a CPU a part is the mapped file itself, mapped anew for each: when the caller replaces
-    or drops its tensors, no memory of the file stays behind. Errors as in load_checkpoint, but
-    the token table is only mapped: a value that is not finite shows when its token occurs.
-    """
-    stored = _checked_headers(encoder, Path(path))
-    names = {ours: name for name, ours in tensor_names(encoder.config).items()}
-    for prefix, part in encoder.named_modules():
-        if not isinstance(part, (Embeddings, EncoderLayer)):
-            continue
-        part.requires_grad_(False)  # integers cannot
-        ours = {names[f"{prefix}.{key}"]: key for key in part.state_dict()}
-        scales = _read_scales(stored, ours)
-        state = {}
-        for name, tensor in _read_tensors(stored, ours):
-            if name in scales:
-                in_layer = dtype == torch.int8 and isinstance(part, EncoderLayer)
-                if in_layer or name == WORD_EMBEDDINGS:
-                    module = part.get_submodule(ours[name].removesuffix(".weight"))
-                    module.register_buffer("weight_scale", scales[name], persistent=False)
-                else:
-                    tensor = dequantize_rows(tensor, scales[name])
-            if name != WORD_EMBEDDINGS:
-                _check_values(stored[name], tensor, dtype)
-            # A vector that stays would keep the whole file mapped.
-            state[ours[name]] = tensor.clone() if tensor.dim() == 1 else tensor
-        part.load_state_dict(state, assign=True)
-        yield part.to(device)
-
-
-def stored_in_int8(path: Path) -> bool:
-    """Whether a checkpoint holds its token table in int8; errors as in load_checkpoint."""
-    return _is_int8(read_headers(*weight_files(path)), WORD_EMBEDDINGS)
-
-
-def save_checkpoint(encoder: Encoder, folder: str | Path) -> None:
-    """Write model.safetensors, under the published names, and config.json into a folder.
-
-    transformers and load_checkpoint read them back. The folder is made if it is missing.
-    Both files are written in full before either takes the place of an older one.
-    """
-    folder = Path(folder)
-    config = encoder.config.to_dict()
-    if any(parameter.is_meta for parameter in encoder.parameters()):
-        raise ValueError(
-            "the encoder holds no weights to save: prepare_for_inference gave them to its "
-            f"{encoder.kernels.name} kernels; load it with load_checkpoint, which leaves it whole"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    state = encoder.state_dict()
-    tensors = {
-        published: state[ours].detach().cpu().contiguous()
-        for published, ours in tensor_names(encoder.config).items()
-    }
-    with replacing(folder / CONFIG_FILE) as temporary:
-        write_json(temporary, config)
-        write_weights(tensors, folder / WEIGHTS_FILE)
-
-
-def write_weights(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that says it holds torch tensors, as transformers expects."""
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"cannot write {path}: {error}") from error
-
-
-def _checked_headers(encoder: Encoder, path: Path) -> dict[str, StoredTensor]:
-    files, weight_map = weight_files(path)
-    stored = read_headers(files, weight_map)
-    check_headers(stored, encoder, path)
-    return stored
-
-
-def _read_tensors(
-    stored: Mapping[str, StoredTensor], names: Iterable[str]
+def read_weights(
+    stored: Mapping[str, StoredTensor], names: Iterable[str], integers: Container[str] = ()
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of some published names, memory-mapped, file by file."""
-    by_file = sorted(names, key=lambda name: stored[name].file)
-    for file, group in groupby(by_file, key=lambda name: stored[name].file):
-        with _open(file) as reader:
-            for name in group:
-                yield name, reader.get_tensor(stored[name].stored_name)
+    """The tensors of some published names; those in int8 as the float32 they stand for.
+
+    integers  names of those that stay in int8
+    """
+    names = list(names)
+    scales = read_scales(stored, [name for name in names if name not in integers])
+    for name, tensor in _read_mapped(stored, names):
+        yield name, dequantize_rows(tensor, scales[name]) if name in scales else tensor
 
 
-def _is_int8(stored: Mapping[str, StoredTensor], name: str) -> bool:
-    return name in stored and stored[name].dtype == INT8
-
-
-def _read_scales(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dict[str, Tensor]:
+def read_scales(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The scales [rows] of those tensors that are stored in int8, by the tensors' names."""
-    owners = {name + SCALE_SUFFIX: name for name in names if _is_int8(stored, name)}
+    owners = {name + SCALE_SUFFIX: name for name in names if is_int8(stored, name)}
     scales = {}
-    for name, scale in _read_tensors(stored, owners):
+    for name, scale in _read_mapped(stored, owners):
         _check_values(stored[name], scale, torch.float32)
         if scale.min() <= 0:
             raise CheckpointError(
@@ -293,31 +136,15 @@ def _read_scales(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> di
     return scales
 
 
-def _read_weight_map(index: Path) -> dict[str, str]:
-    """Stored name → name of the file beside the index that holds the tensor."""
-    try:
-        weight_map = read_json_object(index).get("weight_map")
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map; download the whole model again")
-    for name, file in weight_map.items():
-        # Nothing outside the folder is read, whatever an index says.
-        if not isinstance(file, str) or not file or Path(file).name != file:
-            raise CheckpointError(
-                f"{index} puts {name} in {file!r}, expected the name of a file beside the index"
-            )
-    return weight_map
-
-
-def _open(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="pt")
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} ({file.stat().st_size} bytes) is not a whole safetensors file: {error}; "
-            "download it again"
-        ) from error
+def _read_mapped(
+    stored: Mapping[str, StoredTensor], names: Iterable[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of some published names, memory-mapped, file by file."""
+    by_file = sorted(names, key=lambda name: stored[name].file)
+    for file, group in groupby(by_file, key=lambda name: stored[name].file):
+        with open_weights(file) as reader:
+            for name in group:
+                yield name, reader.get_tensor(stored[name].stored_name)
 
 
 def _check_values(stored: StoredTensor, tensor: Tensor, dtype: torch.dtype) -> None:

@@ -1,25 +1,67 @@
-"""Published tensor names and the names in Encoder, as data."""
+"""Published tensor names, the names in Encoder and the shapes, as data."""
+
+from collections.abc import Iterable
 
 from e5core.config import EncoderConfig
 
-# Published name ↔ name in Encoder. {i} runs over layers, {p} over weight and bias.
+# Published name, name in Encoder, axes as fields of EncoderConfig. {i} runs over layers, {p} over
+# weight and bias; a bias has the first axis of its weight.
 TENSORS = (
-    ("embeddings.word_embeddings.weight", "embeddings.word.weight"),
-    ("embeddings.position_embeddings.weight", "embeddings.position.weight"),
-    ("embeddings.token_type_embeddings.weight", "embeddings.token_type.weight"),
-    ("embeddings.LayerNorm.{p}", "embeddings.layer_norm.{p}"),
-    ("encoder.layer.{i}.attention.self.query.{p}", "layers.{i}.attention.query.{p}"),
-    ("encoder.layer.{i}.attention.self.key.{p}", "layers.{i}.attention.key.{p}"),
-    ("encoder.layer.{i}.attention.self.value.{p}", "layers.{i}.attention.value.{p}"),
-    ("encoder.layer.{i}.attention.output.dense.{p}", "layers.{i}.attention.output.{p}"),
-    ("encoder.layer.{i}.attention.output.LayerNorm.{p}", "layers.{i}.attention_layer_norm.{p}"),
-    ("encoder.layer.{i}.intermediate.dense.{p}", "layers.{i}.intermediate.{p}"),
-    ("encoder.layer.{i}.output.dense.{p}", "layers.{i}.output.{p}"),
-    ("encoder.layer.{i}.output.LayerNorm.{p}", "layers.{i}.output_layer_norm.{p}"),
+    ("embeddings.word_embeddings.weight", "embeddings.word.weight", "vocab_size hidden_size"),
+    (
+        "embeddings.position_embeddings.weight",
+        "embeddings.position.weight",
+        "max_position_embeddings hidden_size",
+    ),
+    (
+        "embeddings.token_type_embeddings.weight",
+        "embeddings.token_type.weight",
+        "type_vocab_size hidden_size",
+    ),
+    ("embeddings.LayerNorm.{p}", "embeddings.layer_norm.{p}", "hidden_size"),
+    (
+        "encoder.layer.{i}.attention.self.query.{p}",
+        "layers.{i}.attention.query.{p}",
+        "hidden_size hidden_size",
+    ),
+    (
+        "encoder.layer.{i}.attention.self.key.{p}",
+        "layers.{i}.attention.key.{p}",
+        "hidden_size hidden_size",
+    ),
+    (
+        "encoder.layer.{i}.attention.self.value.{p}",
+        "layers.{i}.attention.value.{p}",
+        "hidden_size hidden_size",
+    ),
+    (
+        "encoder.layer.{i}.attention.output.dense.{p}",
+        "layers.{i}.attention.output.{p}",
+        "hidden_size hidden_size",
+    ),
+    (
+        "encoder.layer.{i}.attention.output.LayerNorm.{p}",
+        "layers.{i}.attention_layer_norm.{p}",
+        "hidden_size",
+    ),
+    (
+        "encoder.layer.{i}.intermediate.dense.{p}",
+        "layers.{i}.intermediate.{p}",
+        "intermediate_size hidden_size",
+    ),
+    (
+        "encoder.layer.{i}.output.dense.{p}",
+        "layers.{i}.output.{p}",
+        "hidden_size intermediate_size",
+    ),
+    ("encoder.layer.{i}.output.LayerNorm.{p}", "layers.{i}.output_layer_norm.{p}", "hidden_size"),
 )
+WORD_EMBEDDINGS, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS = (row[0] for row in TENSORS[:3])
+
+# The scales [rows] of a tensor in int8 stand beside it in a file, under its name and this.
+SCALE_SUFFIX = "_scale"
 
 # The encoder's tensors carry the name of the model inside a file saved from a task model.
-WORD_EMBEDDINGS = TENSORS[0][0]
 PREFIXES = ("", "roberta.", "bert.")
 
 # What else such files hold, by the start of the name after the prefix, and why it is left.
@@ -36,14 +78,39 @@ IGNORED = {
 OLD_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}
 
 
+def expand(table: Iterable[tuple[str, str]], num_layers: int) -> dict[str, str]:
+    """The pairs of a table, once for each layer {i} and once for each of weight and bias {p}."""
+    return {
+        left.format(i=i, p=p): right.format(i=i, p=p)
+        for left, right in table
+        for i in (range(num_layers) if "{i}" in left else (0,))
+        for p in (("weight", "bias") if "{p}" in left else ("",))
+    }
+
+
 def tensor_names(config: EncoderConfig) -> dict[str, str]:
     """Published name → name in Encoder, for every tensor of an encoder of this size."""
-    names = {}
-    for published, ours in TENSORS:
-        for i in range(config.num_hidden_layers) if "{i}" in published else (0,):
-            for p in ("weight", "bias") if "{p}" in published else ("",):
-                names[published.format(i=i, p=p)] = ours.format(i=i, p=p)
-    return names
+    return expand(((published, ours) for published, ours, _ in TENSORS), config.num_hidden_layers)
+
+
+def tensor_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Published name → shape, for every tensor of an encoder of this size."""
+    table = ((published, axes) for published, _, axes in TENSORS)
+    shapes = {}
+    for name, axes in expand(table, config.num_hidden_layers).items():
+        shape = tuple(getattr(config, axis) for axis in axes.split())
+        shapes[name] = shape[:1] if name.endswith(".bias") else shape
+    return shapes
+
+
+def names_by_part(config: EncoderConfig) -> list[dict[str, str]]:
+    """Published name → name in its part: for the embeddings, then for each layer."""
+    names = tensor_names(config)
+    prefixes = ["embeddings.", *(f"layers.{i}." for i in range(config.num_hidden_layers))]
+    return [
+        {name: ours.removeprefix(prefix) for name, ours in names.items() if ours.startswith(prefix)}
+        for prefix in prefixes
+    ]
 
 
 def published_name(name: str, prefix: str) -> str:

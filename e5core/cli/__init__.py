@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import e5core
 from e5core.bulk import SHARD_ROWS
 from e5core.bulk.sources import FORMATS, BadRow, Source
-from e5core.checkpoint import hub
-from e5core.checkpoint.folder import AUTO, DTYPES, read_config, read_settings
+from e5core.checkpoint.folder import AUTO, DTYPES, ModelFolder
+from e5core.checkpoint.options import LoadOptions
 from e5core.kernels import BACKENDS
 from e5core.model import E5
 from e5core.prompts import PROMPTS_BY_NAME
@@ -234,15 +234,13 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    folder = hub.resolve(
-        options.model,
+    place = LoadOptions(
         revision=options.revision,
         cache_dir=options.cache_dir,
         local_files_only=options.local_files_only,
-        weights=False,
     )
-    config = read_config(folder)
-    settings = read_settings(folder, options.model)
+    folder = ModelFolder.open(options.model, place, weights=False)
+    config = folder.config
     parameters, tokens = config.num_parameters, config.vocab_size * config.hidden_size
     rows = {
         "architecture": f"{config.model_type}, {config.num_hidden_layers} layers",
@@ -253,12 +251,12 @@ def _info(options: argparse.Namespace) -> None:
     }
     for name, dtype in DTYPES.items():
         rows[f"memory in {name}"] = f"{parameters * dtype.itemsize / 1e6:,.0f} MB"
-    rows["pooling"] = settings.pooling
+    rows["pooling"] = folder.pooling
     for kind in ("query", "passage"):
-        known = settings.prompts and repr(settings.prompts[kind])
+        known = folder.prompts and repr(folder.prompts[kind])
         rows[f"{kind} prefix"] = known or "not known; say it with --prompts"
-    limit = settings.max_length or config.max_length
-    rows["longest text"] = f"{limit} tokens; the position table holds {config.max_length}"
+    limit, longest = folder.max_length, config.max_length
+    rows["longest text"] = f"{limit} tokens; the position table holds {longest}"
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value}")

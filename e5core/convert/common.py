@@ -12,27 +12,24 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from e5core import Encoder, EncoderConfig
-from e5core.checkpoint.folder import Settings
-from e5core.checkpoint.load import (
-    CONFIG_FILE,
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.headers import (
     WEIGHTS_FILE,
     StoredTensor,
-    check_headers,
+    open_weights,
     read_headers,
-    weight_files,
 )
-from e5core.checkpoint.names import tensor_names
+from e5core.checkpoint.names import SCALE_SUFFIX, tensor_names
+from e5core.checkpoint.sentence_transformers import LIMIT_FILE, MODULES_FILE, PROMPTS_FILE
+from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.formats.files import held, read_json_object, sha256, write_json
-from e5core.formats.safetensors import DTYPE_NAMES, TensorHeader, write_tensors
-from e5core.kernels.int8_rows import SCALE_SUFFIX, dequantize_rows
+from e5core.formats.safetensors import DTYPES_BY_NAME, TensorHeader, write_tensors
+from e5core.kernels.int8_rows import dequantize_rows
 from e5core.progress import progress_bar
 
 USAGE_ERROR = 2
-PROMPTS_FILE = "config_sentence_transformers.json"
 
 # What a model folder holds beside config and weights, and sentence-transformers' files among it.
 TOKENIZER_PATTERNS = (
@@ -42,14 +39,12 @@ TOKENIZER_PATTERNS = (
     "special_tokens_map.json",
 )
 SENTENCE_TRANSFORMERS_PATTERNS = (
-    "modules.json",
-    "sentence_bert_config.json",
+    MODULES_FILE,
+    LIMIT_FILE,
     PROMPTS_FILE,
     "*_Pooling/config.json",
     "*_Normalize/config.json",
 )
-
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class Parser(argparse.ArgumentParser):
@@ -173,14 +168,6 @@ def write_config(source: Path, target: Path) -> None:
     write_json(target / CONFIG_FILE, {**content, "dtype": "float32"})
 
 
-def write_prompts(target: Path, settings: Settings) -> None:
-    """Say the prompts in the folder itself: what e5core knows by a model's name would be lost."""
-    path = target / PROMPTS_FILE
-    content = read_json_object(path) if path.is_file() else {}
-    if settings.prompts and not content.get("prompts"):
-        write_json(path, {**content, "prompts": settings.prompts})
-
-
 @dataclass(frozen=True)
 class Weights:
     """The tensors of a source under their published names, none of them in memory.
@@ -204,19 +191,6 @@ def taken(name: str, config: EncoderConfig) -> bool:
     return own or name.startswith("pooler.dense.")
 
 
-def check_encoder(stored: Mapping[str, StoredTensor], config: EncoderConfig, source: Path) -> None:
-    """Raise one CheckpointError unless the tensors are all those of an encoder of this size."""
-    with torch.device("meta"):
-        check_headers(stored, Encoder(config), source)
-
-
-def checked_tensors(folder: Path, config: EncoderConfig) -> dict[str, StoredTensor]:
-    """The encoder's tensors in a folder of safetensors, checked by the headers alone."""
-    stored = read_headers(*weight_files(folder))
-    check_encoder(stored, config, folder)
-    return stored
-
-
 def weights_of(stored: Mapping[str, StoredTensor], config: EncoderConfig, read: "Read") -> Weights:
     """What of some checked tensors goes into a result.
 
@@ -224,7 +198,7 @@ def weights_of(stored: Mapping[str, StoredTensor], config: EncoderConfig, read: 
           counts only while the tensor is in use
     """
     headers = {
-        name: TensorHeader(DTYPES[tensor.dtype], tensor.shape)
+        name: TensorHeader(DTYPES_BY_NAME[tensor.dtype], tensor.shape)
         for name, tensor in stored.items()
         if taken(name, config)
     }
@@ -237,15 +211,16 @@ Read = Callable[[StoredTensor], Tensor]
 
 def read_safetensor(tensor: StoredTensor) -> Tensor:
     """One tensor of a safetensors file, mapped."""
-    with safe_open(tensor.file, framework="pt") as reader:
+    with open_weights(tensor.file) as reader:
         mapped: Tensor = reader.get_tensor(tensor.stored_name)
         return mapped
 
 
-def stored_weights(folder: Path, config: EncoderConfig) -> Weights:
+def stored_weights(folder: ModelFolder) -> Weights:
     """The weights of a folder of safetensors; those in int8 as the float32 they stand for."""
-    stored = checked_tensors(folder, config)
-    weights = weights_of(stored, config, read_safetensor)
+    assert folder.tensors is not None, "read with weights=False"
+    stored = folder.tensors
+    weights = weights_of(stored, folder.config, read_safetensor)
     integers = {name for name, header in weights.headers.items() if header.dtype == torch.int8}
 
     def read(name: str) -> Tensor:
@@ -282,7 +257,7 @@ def finite(name: str, tensor: Tensor) -> Tensor:
 
 def verify_tensors(weights: Weights, folder: Path) -> None:
     """Raise ValueError unless every tensor in the result has the source's bits."""
-    stored = read_headers([folder / WEIGHTS_FILE], {})
+    stored = read_headers(folder / WEIGHTS_FILE)
     with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
         for name, header in weights.headers.items():
             expected, found = weights.read(name), read_safetensor(stored[name])

@@ -18,11 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from e5core.checkpoint import hub
-from e5core.checkpoint.folder import read_config, read_settings
-from e5core.checkpoint.load import CONFIG_FILE
-from e5core.checkpoint.names import WORD_EMBEDDINGS
-from e5core.config import INT8_MODEL_TYPE
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.names import SCALE_SUFFIX, WORD_EMBEDDINGS
+from e5core.checkpoint.sentence_transformers import write_prompts
+from e5core.config import CONFIG_FILE, INT8_MODEL_TYPE
 from e5core.convert.common import (
     SENTENCE_TRANSFORMERS_PATTERNS,
     TOKENIZER_PATTERNS,
@@ -34,12 +33,11 @@ from e5core.convert.common import (
     run,
     stored_weights,
     summarize,
-    write_prompts,
     write_weights,
 )
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.safetensors import TensorHeader
-from e5core.kernels.int8_rows import SCALE_SUFFIX, quantize_rows
+from e5core.kernels.int8_rows import quantize_rows
 from e5core.parity.cases import against_copy
 from e5core.parity.check import table
 
@@ -59,15 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(options: argparse.Namespace) -> None:
-    source = hub.resolve(options.source)
-    config = read_config(source)
-    weights = stored_weights(source, config)
+    model = ModelFolder.open(options.source)
+    source, weights = model.path, stored_weights(model)
     result = converted(weights, TARGETS[options.dtype])
     with replacing_folder(options.folder, source, options.force) as folder:
         write_weights(result, folder)
         write_config(source, folder, options.dtype)
         copy_files(source, folder, (*TOKENIZER_PATTERNS, *SENTENCE_TRANSFORMERS_PATTERNS))
-        write_prompts(folder, read_settings(source, options.source))
+        write_prompts(folder, model.prompts)
         if options.verify:
             verify(options.source, folder, options.dtype)
     summarize(result, options.folder)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from e5core import EncoderConfig
+from e5core.checkpoint.headers import CheckpointError, StoredTensor, check_headers
 from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.load import CONFIG_FILE, CheckpointError, StoredTensor
 from e5core.checkpoint.names import WORD_EMBEDDINGS
+from e5core.config import CONFIG_FILE
 from e5core.convert.common import (
     Parser,
     Weights,
-    check_encoder,
     copy_files,
     replacing_folder,
     run,
@@ -218,7 +218,7 @@ def read_source(source: Path) -> tuple[EncoderConfig, Weights]:
         name: StoredTensor(path, by_name[name].stored_name, tuple(t.shape), dtype_name(t))
         for name, t in tensors.items()
     }
-    check_encoder(stored, config, source)
+    check_headers(stored, config, source)
     headers = {name: TensorHeader(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
 
     def read(name: str) -> Tensor:

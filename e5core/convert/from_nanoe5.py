@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.load import CONFIG_FILE
 from e5core.checkpoint.names import tensor_names
 from e5core.checkpoint.sentence_transformers import write_sentence_transformers_files
-from e5core.config import EncoderConfig
+from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.convert.common import (
     Parser,
     Weights,

@@ -14,23 +14,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from e5core.checkpoint.folder import read_config, read_settings
-from e5core.checkpoint.load import CONFIG_FILE, CheckpointError, StoredTensor, by_published_name
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.headers import StoredTensor, by_published_name, check_headers, shards
+from e5core.checkpoint.sentence_transformers import write_prompts
+from e5core.config import CONFIG_FILE
 from e5core.convert.common import (
     SENTENCE_TRANSFORMERS_PATTERNS,
     TOKENIZER_PATTERNS,
     Parser,
-    check_encoder,
     copy_files,
     replacing_folder,
     run,
     summarize,
     verify_tensors,
     weights_of,
-    write_prompts,
     write_weights,
 )
-from e5core.formats.files import read_json_object
 from e5core.formats.torch_file import TorchFile, dtype_name
 
 BIN_FILE = "pytorch_model.bin"
@@ -44,21 +43,13 @@ def bin_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if not index.is_file():
         raise FileNotFoundError(f"{folder} has no {BIN_FILE} and no {INDEX_FILE}")
-    weight_map = read_json_object(index).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-    # Nothing outside the folder is read, whatever an index says.
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise CheckpointError(f"{index} has no weight_map that names files beside it")
-    files = [folder / name for name in sorted(names)]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{index} names {', '.join(missing)}, which {folder} does not hold")
-    return files
+    return shards(index)[0]
 
 
 def convert(options: Namespace) -> None:
     source = Path(options.source)
     with replacing_folder(options.folder, source, options.force) as target:
-        config, settings = read_config(source), read_settings(source, options.source)
+        folder = ModelFolder.read(source, options.source, weights=False)
         files = {path: TorchFile(path) for path in bin_files(source)}
         stored = by_published_name(
             [
@@ -68,16 +59,16 @@ def convert(options: Namespace) -> None:
             ],
             str(source),
         )
-        check_encoder(stored, config, source)
+        check_headers(stored, folder.config, source)
 
         def read(tensor: StoredTensor) -> Tensor:
             return files[tensor.file].tensors()[tensor.stored_name]
 
-        weights = weights_of(stored, config, read)
+        weights = weights_of(stored, folder.config, read)
         copy_files(
             source, target, (CONFIG_FILE, *TOKENIZER_PATTERNS, *SENTENCE_TRANSFORMERS_PATTERNS)
         )
-        write_prompts(target, settings)
+        write_prompts(target, folder.prompts)
         write_weights(weights, target)
         if options.verify:
             verify_tensors(weights, target)

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from e5core.checkpoint.names import TENSORS
+from e5core.checkpoint.names import (
+    POSITION_EMBEDDINGS,
+    TOKEN_TYPE_EMBEDDINGS,
+    WORD_EMBEDDINGS,
+)
 from e5core.config import EncoderConfig
 
 # Gelu came with opset 20; ONNX Runtime reads it from 1.17 on.
 OPSET = 20
-
-WORD_EMBEDDINGS, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS = (name for name, _ in TENSORS[:3])
 
 INPUT_IDS, ATTENTION_MASK, OUTPUT = "input_ids", "attention_mask", "sentence_embedding"
 HIDDEN_STATES = "last_hidden_state"  # sentence-transformers and optimum look for it

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from e5core import E5
-from e5core.checkpoint import hub
-from e5core.checkpoint.folder import read_config
+from e5core.checkpoint.folder import ModelFolder
 from e5core.convert.common import (
     Parser,
     Weights,
@@ -74,15 +73,14 @@ def convert(options: Namespace) -> None:
     from e5core.convert.onnx_graph import encoder_model
     from e5core.formats.onnx_file import write_onnx
 
-    source = hub.resolve(options.source)
-    with replacing_folder(options.folder, source, options.force) as target:
-        settings = write_all_but_weights(source, target, options)
-        config = read_config(source)
-        weights = transposed(stored_weights(source, config))
+    source = ModelFolder.open(options.source)
+    with replacing_folder(options.folder, source.path, options.force) as target:
+        result = write_all_but_weights(source, target, options)
+        weights = transposed(stored_weights(source))
         (target / "onnx").mkdir()
         with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
             files = write_onnx(
-                encoder_model(config, settings.pooling, hidden_states=True),
+                encoder_model(source.config, source.pooling, hidden_states=True),
                 weights.headers,
                 weights.read,
                 target / "onnx" / "model.onnx",
@@ -90,11 +88,11 @@ def convert(options: Namespace) -> None:
                 lambda size: advance(size / 1e6),
             )
         if options.verify:
-            verify(source, files[0], min(LONGEST, settings.max_length or config.max_length))
+            verify(source.path, files[0], min(LONGEST, source.max_length))
     files = [options.folder / file.relative_to(target) for file in files]
     parameters = sum(prod(header.shape) for header in weights.headers.values())
     print_summary(options.folder, files, len(weights.headers), parameters)
-    warn_of_missing_prompts(settings)
+    warn_of_missing_prompts(result)
 
 
 def transposed(weights: Weights) -> Weights:

@@ -11,16 +11,15 @@ libraries is needed, except by --verify.
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from e5core import E5
-from e5core.checkpoint import hub
-from e5core.checkpoint.folder import Settings, read_config, read_settings
-from e5core.checkpoint.sentence_transformers import write_sentence_transformers_files
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.sentence_transformers import PROMPTS_FILE, write_sentence_transformers_files
 from e5core.convert.common import (
-    PROMPTS_FILE,
     Parser,
     copy_files,
     replacing_folder,
@@ -55,7 +54,7 @@ def with_task(prompts: dict[str, str] | None, task: str | None) -> dict[str, str
     return {name: text.replace("{task}", task or "") for name, text in prompts.items()}
 
 
-def verify_vectors(source: Path, target: Path, settings: Settings) -> None:
+def verify_vectors(source: ModelFolder, target: Path) -> None:
     """Raise ValueError unless sentence-transformers gives the result's vectors as e5core the
     source's. Prints what was compared, or that the library is not there."""
     if find_spec("sentence_transformers") is None:
@@ -65,11 +64,11 @@ def verify_vectors(source: Path, target: Path, settings: Settings) -> None:
 
     texts = spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
     ours = E5.from_pretrained(
-        source,
+        source.path,
         dtype="float32",
         device="cpu",
-        prompts=settings.prompts or "none",
-        max_length=settings.max_length,
+        prompts=source.prompts or "none",
+        max_length=source.max_length,
     )
     expected = ours.encode_query(texts), ours.encode_passage(texts)
     del ours  # one model at a time is in memory
@@ -90,36 +89,34 @@ def verify_vectors(source: Path, target: Path, settings: Settings) -> None:
     )
 
 
-def write_all_but_weights(source: Path, target: Path, options: Namespace) -> Settings:
-    """Config, tokenizer, pooling and prompts; returns what the result then says of itself."""
-    config, settings = read_config(source), read_settings(source, options.source)
-    max_length = settings.max_length or config.max_length
-    prompts = check_prompts(options.prompts) if options.prompts else settings.prompts
+def write_all_but_weights(source: ModelFolder, target: Path, options: Namespace) -> ModelFolder:
+    """Config, tokenizer, pooling and prompts; returns the source with the result's prompts."""
+    prompts = check_prompts(options.prompts) if options.prompts else source.prompts
     prompts = with_task(prompts, options.task)
-    write_config(source, target)
-    copy_files(source, target, [PROMPTS_FILE])
-    copy_tokenizer(source, target, config.vocab_size, max_length)
+    write_config(source.path, target)
+    copy_files(source.path, target, [PROMPTS_FILE])
+    copy_tokenizer(source, target)
     write_sentence_transformers_files(
-        target, config.hidden_size, max_length, settings.pooling, prompts
+        target, source.config.hidden_size, source.max_length, source.pooling, prompts
     )
-    return Settings(settings.pooling, prompts, max_length)
+    return replace(source, prompts=prompts)
 
 
 def convert(options: Namespace) -> None:
-    source = hub.resolve(options.source)
-    with replacing_folder(options.folder, source, options.force) as target:
-        settings = write_all_but_weights(source, target, options)
-        weights = stored_weights(source, read_config(source))
+    source = ModelFolder.open(options.source)
+    with replacing_folder(options.folder, source.path, options.force) as target:
+        result = write_all_but_weights(source, target, options)
+        weights = stored_weights(source)
         write_weights(weights, target)
         if options.verify:
             verify_tensors(weights, target)
-            verify_vectors(source, target, settings)
+            verify_vectors(result, target)
     summarize(weights, options.folder)
-    warn_of_missing_prompts(settings)
+    warn_of_missing_prompts(result)
 
 
-def warn_of_missing_prompts(settings: Settings) -> None:
-    if settings.prompts is None:
+def warn_of_missing_prompts(result: ModelFolder) -> None:
+    if result.prompts is None:
         print("  no prompts: the source does not say which its texts take; see --prompts")
 
 

@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from e5core import E5, SentencePieceTokenizer
 from e5core.checkpoint import hub
-from e5core.checkpoint.folder import load_tokenizer, read_config, read_settings
-from e5core.checkpoint.load import CONFIG_FILE, stored_in_int8, weight_files
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.headers import weight_files
 from e5core.checkpoint.names import WORD_EMBEDDINGS
+from e5core.checkpoint.sentence_transformers import write_prompts
+from e5core.config import CONFIG_FILE
 from e5core.convert.common import (
     SENTENCE_TRANSFORMERS_PATTERNS,
     Parser,
@@ -30,7 +33,6 @@ from e5core.convert.common import (
     run,
     stored_weights,
     summarize,
-    write_prompts,
     write_weights,
 )
 from e5core.formats.files import read_json_object, write_json
@@ -190,15 +192,16 @@ def saved(before: int, after: int) -> str:
     return f"{before:,} → {after:,} ({1 - after / before:.1%} saved)"
 
 
-def report(source: Path, target: Path, seen: Comparison) -> None:
+def report(source: ModelFolder, target: ModelFolder, seen: Comparison) -> None:
     """What was saved, and how a sample of texts is cut now."""
-    before, after = read_config(source), read_config(target)
+    before, after = source.config, target.config
     share = before.vocab_size * before.hidden_size / before.num_parameters
     print(f"rows of the token table: {saved(before.vocab_size, after.vocab_size)}")
-    if spare := before.vocab_size - load_tokenizer(source).vocab_size:
+    if spare := before.vocab_size - source.load_tokenizer().vocab_size:
         print(f"  {spare} of them belonged to no id of the tokenizer and are left out")
     sizes = [
-        sum(file.stat().st_size for file in weight_files(folder)[0]) for folder in (source, target)
+        sum(file.stat().st_size for file in weight_files(folder.path)[0])
+        for folder in (source, target)
     ]
     print(f"bytes of weights: {saved(*sizes)}; the table was {share:.0%} of the parameters")
     growth = seen.tokens_after / seen.tokens_before - 1
@@ -216,12 +219,12 @@ def convert(options: Namespace) -> None:
         yield from texts
         yield from read_lines(options.corpus)
 
-    source = hub.resolve(options.source)
-    with replacing_folder(options.folder, source, options.force) as target:
-        config, settings = read_config(source), read_settings(source, options.source)
-        if stored_in_int8(source):
+    source = ModelFolder.open(options.source)
+    config = source.config
+    with replacing_folder(options.folder, source.path, options.force) as target:
+        if source.stored_dtype == torch.int8:
             raise ValueError("the weights are in int8; trim the model that they were made from")
-        tokenizer = load_tokenizer(source)
+        tokenizer = source.load_tokenizer()
         if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the token table "
@@ -230,31 +233,33 @@ def convert(options: Namespace) -> None:
         used = used_ids(tokenizer, with_bar(corpus()))
         if not used:
             raise ValueError(f"{', '.join(map(str, options.corpus))}: there is no text")
-        used |= used_ids(tokenizer, (settings.prompts or {}).values())
-        file = next(source / name for name in hub.TOKENIZER_FILES if (source / name).is_file())
-        content = read_model(file)
+        used |= used_ids(tokenizer, (source.prompts or {}).values())
+        assert source.tokenizer_file is not None  # it was loaded
+        content = read_model(source.tokenizer_file)
         pieces = read_pieces(content)
         rows = kept_ids(pieces, used)
-        weights = trim_table(stored_weights(source, config), rows)
+        weights = trim_table(stored_weights(source), rows)
 
-        copy_files(source, target, SENTENCE_TRANSFORMERS_PATTERNS)
-        write_prompts(target, settings)
+        copy_files(source.path, target, SENTENCE_TRANSFORMERS_PATTERNS)
+        write_prompts(target, source.prompts)
         trimmed = trim_spm(content, rows)
         (target / hub.TOKENIZER_FILES[0]).write_bytes(trimmed)
-        write_fast_tokenizer(trimmed, target, settings.max_length or config.max_length)
-        write_config(source, target, rows)
+        write_fast_tokenizer(trimmed, target, source.max_length)
+        write_config(source.path, target, rows)
         write_weights(weights, target)
-        kept_settings = read_settings(target, options.source)
-        if kept_settings != settings:
-            raise ValueError(f"its settings are {settings}, the result's {kept_settings}")
+        result = ModelFolder.read(target, options.source)
+        for setting in ("pooling", "prompts", "max_length", "normalizes"):
+            before, after = getattr(source, setting), getattr(result, setting)
+            if before != after:
+                raise ValueError(f"its {setting} is {before}, the result's {after}")
 
         sample = read_lines(options.sample) if options.sample else corpus()
-        seen = compare(tokenizer, load_tokenizer(target), rows, with_bar(sample))
+        seen = compare(tokenizer, result.load_tokenizer(), rows, with_bar(sample))
         if not seen.texts:
             raise ValueError(f"{', '.join(map(str, options.sample))}: there is no text")
         if options.verify:
-            verify(source, target, seen.same)
-        report(source, target, seen)
+            verify(source.path, target, seen.same)
+        report(source, result, seen)
     summarize(weights, options.folder)
 
 

@@ -1,7 +1,8 @@
-"""Writing a safetensors file tensor by tensor, in the memory of the largest one.
+"""Safetensors files: opened with one error, and written tensor by tensor.
 
-safetensors' own save_file takes all tensors at once. Format: github.com/huggingface/safetensors,
-"Format": 8 bytes with the header's length, the header as JSON, then the tensors' bytes.
+Writing takes the memory of the largest tensor; safetensors' own save_file takes all tensors at
+once. Format: github.com/huggingface/safetensors, "Format": 8 bytes with the header's length, the
+header as JSON, then the tensors' bytes.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from e5core.formats.files import replacing
@@ -25,6 +27,7 @@ DTYPE_NAMES = {
     torch.float16: "F16",
     torch.int8: "I8",
 }
+DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _ALIGNMENT = 8  # of the first tensor; the header is filled up with spaces
 
 
@@ -39,6 +42,20 @@ class TensorHeader:
     def size(self) -> int:
         """Bytes."""
         return prod(self.shape) * self.dtype.itemsize
+
+
+def open_tensors(path: Path) -> safe_open:
+    """A reader of a file's header and, mapped, of its tensors.
+
+    Raises ValueError if the file is truncated or anything in its header is wrong.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file: {error}; "
+            "download it again"
+        ) from error
 
 
 def write_tensors(
@@ -65,7 +82,7 @@ def write_tensors(
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file:
-                file.write(_header(headers, names))
+                file.write(encode_header({name: headers[name] for name in names}))
                 for name in names:
                     tensor = read(name).detach().contiguous()
                     found = TensorHeader(tensor.dtype, tuple(tensor.shape))
@@ -81,11 +98,15 @@ def write_tensors(
             ) from error
 
 
-def _header(headers: Mapping[str, TensorHeader], names: list[str]) -> bytes:
+def encode_header(headers: Mapping[str, TensorHeader], length: int = 0) -> bytes:
+    """The first bytes of a file whose tensors lie one after another in the order of `headers`.
+
+    length  of the JSON at least, filled up with spaces: a header that is written anew when more
+            rows have come can so keep its place
+    """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers expects it
     place = 0
-    for name in names:
-        header = headers[name]
+    for name, header in headers.items():
         entries[name] = {
             "dtype": DTYPE_NAMES[header.dtype],
             "shape": list(header.shape),
@@ -93,5 +114,6 @@ def _header(headers: Mapping[str, TensorHeader], names: list[str]) -> bytes:
         }
         place += header.size
     content = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    content = content.ljust(length)
     content += b" " * (-len(content) % _ALIGNMENT)
     return len(content).to_bytes(8, "little") + content

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e5core.checkpoint.load import CheckpointError
+from e5core.checkpoint.headers import CheckpointError
 from e5core.formats.safetensors import DTYPE_NAMES
 
 _ZIP_MAGIC = b"PK\x03\x04"

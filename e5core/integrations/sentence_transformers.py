@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from e5core.checkpoint import hub
-from e5core.formats.files import read_json
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import LoadOptions
 from e5core.integrations import as_model
 from e5core.model import E5, MAX_TOKENS_PER_BATCH
 from e5core.vectors.search import similarity
@@ -56,18 +56,15 @@ class SentenceTransformer:
         """
         names = ("device", "cache_dir", "revision", "local_files_only", "token")
         values = (device, cache_folder, revision, local_files_only, token)
-        options = {name: value for name, value in zip(names, values, strict=True) if value}
-        self.model = as_model(model_name_or_path, options | (model_kwargs or {}))
-        self._normalizes = True
-        if not isinstance(model_name_or_path, E5):
-            # Everything is here by now: no second question to the hub.
-            folder = hub.resolve(
-                model_name_or_path,
-                revision=revision,
-                cache_dir=cache_folder,
-                local_files_only=True,
-            )
-            self._normalizes = "Normalize" in _steps(folder / "modules.json")
+        given = zip(names, values, strict=True)
+        options: dict[str, Any] = {name: value for name, value in given if value}
+        options |= model_kwargs or {}
+        if isinstance(model_name_or_path, E5):
+            self.model, self._normalizes = as_model(model_name_or_path, options), True
+        else:
+            load = LoadOptions(**options)
+            folder = ModelFolder.open(model_name_or_path, load)
+            self.model, self._normalizes = E5.from_folder(folder, load), folder.normalizes
         self.prompts: dict[str, str] = {}
         if self.model.prompts is not None:
             query, passage = self.model.prompts["query"], self.model.prompts["passage"]
@@ -199,12 +196,6 @@ class SentenceTransformer:
                 f"the prompt {name!r} starts with an instruction; pass it, as prompt={filled!r}"
             )
         return self.prompts[name]
-
-
-def _steps(path: Path) -> list[str]:
-    """The kinds of steps in a modules.json, which loading has checked; none without one."""
-    entries = read_json(path) if path.is_file() else []
-    return [str(entry.get("type", "")).rsplit(".", 1)[-1] for entry in entries]
 
 
 def _rows(vectors: Any) -> npt.NDArray[Any]:

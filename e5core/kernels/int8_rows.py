@@ -2,13 +2,12 @@
 the table.
 
 A row is symmetric about 0 and spans -127 to 127, value = scale · integer; the error is at most
-half a scale. In files the scales of a tensor stand beside it, under its name and SCALE_SUFFIX.
+half a scale.
 """
 
 import torch
 from torch import Tensor
 
-SCALE_SUFFIX = "_scale"
 LARGEST = 127
 
 

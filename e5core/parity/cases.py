@@ -4,7 +4,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from e5core import E5, l2_normalize, pack, search
-from e5core.checkpoint import hub
-from e5core.checkpoint.folder import read_config, read_settings
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import LoadOptions
 from e5core.formats.sentencepiece import CHARSMAP
 from e5core.kernels import BACKENDS, why_not
 from e5core.parity.published import (
@@ -76,10 +75,10 @@ def worst(vectors: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     return float(np.abs(a - b).max())
 
 
-def load(name: str, folder: Path, **options: Any) -> E5:
+def load(folder: ModelFolder, **options: Any) -> E5:
     """A model with its own prefixes, or E5's if it does not say: any serve a comparison."""
-    prompts = read_settings(folder, name).prompts or E5_PROMPTS
-    return E5.from_pretrained(folder, prompts=prompts, **options)
+    prompts = folder.prompts or E5_PROMPTS
+    return E5.from_folder(folder, LoadOptions(prompts=prompts, **options))
 
 
 def task_of(model: E5, kind: Literal["query", "passage"]) -> str | None:
@@ -135,15 +134,14 @@ def against_transformers(
     name: str, sample: int | None = None, max_length: int | None = None
 ) -> Iterator[Case]:
     oracle = import_oracle()
-    folder = hub.resolve(name)
-    own_limit = read_settings(folder, name).max_length or read_config(folder).max_length
-    limit = max_length or min(LONGEST, own_limit)
-    fast = oracle.fast_tokenizer(folder, CHARSMAP)
+    folder = ModelFolder.open(name)
+    limit = max_length or min(LONGEST, folder.max_length)
+    fast = oracle.fast_tokenizer(folder.path, CHARSMAP)
     collection = spread(SENTENCES + QUERIES, sample or SAMPLE)
     # After the collection, by length with the prefix. The last one is cut.
     lengths = (3, limit - 2, limit - 1, limit, limit + 1)
 
-    exact = load(name, folder, dtype="float64", device="cpu", kernels="plain", max_length=limit)
+    exact = load(folder, dtype="float64", device="cpu", kernels="plain", max_length=limit)
     texts: dict[str, list[str]] = {}
     ids: dict[str, list[list[int]]] = {}  # the fast tokenizer's
     for kind in KINDS:
@@ -164,11 +162,11 @@ def against_transformers(
     vectors: dict[tuple[str, str], Vectors] = {}
     all_kernels = [kernels for group in KERNELS.values() for kernels in group]
     for kernels in all_kernels:
-        model = load(name, folder, device="cpu", kernels=kernels, max_length=limit)
+        model = load(folder, device="cpu", kernels=kernels, max_length=limit)
         for kind in KINDS:
             vectors[kernels, kind] = embed(model, texts[kind], kind)
     for attention, matching in KERNELS.items():
-        reference = oracle.load_reference(folder, attention)
+        reference = oracle.load_reference(folder.path, attention)
         for kind in KINDS:
             theirs = oracle.reference_vectors(reference, ids[kind], 8, model.pooling)
             for kernels in all_kernels:
@@ -184,7 +182,7 @@ def against_transformers(
     random.Random(0).shuffle(mixed)
     expected = oracle.reference_vectors(reference, mixed, 1, model.pooling)
     for kernels in all_kernels:
-        model = load(name, folder, device="cpu", kernels=kernels, max_length=limit)
+        model = load(folder, device="cpu", kernels=kernels, max_length=limit)
         packed = {size: encode_ids(model, mixed, size) for size in BATCH_SIZES}
         for size, found in packed.items():
             case = f"batches of {size}, kernels {kernels}"
@@ -201,7 +199,7 @@ def against_published(
     name: str, published_as: str | None = None, dtype: str = "float32"
 ) -> Iterator[Case]:
     expectations = published_outputs(published_as or name)
-    model = load(name, hub.resolve(name), dtype=dtype, device="cpu")
+    model = load(ModelFolder.open(name), dtype=dtype, device="cpu")
     return (published_case(model, expected) for expected in expectations)
 
 
@@ -246,8 +244,8 @@ def against_copy(
     sample: int | None = None,
     bounds: str | None = None,
 ) -> Iterator[Case]:
-    folders = [hub.resolve(name), hub.resolve(other)]
-    sizes = [read_config(folder).hidden_size for folder in folders]
+    folders = [ModelFolder.open(name), ModelFolder.open(other)]
+    sizes = [folder.config.hidden_size for folder in folders]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"{name} has hidden size {sizes[0]}, {other} has {sizes[1]}: they cannot be copies of "
@@ -258,10 +256,8 @@ def against_copy(
 
     sentences = SENTENCES if sample is None else spread(SENTENCES, sample)
     vectors, ranks = [], []
-    for model_name, folder, precision in zip(
-        (name, other), folders, (dtype, other_dtype), strict=True
-    ):
-        model = load(model_name, folder, dtype=precision, device="cpu")
+    for folder, precision in zip(folders, (dtype, other_dtype), strict=True):
+        model = load(folder, dtype=precision, device="cpu")
         queries, passages = embed(model, QUERIES, "query"), embed(model, sentences, "passage")
         del model  # before the next one takes its memory
         vectors.append(np.concatenate([queries, passages]))

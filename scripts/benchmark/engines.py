@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from e5core.checkpoint.folder import read_config
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.sentence_transformers import write_steps
 from e5core.convert.common import stored_weights
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.sentencepiece import CHARSMAP
@@ -70,20 +71,8 @@ def peer_folder(folder: Path) -> Path:
     config = read_json_object(folder / "config.json")
     # CTranslate2 4.8 reads an attribute that transformers 5 no longer gives by itself.
     write_json(target / "config.json", config | {"position_embedding_type": "absolute"})
-    (target / "1_Pooling").mkdir(exist_ok=True)
-    pooling = {
-        "word_embedding_dimension": config["hidden_size"],
-        "pooling_mode_mean_tokens": True,
-    }
-    write_json(target / "1_Pooling" / "config.json", pooling)
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(
-            (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
-        )
-    ]
+    write_steps(target, config["hidden_size"], "mean")
     (target / "2_Normalize").mkdir(exist_ok=True)
-    write_json(target / "modules.json", modules)
     tokenizer.save_pretrained(target)  # last: it says that the folder is whole
     return target
 
@@ -296,11 +285,11 @@ def export_onnx(folder: Path, file: Path) -> None:
     from e5core.convert.to_onnx import LARGEST_IN_FILE, transposed
     from e5core.formats.onnx_file import write_onnx
 
-    config = read_config(folder)
-    weights = transposed(stored_weights(folder, config))
+    source = ModelFolder.read(folder)
+    weights = transposed(stored_weights(source))
     with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
         path = Path(temporary) / file.name
-        model = encoder_model(config, "mean")
+        model = encoder_model(source.config, "mean")
         files = write_onnx(model, weights.headers, weights.read, path, LARGEST_IN_FILE)
         for written in reversed(files):  # the model last, by which the next run knows of it
             written.replace(file.with_name(written.name))

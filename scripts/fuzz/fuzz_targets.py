@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from e5core import E5, CheckpointError, Encoder, EncoderConfig, SentencePieceTokenizer
-from e5core.checkpoint.folder import load_encoder
-from e5core.checkpoint.load import load_checkpoint, save_checkpoint
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.load import load_checkpoint
 from e5core.checkpoint.names import tensor_names
+from e5core.checkpoint.save import save_checkpoint
 from e5core.formats.files import write_json
 from e5core.formats.sentencepiece import CHARSMAP, FAIRSEQ_SPECIALS, unigram_model
 from e5core.model import Vectors
@@ -97,7 +98,7 @@ def checkpoint(data: bytes) -> bool:
         refuse(folder, data)
         return False
     empty_encoder.cache_clear()  # it is filled
-    inferred = load_encoder(folder, kernels="plain", device="cpu")
+    inferred = ModelFolder.read(folder).load_encoder(kernels="plain", device="cpu")
     stored = read_independently(data)
     for published, ours in tensor_names(CONFIG).items():
         expected = stored[published]
@@ -118,7 +119,7 @@ def refuse(folder: Path, data: bytes) -> None:
     """Loading for inference refuses as well, but for a number in the token table that is none,
     which it reads when its token occurs."""
     try:
-        load_encoder(folder, kernels="plain", device="cpu")
+        ModelFolder.read(folder).load_encoder(kernels="plain", device="cpu")
     except CheckpointError:
         return
     words = read_independently(data)["embeddings.word_embeddings.weight"]

@@ -20,8 +20,8 @@ from torch import Tensor
 import e5core.formats.files
 from e5core import CheckpointError, Encoder, EncoderConfig, load_checkpoint, save_checkpoint
 from e5core.batching import pack
-from e5core.checkpoint.load import INDEX_FILE, WEIGHTS_FILE
-from e5core.checkpoint.names import tensor_names
+from e5core.checkpoint.headers import INDEX_FILE, WEIGHTS_FILE
+from e5core.checkpoint.names import tensor_names, tensor_shapes
 from e5core.parity.tolerances import STORED_FLOAT32
 
 IDS = [[0, 17, 33, 99, 2], [0, 5, 119, 2]]
@@ -106,6 +106,8 @@ def test_names_are_a_bijection_with_the_encoder(dialect: str) -> None:
         ours = Encoder(TINY[dialect]).state_dict()
     assert len(set(names.values())) == len(names)
     assert set(names.values()) == set(ours)
+    shapes = {name: tuple(ours[names[name]].shape) for name in names}
+    assert tensor_shapes(TINY[dialect]) == shapes
 
 
 def test_names_are_those_of_transformers(oracle: ModuleType, dialect: str) -> None:
@@ -235,14 +237,14 @@ MEASURE = """
 import sys, torch
 from pathlib import Path
 from types import ModuleType
-from e5core.checkpoint.folder import load_encoder
+from e5core.checkpoint.folder import ModelFolder
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key + ":"))
 
 before = status("RssAnon"), status("VmHWM")
-encoder = load_encoder(Path(sys.argv[1]), device="cpu")
+encoder = ModelFolder.read(Path(sys.argv[1])).load_encoder(device="cpu")
 print(status("RssAnon") - before[0], status("VmHWM") - before[1])
 """
 
@@ -623,7 +625,7 @@ def test_a_broken_save_leaves_the_old_files(
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr("e5core.checkpoint.save_file", half)
+    monkeypatch.setattr("e5core.checkpoint.save.save_file", half)
     with pytest.raises(error):
         save_checkpoint(tiny_encoder(dialect, seed=1), folder)
     assert contents(folder) == before

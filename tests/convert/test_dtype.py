@@ -13,7 +13,7 @@ from support.conversions import MEMORY, content, convert, refused, run_script
 from support.models import CPU, TINY
 
 from e5core import E5, Encoder, load_checkpoint
-from e5core.checkpoint.load import CheckpointError
+from e5core.checkpoint.headers import CheckpointError
 from e5core.checkpoint.names import tensor_names
 from e5core.convert import dtype as convert_dtype
 from e5core.kernels import BACKENDS, why_not

@@ -307,7 +307,7 @@ def test_what_is_no_such_folder(
     ("index", "message"),
     [
         ({}, "has no weight_map that names files beside it"),
-        ({"weight_map": {"x": "../secret.bin"}}, "has no weight_map that names files beside it"),
+        ({"weight_map": {"x": "../secret.bin"}}, "expected the name of a file beside the index"),
         ({"weight_map": {"x": "gone.bin"}}, "names gone.bin, which"),
     ],
 )

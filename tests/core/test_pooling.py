@@ -1,12 +1,9 @@
 """Mean and first-token pooling, and what a folder asks for."""
 
-import json
-
 import pytest
 import torch
 
 from e5core import cls_pool, l2_normalize, mean_pool
-from e5core.pooling import read_pooling
 
 STATES = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0], [7.0, 7.0], [0.0, 1.0], [2.0, 0.0]])
 CU_SEQLENS = torch.tensor([0, 3, 4, 6], dtype=torch.int32)
@@ -64,66 +61,3 @@ def test_gradients_flow(pool):
 def test_l2_normalize():
     unit = l2_normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     assert torch.equal(unit, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
-
-
-def write(folder, name, content):
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def module(kind, path=""):
-    return {"idx": 0, "name": "0", "path": path, "type": f"sentence_transformers.models.{kind}"}
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
-        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
-        ({"pooling_mode": "cls"}, "cls"),
-    ],
-)
-def test_a_folder_says_its_pooling(tmp_path, settings, expected):
-    write(tmp_path, "1_Pooling/config.json", settings)
-    assert read_pooling(tmp_path) == expected
-
-
-def test_a_folder_that_says_nothing_gets_the_mean(tmp_path):
-    assert read_pooling(tmp_path) == "mean"
-
-
-def test_modules_say_where_the_pooling_lies(tmp_path):
-    modules = [module("Transformer"), module("Pooling", "5_Pooling"), module("Normalize")]
-    write(tmp_path, "modules.json", modules)
-    write(tmp_path, "5_Pooling/config.json", {"pooling_mode_cls_token": True})
-    write(tmp_path, "1_Pooling/config.json", {"pooling_mode_mean_tokens": True})
-    assert read_pooling(tmp_path) == "cls"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "max_tokens"),
-        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "lasttoken"),
-        (
-            "1_Pooling/config.json",
-            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
-            r"\['mean', 'cls'\]",
-        ),
-        ("1_Pooling/config.json", {"word_embedding_dimension": 8}, r"asks for the pooling \[\]"),
-        (
-            "1_Pooling/config.json",
-            {"pooling_mode_mean_tokens": True, "include_prompt": False},
-            "prompt out of pooling",
-        ),
-        ("1_Pooling/config.json", [1], "expected an object"),
-        ("modules.json", [module("Dense", "2_Dense")], "the step 'Dense'"),
-        ("modules.json", {"a": 1}, "not a list of modules"),
-        ("modules.json", [1], "not a list of modules"),
-    ],
-)
-def test_what_is_not_implemented_is_refused(tmp_path, name, content, message):
-    write(tmp_path, name, content)
-    with pytest.raises(ValueError, match=message):
-        read_pooling(tmp_path)

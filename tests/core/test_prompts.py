@@ -1,7 +1,5 @@
 """Which prefix a text gets."""
 
-import json
-
 import pytest
 
 from e5core.prompts import (
@@ -10,7 +8,6 @@ from e5core.prompts import (
     NO_PROMPTS,
     check_prompts,
     prefix_for,
-    read_prompts,
 )
 
 
@@ -62,58 +59,3 @@ def test_callers_prompts():
 def test_bad_callers_prompts(prompts):
     with pytest.raises(ValueError, match="prompts is"):
         check_prompts(prompts)
-
-
-def say(folder, prompts):
-    path = folder / "config_sentence_transformers.json"
-    path.write_text(json.dumps({"prompts": prompts}), encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("intfloat/multilingual-e5-small", E5_PROMPTS),
-        ("intfloat/multilingual-e5-large-instruct", E5_INSTRUCT_PROMPTS),
-        ("somebody/multilingual-e5-base-finetuned", E5_PROMPTS),
-        ("/data/Multilingual-E5-large-instruct-v2", E5_INSTRUCT_PROMPTS),
-        ("somebody/else", None),
-    ],
-)
-def test_names_of_the_family(tmp_path, name, expected):
-    assert read_prompts(tmp_path, name) == expected
-
-
-def test_the_name_of_the_folder_counts_too(tmp_path):
-    folder = tmp_path / "multilingual-e5-base"
-    folder.mkdir()
-    assert read_prompts(folder, ".") == E5_PROMPTS
-
-
-def test_what_the_folder_says_counts_before_its_name(tmp_path):
-    say(tmp_path, {"query": "search: ", "document": "text: "})
-    found = read_prompts(tmp_path, "somebody/multilingual-e5-tuned")
-    assert found == {"query": "search: ", "passage": "text: "}
-
-
-def test_published_ids_count_before_what_the_folder_says(tmp_path):
-    say(tmp_path, {"query": "Instruct: one fixed task\nQuery: "})
-    assert read_prompts(tmp_path, "intfloat/multilingual-e5-large-instruct") == E5_INSTRUCT_PROMPTS
-
-
-def test_query_prompt_alone_leaves_passages_plain(tmp_path):
-    """As snowflake-arctic-embed-l-v2.0 says it."""
-    say(tmp_path, {"query": "query: "})
-    assert read_prompts(tmp_path, "s/arctic") == {"query": "query: ", "passage": ""}
-
-
-@pytest.mark.parametrize("prompts", [{}, None, {"query": "", "document": ""}])
-def test_sentence_transformers_folder_without_prompts_has_none(tmp_path, prompts):
-    """As bge-m3 says it."""
-    say(tmp_path, prompts)
-    assert read_prompts(tmp_path, "b/bge") == NO_PROMPTS
-
-
-def test_prompts_of_another_shape(tmp_path):
-    say(tmp_path, ["query: "])
-    with pytest.raises(ValueError, match=r"config_sentence_transformers\.json: prompts is"):
-        read_prompts(tmp_path, "x")
