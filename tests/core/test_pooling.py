@@ -1,4 +1,4 @@
-"""Mean and first-token pooling, and what a folder asks for."""
+"""Mean and first-token pooling."""
 
 import pytest
 import torch
