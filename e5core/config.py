@@ -9,11 +9,11 @@ from e5core.formats.files import read_json_object
 CONFIG_FILE = "config.json"
 MODEL_TYPES = ("bert", "xlm-roberta")
 
-# What model_type is where the weights are in int8, by which other libraries refuse them;
-# encoder_type is then one of MODEL_TYPES.
+# The model_type of a folder whose weights are in int8. Other libraries refuse it and do not take the
+# integers for weights. The folder's encoder_type is then one of MODEL_TYPES.
 INT8_MODEL_TYPE = "e5core-int8"
 
-# What a config.json may leave out, with the values transformers assumes for it.
+# Settings that a config.json may leave out, with the values that transformers then assumes.
 _DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.1,
@@ -21,7 +21,7 @@ _DEFAULTS = {
     "pad_token_id": 1,
 }
 
-# Settings that change the arithmetic; this encoder has only these values of them.
+# Settings that change the arithmetic, with the only values that this encoder computes.
 _REQUIRED_VALUES: dict[str, Any] = {
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
@@ -32,11 +32,13 @@ _REQUIRED_VALUES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Dimensions of a BERT-like encoder with learned absolute positions.
+    """The dimensions of a BERT-like encoder with learned absolute positions.
 
-    The two dialects differ in values alone. `bert` (multilingual-e5-small) counts positions
-    from 0, `xlm-roberta` (base, large, large-instruct) from pad_token_id + 1 = 2, so that
-    its 514 position rows hold 512 tokens.
+    The two dialects differ in values alone. `bert` (multilingual-e5-small) counts positions from 0.
+    `xlm-roberta` (base, large, large-instruct) counts them from pad_token_id + 1 = 2, so its 514
+    position rows hold 512 tokens.
+
+    Raises ValueError if the dimensions contradict each other.
     """
 
     model_type: str
@@ -71,12 +73,12 @@ class EncoderConfig:
 
     @property
     def max_length(self) -> int:
-        """The longest input, in tokens."""
+        """The number of tokens of the longest input."""
         return self.max_position_embeddings - self.first_position
 
     @property
     def num_parameters(self) -> int:
-        """Weights and biases of the encoder, without pooler or heads."""
+        """The number of weights and biases of the encoder, without pooler and heads."""
         hidden, inner = self.hidden_size, self.intermediate_size
         rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
         attention = 4 * (hidden * hidden + hidden)
@@ -86,7 +88,7 @@ class EncoderConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "EncoderConfig":
-        """Read a config.json. Raises ValueError naming the file and the setting at fault."""
+        """Read a config.json. Raises ValueError, which names the file and the setting at fault."""
         published = read_json_object(Path(path))
         try:
             return cls.from_dict(published)
@@ -95,8 +97,11 @@ class EncoderConfig:
 
     @classmethod
     def from_dict(cls, published: dict[str, Any]) -> "EncoderConfig":
-        """Take the fields of a config.json under their published names."""
-        # Said before any field that the other kind may lack.
+        """Make a config from the fields of a config.json.
+
+        Raises ValueError, which names the setting at fault.
+        """
+        # The model type comes first, because another kind of model may lack the other settings.
         in_int8 = published.get("model_type") == INT8_MODEL_TYPE
         model_type = _check_model_type(published.get("encoder_type" if in_int8 else "model_type"))
         for name, expected in _REQUIRED_VALUES.items():
@@ -106,7 +111,7 @@ class EncoderConfig:
 
         def whole(name: str, least: int = 1) -> int:
             value = published.get(name, _DEFAULTS.get(name))
-            if type(value) is not int or value < least:  # neither a bool nor 12.0
+            if type(value) is not int or value < least:  # excludes bool and 12.0
                 raise ValueError(f"{name} is {value!r}, expected a whole number from {least} on")
             return value
 
@@ -124,7 +129,7 @@ class EncoderConfig:
             num_attention_heads=whole("num_attention_heads"),
             intermediate_size=whole("intermediate_size"),
             max_position_embeddings=whole("max_position_embeddings"),
-            # multilingual-e5-small says pad_token_id 0 and pads with 1: BERT takes nothing from it.
+            # BERT takes nothing from pad_token_id: multilingual-e5-small says 0 and pads with 1.
             first_position=0 if model_type == "bert" else whole("pad_token_id", 0) + 1,
             type_vocab_size=whole("type_vocab_size"),
             layer_norm_eps=fraction("layer_norm_eps"),
@@ -133,9 +138,10 @@ class EncoderConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of a config.json that transformers and from_dict read back.
+        """The fields of a config.json, which transformers and from_dict read back.
 
-        Raises ValueError if no config.json can say what this one does.
+        Raises ValueError if model_type and first_position contradict each other: a config.json
+        cannot say that.
         """
         bert = self.model_type == "bert"
         if bert != (self.first_position == 0):

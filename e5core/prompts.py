@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-# One space after the colon; the prefix is part of the text and tokenized with it.
+# There is one space after the colon. The prefix is part of the text and is tokenized with it.
 # Source: the model cards of intfloat/multilingual-e5-* and arXiv:2402.05672.
 E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
 E5_INSTRUCT_PROMPTS = {"query": "Instruct: {task}\nQuery: ", "passage": ""}
@@ -13,7 +13,7 @@ PROMPTS_BY_NAME: dict[str, dict[str, str]] = {
     "none": NO_PROMPTS,
 }
 
-# What the authors publish under these ids was trained with these prefixes.
+# The models that their authors publish under these hub ids were trained with these prefixes.
 PROMPTS_BY_MODEL = {
     "intfloat/multilingual-e5-small": E5_PROMPTS,
     "intfloat/multilingual-e5-base": E5_PROMPTS,
@@ -27,14 +27,14 @@ INPUT_TYPES = ("query", "passage", None)
 def prefix_for(
     prompts: Mapping[str, str] | None, input_type: str | None, task: str | None = None
 ) -> str:
-    """The text to put before a text of this type.
+    """The prefix of a text of this type.
 
-    prompts     prefixes by input type, None if the model's are not known; `{task}` in one
-                stands for the task
+    prompts     prefixes by input type; None if those of the model are not known. `{task}` in a
+                prefix stands for the task
     input_type  "query", "passage", or None for no prefix
     task        one sentence that tells an instruct model what the query is for
 
-    Raises ValueError with the ways out if the three do not fit.
+    Raises ValueError, which says the ways out, if the three do not fit together.
     """
     if input_type not in INPUT_TYPES:
         raise ValueError(
@@ -66,7 +66,10 @@ def prefix_for(
 
 
 def check_prompts(prompts: str | Mapping[str, str]) -> dict[str, str]:
-    """Prompts as the caller gives them: a name in PROMPTS_BY_NAME or both prefixes."""
+    """Return the prompts that a caller gave as a name in PROMPTS_BY_NAME or as both prefixes.
+
+    Raises ValueError if they are neither.
+    """
     if isinstance(prompts, str):
         if prompts not in PROMPTS_BY_NAME:
             raise ValueError(f"prompts is {prompts!r}, the names are {', '.join(PROMPTS_BY_NAME)}")
