@@ -9,8 +9,8 @@ from e5core.formats.files import read_json_object
 CONFIG_FILE = "config.json"
 MODEL_TYPES = ("bert", "xlm-roberta")
 
-# The model_type of a folder whose weights are in int8. Other libraries refuse it, so that none takes
-# the integers for weights. The folder's encoder_type is then one of MODEL_TYPES.
+# The model_type of a folder whose weights are in int8. Other libraries refuse it, so none of them
+# takes the integers for weights. The folder's encoder_type is then one of MODEL_TYPES.
 INT8_MODEL_TYPE = "e5core-int8"
 
 # Settings that a config.json may leave out, with the values that transformers then assumes.
