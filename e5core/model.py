@@ -21,7 +21,14 @@ from e5core.kernels.cuda.graphs import GraphedEncoder
 from e5core.pooling import POOLINGS, l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
-from e5core.tokenizer import SentencePieceTokenizer, TextError, cut, windows
+from e5core.tokenizer import (
+    SentencePieceTokenizer,
+    TextError,
+    check_truncate,
+    cut,
+    describe_limit,
+    windows,
+)
 
 Vectors = npt.NDArray[np.float32]
 InputType = Literal["query", "passage"] | None
@@ -200,8 +207,7 @@ class E5:
                 "or clustering), 'passage' (the texts to be found) or None (text as it is)"
             )
         prefix = prefix_for(self.prompts, input_type, task)
-        if truncate not in ("end", "none", "window"):
-            raise ValueError(f"truncate is {truncate!r}, expected 'end', 'none' or 'window'")
+        check_truncate(truncate)
         if max_tokens_per_batch is None:
             max_tokens_per_batch = MAX_TOKENS_PER_BATCH.get(self._device.type, 1024)
         if max_tokens_per_batch < 1:
@@ -307,11 +313,7 @@ class E5:
                 seen += 1
         if long:
             counts = ", ".join(f"{{}} has {tokens} tokens" for tokens in long.values())
-            raise TextError(
-                f"{counts}; the model takes {self.max_length} (prefix, <s> and </s> "
-                'included); pass truncate="end" or truncate="window"',
-                *long,
-            )
+            raise TextError(f"{counts}; {describe_limit(self.max_length)}", *long)
 
     def _check(self, pooled: Tensor, first: int) -> None:
         """No vector leaves that is not one: NaN, infinite or zero vectors raise."""

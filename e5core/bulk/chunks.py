@@ -4,13 +4,21 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
 
-from e5core.bulk.sources import BadRow, Row, Source
+from e5core.bulk.rows import BadRow, Row
+from e5core.bulk.sources import Source
 
-# Rows and characters after which a chunk ends, by the type of device: seconds of work on a CPU,
-# several full batches on a GPU.
-CHUNK_ROWS = {"cpu": 512, "cuda": 8192}
-CHUNK_CHARACTERS = {"cpu": 64_000, "cuda": 2_000_000}
+
+class ChunkSize(NamedTuple):
+    """The rows and the characters after which a chunk ends, whichever come first."""
+
+    rows: int
+    characters: int
+
+
+# By the type of device: seconds of work on a CPU, several full batches on a GPU.
+CHUNK_SIZES = {"cpu": ChunkSize(512, 64_000), "cuda": ChunkSize(8192, 2_000_000)}
 
 
 @dataclass(frozen=True)
@@ -28,13 +36,15 @@ class Chunk:
     position: int
 
     @property
+    def good_rows(self) -> list[Row]:
+        return [row for row in self.rows if isinstance(row, Row)]
+
+    @property
     def texts(self) -> list[str]:
-        return [row.text for row in self.rows if isinstance(row, Row)]
+        return [row.text for row in self.good_rows]
 
 
-def chunked(
-    source: Source, chunk_rows: int, chunk_characters: int, stop_at_bad_rows: bool
-) -> Iterator[Chunk]:
+def split_into_chunks(source: Source, size: ChunkSize, stop_at_bad_rows: bool) -> Iterator[Chunk]:
     """All rows of a source in order. Where a chunk ends depends on the rows before it alone.
 
     Raises ValueError naming file and line of a bad row, if it is to stop there.
@@ -49,7 +59,7 @@ def chunked(
     for row in source.rows():
         if isinstance(row, BadRow):
             if stop_at_bad_rows:
-                raise ValueError(refusal(row))
+                refuse(row)
             name, text = None, row.reason
         else:
             name, text = row.id, row.text
@@ -59,14 +69,14 @@ def chunked(
         rows.append(row)
         rows_read += 1
         characters += len(text)
-        if len(rows) == chunk_rows or characters >= chunk_characters:
+        if len(rows) == size.rows or characters >= size.characters:
             yield chunk()
             rows, characters = [], 0
     if rows:
         yield chunk()
 
 
-def refusal(row: BadRow) -> str:
-    """The error that a bad row stops the work with."""
-    way_out = 'pass on_error="skip" to leave such rows out'
-    return f"{row.file}, line {row.line}: {row.reason}; {way_out}"
+def refuse(row: BadRow) -> NoReturn:
+    """Stop the work because of a bad row: ValueError with its file and line."""
+    way_out = 'pass on_error="skip" (--on-error skip) to leave such rows out'
+    raise ValueError(f"{row.file}, line {row.line}: {row.reason}; {way_out}")

@@ -1,24 +1,18 @@
-"""What a partial output holds, and what it was made from: the file that a stopped run leaves."""
+"""What a partial output holds, what it was made from, and whether a run may go on from it."""
 
-import json
-import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e5core.bulk.sinks import IDS, REJECTS, SHARDS, VECTORS, naming, sync
+from e5core.bulk.chunks import Chunk
+from e5core.bulk.partial import BEGIN_ANEW, INPUTS, JOURNAL, PartialOutputError
+from e5core.bulk.sources import STDIN
 from e5core.checkpoint.hub import needed_files
+from e5core.formats.durable import write_json_durably
 from e5core.formats.files import read_json, read_json_object, sha256
 
-JOURNAL = "journal.json"
-INPUTS = "inputs.json"
 FORMAT = 2
-
-
-class PartialOutputError(ValueError):
-    """A partial output that this run cannot go on from."""
 
 
 @dataclass
@@ -31,7 +25,7 @@ class Done:
     cut        how many of them lost their end
     rejected   rows without a vector
     seconds    of work, in all runs
-    sizes      of the files, as their sinks want them
+    sizes      the size of each file, as Sink.sizes gives them
     """
 
     rows_read: int = 0
@@ -57,6 +51,11 @@ class Journal:
     done: Done = field(default_factory=Done)
     complete: bool = False
 
+    @property
+    def hidden_size(self) -> int:
+        """The size of the vectors, which is among what they were made from."""
+        return int(self.made_from["options"]["hidden_size"])
+
     def write(self) -> None:
         content = {
             "format": FORMAT,
@@ -64,30 +63,20 @@ class Journal:
             "done": asdict(self.done),
             "complete": self.complete,
         }
-        _write_json(self.folder / JOURNAL, content)
+        write_json_durably(self.folder / JOURNAL, content)
 
 
-def write_inputs(folder: Path, files: list[list[Any]]) -> None:
+def write_inputs(folder: Path, files: Sequence[Sequence[Any]]) -> None:
     """Note the input files with their sizes and times, to name a change by.
 
     Apart from the journal, which would write the names of a million files again after each chunk.
     """
-    _write_json(folder / INPUTS, files)
+    write_json_durably(folder / INPUTS, files)
 
 
 def read_inputs(folder: Path) -> list[list[Any]]:
     files: list[list[Any]] = read_json(folder / INPUTS)
     return files
-
-
-def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(f"{path.name}.temporary")
-    with naming(temporary), temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
 
 
 def read_journal(folder: Path) -> Journal | None:
@@ -98,11 +87,11 @@ def read_journal(folder: Path) -> Journal | None:
     try:
         content = read_json_object(path)
     except ValueError as error:
-        raise PartialOutputError(f"{error}, or pass restart=True to begin anew") from error
+        raise PartialOutputError(f"{error}, or {BEGIN_ANEW}") from error
     if content.get("format") != FORMAT:
         raise PartialOutputError(
             f"{path} has the format {content.get('format')!r}, expected {FORMAT}: another version "
-            "of e5core wrote it; pass restart=True to begin anew"
+            f"of e5core wrote it; {BEGIN_ANEW}"
         )
     done = Done(**content["done"])
     return Journal(folder, content["made_from"], done, content["complete"])
@@ -121,23 +110,53 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def check_same(journal: Journal, made_from: dict[str, dict[str, Any]], on_error: str) -> None:
+    """PartialOutputError if what is done would not be done so now."""
+    if found := differences(journal.made_from, made_from):
+        raise PartialOutputError(
+            f"{journal.folder} was begun otherwise: {'; '.join(found)}. Go on as it was begun, or "
+            f"{BEGIN_ANEW}"
+        )
+    if journal.done.rejected and on_error == "stop":
+        raise PartialOutputError(
+            f'{journal.folder} was begun with on_error="skip" (--on-error skip) and has left out '
+            f"{journal.done.rejected} rows; go on so, or {BEGIN_ANEW}"
+        )
+
+
+def skip_done(chunks: Iterator[Chunk], journal: Journal, files: list[list[str | int]]) -> None:
+    """Read over the rows that are done; PartialOutputError if they are not the same rows."""
+    done = journal.done
+    if not done.rows_read:
+        return
+    for chunk in chunks:
+        if chunk.rows_read >= done.rows_read:
+            if (chunk.rows_read, chunk.sha256) == (done.rows_read, done.sha256):
+                return
+            break
+    before = read_inputs(journal.folder)
+    names = [file[0] for file in before]
+    if names != [file[0] for file in files]:
+        change = f"the files were {', '.join(names)}"
+    else:
+        pairs = zip(before, files, strict=True)
+        changed = ", ".join(old[0] for old, new in pairs if old != new or old[0] == STDIN)
+        change = f"changed: {changed}" if changed else "a file was replaced or is read otherwise"
+    raise PartialOutputError(
+        f"{journal.folder} holds the vectors of {done.rows_read} rows that are no longer the first "
+        f"ones of the input ({change}); restore the input, or {BEGIN_ANEW}"
+    )
+
+
+def check_nothing_more(chunks: Iterator[Chunk], journal: Journal) -> None:
+    """PartialOutputError if rows have come behind those of a complete output."""
+    if next(chunks, None) is not None:
+        raise PartialOutputError(
+            f"the input has more rows than {journal.folder}, which is complete; {BEGIN_ANEW}"
+        )
+
+
 def model_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a model that loading it reads."""
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     return {name: sha256(folder / name) for name in needed_files(present)}
-
-
-def clear(folder: Path, journal_last: bool = False) -> None:
-    """Remove what a run writes into its folder, and nothing else.
-
-    The journal goes first, since without it the rest means nothing; or last, when the rest is in
-    its place and the journal alone says that nothing is left to do.
-    """
-    written = (INPUTS, VECTORS, IDS, REJECTS, *(f"{name}.temporary" for name in (JOURNAL, INPUTS)))
-    others = [folder / name for name in written]
-    others += (folder / SHARDS).glob("part-*")
-    files = [*others, folder / JOURNAL] if journal_last else [folder / JOURNAL, *others]
-    for file in files:
-        file.unlink(missing_ok=True)
-    with suppress(FileNotFoundError):
-        (folder / SHARDS).rmdir()

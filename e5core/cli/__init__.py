@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 import e5core
 from e5core.bulk import SHARD_ROWS
-from e5core.bulk.sources import FORMATS, BadRow, Source
+from e5core.bulk.rows import BadRow
+from e5core.bulk.sources import FORMATS, Source
 from e5core.checkpoint.folder import AUTO, DTYPES, ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.kernels import BACKENDS

@@ -24,7 +24,7 @@ from e5core.checkpoint.headers import (
 from e5core.checkpoint.names import SCALE_SUFFIX, tensor_names
 from e5core.checkpoint.sentence_transformers import LIMIT_FILE, MODULES_FILE, PROMPTS_FILE
 from e5core.config import CONFIG_FILE, EncoderConfig
-from e5core.formats.files import held, read_json_object, sha256, write_json
+from e5core.formats.files import lock_folder, read_json_object, sha256, write_json
 from e5core.formats.safetensors import DTYPES_BY_NAME, TensorHeader, write_tensors
 from e5core.kernels.int8_rows import dequantize_rows
 from e5core.progress import progress_bar
@@ -122,7 +122,7 @@ def _locked(temporary: Path, folder: Path) -> Iterator[None]:
     """Make a new folder, once nobody else can be at work on it."""
     with suppress(FileExistsError):
         temporary.mkdir()
-    with held(temporary) as ours:
+    with lock_folder(temporary) as ours:
         if not ours:
             raise FileExistsError(
                 f"another process is writing {folder}; wait for it, or name another folder"

@@ -1,4 +1,9 @@
-"""Reading JSON and writing files so that nobody ever sees half of one."""
+"""Reading JSON, and writing files so that nobody ever sees half of one.
+
+The system takes what is written here to the disk when it likes, so a power cut may undo it: right
+for what can be made again, such as a converted model. What a stopped run goes on from is written
+by durable.py instead.
+"""
 
 import hashlib
 import json
@@ -68,11 +73,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def lock_folder(folder: Path) -> Iterator[bool]:
     """Keep other processes out of a folder; the block gets False if one of them is in it.
 
-    The system lets go of it when the process ends, however it ends. Windows, which has no such
-    lock on folders, lets everybody in.
+    The system gives the lock up when the process ends, however it ends. Windows has no such lock
+    on folders and lets everybody in.
     """
     try:
         import fcntl

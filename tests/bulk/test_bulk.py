@@ -165,7 +165,7 @@ def test_no_file_is_open_when_it_is_moved_or_removed(
 ) -> None:
     from e5core.bulk import job
 
-    publish, opened = job._publish, []
+    publish, opened = job.publish, []
 
     def spy(*arguments: Any) -> None:
         with os.scandir("/proc/self/fd") as entries:
@@ -173,7 +173,7 @@ def test_no_file_is_open_when_it_is_moved_or_removed(
         opened.append([link for link in links if Path(link).parent == partial_folder(output)])
         publish(*arguments)
 
-    monkeypatch.setattr(job, "_publish", spy)
+    monkeypatch.setattr(job, "publish", spy)
     embed(model, texts, output)
     assert opened == [[]]
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e5core.bulk.sources import CSV_FIELD_LIMIT, BadRow, Row, Source
+from e5core.bulk.rows import BadRow, Row
+from e5core.bulk.sources import Source
+from e5core.bulk.text import CSV_FIELD_LIMIT
 
 
 def rows(file: Path, content: bytes, **options: str) -> list[tuple[object, ...]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from e5core.formats.files import held, read_json, read_json_object, replacing, write_json
+from e5core.formats.files import lock_folder, read_json, read_json_object, replacing, write_json
 
 CONTENT = {"text": "日本語 ß 🙂", "numbers": [1, 2.5, None, True]}
 
@@ -117,14 +117,14 @@ def test_a_folder_that_takes_no_files(tmp_path: Path) -> None:
 
 
 def test_one_holder_of_a_folder(tmp_path: Path) -> None:
-    with held(tmp_path) as first, held(tmp_path) as second:
+    with lock_folder(tmp_path) as first, lock_folder(tmp_path) as second:
         assert (first, second) == (True, False)
-    with held(tmp_path) as again:
+    with lock_folder(tmp_path) as again:
         assert again
 
 
 @pytest.mark.parametrize("made_anew", [True, False])
-def test_a_folder_that_goes_while_it_is_taken_is_not_held(
+def test_a_folder_that_goes_while_it_is_locked_is_not_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_anew: bool
 ) -> None:
     import fcntl
@@ -139,5 +139,5 @@ def test_a_folder_that_goes_while_it_is_taken_is_not_held(
         flock(number, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with held(folder) as ours:
+    with lock_folder(folder) as ours:
         assert not ours

@@ -1,0 +1,126 @@
+"""Chunks of texts to vectors, by a model in this process."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from e5core.bulk.chunks import Chunk
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import LoadOptions
+from e5core.model import E5, InputType, Truncate, Vectors
+from e5core.prompts import prefix_for
+from e5core.tokenizer import TextError, describe_limit
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """The options of `E5.embed` that the vectors depend on."""
+
+    input_type: InputType
+    task: str | None = None
+    truncate: Truncate = "end"
+    normalize: bool = True
+    max_tokens_per_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What the texts of a chunk became.
+
+    vectors   [texts - rejected, hidden_size] float32, in order
+    tokens    the tokens of all these texts before any cut
+    cut       how many of them lost their end
+    rejected  the index of each text without a vector, and why
+    """
+
+    vectors: Vectors
+    tokens: int = 0
+    cut: int = 0
+    rejected: dict[int, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Whatever turns chunks into vectors.
+
+    description  what the vectors depend on, beside the model's files and the texts
+    """
+
+    description: dict[str, Any]
+
+    def embed(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Embedded]]:
+        """Each chunk with its vectors, in order; an error comes in the order of the chunks."""
+
+    def close(self) -> None:
+        """End the work at once."""
+
+
+class InProcess:
+    """The model in this process, on all of torch's threads."""
+
+    def __init__(self, folder: ModelFolder, load: LoadOptions, options: EmbedOptions) -> None:
+        """Load the model of a folder; raises what loading raises."""
+        self._model = E5.from_folder(folder, load)
+        self._options = options
+        self.description = describe(self._model, options)
+
+    def embed(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Embedded]]:
+        for chunk in chunks:
+            try:
+                embedded = embed_texts(self._model, chunk.texts, self._options)
+            except TextError as error:
+                raise locate(error, chunk) from error
+            yield chunk, embedded
+
+    def close(self) -> None:
+        pass
+
+
+def embed_texts(model: E5, texts: list[str], options: EmbedOptions) -> Embedded:
+    """`model.embed` with these options, but a text that is too long does not stop the others.
+
+    Raises what `embed` raises; a TextError counts the texts in `texts`.
+    """
+    rejected = {}
+    if options.truncate == "none":
+        prefix = prefix_for(model.prompts, options.input_type, options.task)
+        for index, text in enumerate(texts):
+            tokens = model.tokenizer.count(prefix + text)
+            if tokens > model.max_length:
+                limit = describe_limit(model.max_length)
+                rejected[index] = f"the text has {tokens} tokens, {limit}"
+        options = replace(options, truncate="end")  # counted already; nothing is left to cut
+    kept = [index for index in range(len(texts)) if index not in rejected]
+    if not kept:
+        return Embedded(np.empty((0, model.config.hidden_size), np.float32), rejected=rejected)
+    try:
+        result = model.embed([texts[index] for index in kept], show_progress=False, **vars(options))
+    except TextError as error:
+        raise error.renumbered(lambda index: kept[index]) from error
+    tokens, cut = int(result.token_counts.sum()), int(result.truncated.sum())
+    return Embedded(result.vectors, tokens, cut, rejected)
+
+
+def describe(model: E5, options: EmbedOptions) -> dict[str, Any]:
+    """What the vectors depend on, beside the model's files and the texts."""
+    device = model.encoder.embeddings.word.weight.device
+    return {
+        "hidden_size": model.config.hidden_size,
+        "prefix": prefix_for(model.prompts, options.input_type, options.task),
+        "pooling": model.pooling,
+        "max_length": model.max_length,
+        "dtype": str(model.encoder.dtype).removeprefix("torch."),
+        "kernels": model.encoder.kernels.name,
+        "machine": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+        "device": device.type,
+    }
+
+
+def locate(error: TextError, chunk: Chunk) -> ValueError:
+    """An error of `embed_texts` with the files and lines of the texts at fault."""
+    rows = chunk.good_rows
+    return ValueError(error.naming(lambda index: f"{rows[index].file}, line {rows[index].line}"))
