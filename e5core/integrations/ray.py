@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from e5core.bulk.engine import EmbedOptions
 from e5core.model import E5, InputType, Truncate
 
 # Rows of a call: enough that texts of like length find together, few enough that a worker's
@@ -37,40 +38,32 @@ class Embedder:
         task: str | None = None,
         truncate: Truncate = "end",
         normalize: bool = True,
-        **options: Any,
+        **load: Any,
     ) -> None:
         """Load a model, in the worker.
 
         model       a folder that every machine sees, or a hub id
         input_type  must be given, as for E5.embed: "passage" for a collection to be searched,
                     "query", or None
-        options     of E5.from_pretrained, such as dtype
+        load        LoadOptions, such as dtype
 
         task, truncate and normalize are those of E5.embed.
         """
-        self.model = E5.from_pretrained(model, **options)
-        self.input_type = input_type
+        self.model = E5.from_pretrained(model, **load)
+        self.options = EmbedOptions(input_type, task, truncate, normalize)
         self.text_column = text_column
         self.vector_column = vector_column
-        self.task = task
-        self.truncate = truncate
-        self.normalize = normalize
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows with `vector_column`, a list of hidden_size float32 in each.
 
-        Raises ValueError if there is no `text_column` or a `vector_column` already, TypeError
-        naming the row, counted from 0 in these rows, that holds no text.
+        Raises ValueError if there is no `text_column` or a `vector_column` already, and what
+        E5.embed raises: TypeError for a row that holds no text, TextError with the indices of
+        rows that cannot be embedded. Both count from 0 in these rows.
         """
         check_columns(rows.column_names, self.text_column, self.vector_column)
-        vectors = self.model.encode(
-            rows[self.text_column].to_pylist(),
-            input_type=self.input_type,
-            task=self.task,
-            truncate=self.truncate,
-            normalize=self.normalize,
-            show_progress=False,
-        )
+        texts = rows[self.text_column].to_pylist()
+        vectors = self.model.embed(texts, show_progress=False, **vars(self.options)).vectors
         # Every reader of Parquet knows lists; Ray would store an array in a type of its own.
         flat = pa.array(vectors.reshape(-1))
         lists = pa.FixedSizeListArray.from_arrays(flat, self.model.config.hidden_size)
