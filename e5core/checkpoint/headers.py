@@ -102,7 +102,7 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
     files, weight_map = weight_files(path)
     tensors = []
     for file in files:
-        with open_weights(file) as reader:
+        with _open(file) as reader:
             for name in reader.keys():  # noqa: SIM118 (the reader is no dict)
                 if weight_map.get(name, file.name) != file.name:
                     raise CheckpointError(
@@ -113,14 +113,6 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
                 shape = tuple(header.get_shape())
                 tensors.append(StoredTensor(file, name, shape, header.get_dtype()))
     return by_published_name(tensors, ", ".join(map(str, files)))
-
-
-def open_weights(file: Path) -> safe_open:
-    """A reader of a safetensors file; CheckpointError if it is not whole."""
-    try:
-        return open_tensors(file)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def by_published_name(tensors: Sequence[StoredTensor], source: str) -> dict[str, StoredTensor]:
@@ -156,7 +148,8 @@ def check_headers(
     """
     shapes = tensor_shapes(config)
     faults = [f"missing: {name}" for name in shapes if name not in stored]
-    scales = {name + SCALE_SUFFIX for name in shapes if is_int8(stored, name)}
+    in_int8 = (name for name in shapes if name in stored and stored[name].dtype == INT8)
+    scales = {name + SCALE_SUFFIX for name in in_int8}
     for name, tensor in stored.items():
         if name in shapes:
             faults += _faults(name, tensor, shapes[name], stored.get(name + SCALE_SUFFIX))
@@ -167,11 +160,6 @@ def check_headers(
             f"{source} does not fit its config.json: {'; '.join(faults)} ({len(faults)} faults); "
             "config and weights must come from one model"
         )
-
-
-def is_int8(stored: Mapping[str, StoredTensor], name: str) -> bool:
-    """Whether a tensor is there and stored in int8."""
-    return name in stored and stored[name].dtype == INT8
 
 
 def _faults(
@@ -194,3 +182,10 @@ def _faults(
     elif tensor.dtype not in STORED_DTYPES:
         faults.append(f"dtype: {name} is {tensor.dtype}, expected {wanted}")
     return faults
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return open_tensors(file)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from e5core.checkpoint.headers import (
+    INT8,
     CheckpointError,
     StoredTensor,
     check_headers,
-    is_int8,
-    open_weights,
     read_headers,
 )
 from e5core.checkpoint.names import SCALE_SUFFIX, WORD_EMBEDDINGS, names_by_part, tensor_names
 from e5core.config import EncoderConfig
 from e5core.encoder import Embeddings, Encoder, EncoderLayer
+from e5core.formats.safetensors import open_tensors
 from e5core.kernels import Kernels
 from e5core.kernels.int8_rows import dequantize_rows
 
@@ -123,7 +123,7 @@ def read_weights(
 
 def read_scales(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The scales [rows] of those tensors that are stored in int8, by the tensors' names."""
-    owners = {name + SCALE_SUFFIX: name for name in names if is_int8(stored, name)}
+    owners = {name + SCALE_SUFFIX: name for name in names if stored[name].dtype == INT8}
     scales = {}
     for name, scale in _read_mapped(stored, owners):
         _check_values(stored[name], scale, torch.float32)
@@ -142,7 +142,7 @@ def _read_mapped(
     """The tensors of some published names, memory-mapped, file by file."""
     by_file = sorted(names, key=lambda name: stored[name].file)
     for file, group in groupby(by_file, key=lambda name: stored[name].file):
-        with open_weights(file) as reader:
+        with open_tensors(file) as reader:
             for name in group:
                 yield name, reader.get_tensor(stored[name].stored_name)
 

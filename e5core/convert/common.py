@@ -18,14 +18,13 @@ from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import (
     WEIGHTS_FILE,
     StoredTensor,
-    open_weights,
     read_headers,
 )
 from e5core.checkpoint.names import SCALE_SUFFIX, tensor_names
 from e5core.checkpoint.sentence_transformers import LIMIT_FILE, MODULES_FILE, PROMPTS_FILE
 from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.formats.files import lock_folder, read_json_object, sha256, write_json
-from e5core.formats.safetensors import DTYPES_BY_NAME, TensorHeader, write_tensors
+from e5core.formats.safetensors import DTYPES_BY_NAME, TensorHeader, open_tensors, write_tensors
 from e5core.kernels.int8_rows import dequantize_rows
 from e5core.progress import progress_bar
 
@@ -211,7 +210,7 @@ Read = Callable[[StoredTensor], Tensor]
 
 def read_safetensor(tensor: StoredTensor) -> Tensor:
     """One tensor of a safetensors file, mapped."""
-    with open_weights(tensor.file) as reader:
+    with open_tensors(tensor.file) as reader:
         mapped: Tensor = reader.get_tensor(tensor.stored_name)
         return mapped
 

@@ -1,0 +1,119 @@
+"""A model's folder: what it says of itself, and that its files are opened once."""
+
+import builtins
+import io
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models import TINY
+
+from e5core import E5
+from e5core.checkpoint import headers
+from e5core.checkpoint.folder import ModelFolder
+from e5core.convert import dtype
+from e5core.formats.files import write_json
+from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS
+
+
+def test_what_a_folder_says(tiny_folder: Path, dialect: str) -> None:
+    folder = ModelFolder.open(str(tiny_folder))
+    assert folder == ModelFolder.read(tiny_folder)
+    assert (folder.path, folder.name) == (tiny_folder, str(tiny_folder))
+    assert folder.config == TINY[dialect]
+    assert (folder.pooling, folder.prompts, folder.normalizes) == ("mean", E5_PROMPTS, False)
+    assert folder.max_length == TINY[dialect].max_length
+    assert folder.stored_dtype == torch.float32
+    assert folder.tokenizer_file == tiny_folder / "sentencepiece.bpe.model"
+    assert folder.load_tokenizer().vocab_size <= TINY[dialect].vocab_size
+
+
+def test_the_limit_is_never_more_than_the_position_table_holds(make_tiny: Any) -> None:
+    folder = make_tiny()
+    for says, limit in ((20, 20), (999, TINY["bert"].max_length)):
+        write_json(folder / "sentence_bert_config.json", {"max_seq_length": says})
+        assert ModelFolder.read(folder).max_length == limit
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": "20"})
+    with pytest.raises(ValueError, match="max_seq_length is '20', expected a whole number"):
+        ModelFolder.read(folder)
+
+
+def test_a_hub_id_tells_prompts(make_tiny: Any) -> None:
+    name = "intfloat/multilingual-e5-large-instruct"
+    assert ModelFolder.read(make_tiny(), name).prompts == E5_INSTRUCT_PROMPTS
+
+
+def test_weights_can_be_left_aside(make_tiny: Any) -> None:
+    folder = make_tiny()
+    (folder / headers.WEIGHTS_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors and no"):
+        ModelFolder.open(folder)
+    assert ModelFolder.open(folder, weights=False).stored_dtype is None
+
+
+def test_a_folder_without_config_or_tokenizer(make_tiny: Any) -> None:
+    folder = make_tiny()
+    (folder / "sentencepiece.bpe.model").unlink()
+    read = ModelFolder.read(folder)
+    assert read.tokenizer_file is None
+    with pytest.raises(FileNotFoundError, match=r"no sentencepiece\.bpe\.model and no tokenizer\."):
+        read.load_tokenizer()
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json: it is no model folder"):
+        ModelFolder.read(folder)
+
+
+def test_faults_of_the_weights_are_said_before_anything_is_loaded(make_tiny: Any) -> None:
+    folder = make_tiny()
+    config = TINY["bert"].to_dict() | {"intermediate_size": 41}
+    write_json(folder / "config.json", config)
+    with pytest.raises(headers.CheckpointError, match=r"config\.json says \[41, 24\]"):
+        ModelFolder.read(folder)
+
+
+def test_workers_can_be_handed_a_folder(make_tiny: Any) -> None:
+    folder = ModelFolder.read(make_tiny())
+    assert pickle.loads(pickle.dumps(folder)) == folder
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+def test_everything_is_opened_once(
+    make_tiny: Any, tmp_path: Path, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the dtype, for which the headers have to be looked at."""
+    folder = make_tiny()
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 20})
+    if stored == "int8":
+        assert dtype.main([str(folder), str(tmp_path / "int8"), "--dtype", "int8"]) == 0
+        folder = tmp_path / "int8"
+    opened: Counter[str] = Counter()
+
+    def counting(open_file: Callable[..., Any]) -> Callable[..., Any]:
+        def opening(path: Any, *arguments: Any, **options: Any) -> Any:
+            opened[str(path)] += 1
+            return open_file(path, *arguments, **options)
+
+        return opening
+
+    header_reads: Counter[str] = Counter()
+    read_headers = headers.read_headers
+
+    def counting_headers(path: Path) -> Any:
+        header_reads[path.name] += 1
+        return read_headers(path)
+
+    monkeypatch.setattr(io, "open", counting(io.open))
+    monkeypatch.setattr(builtins, "open", counting(builtins.open))
+    monkeypatch.setattr("e5core.checkpoint.folder.read_headers", counting_headers)
+    monkeypatch.setattr("e5core.checkpoint.load.read_headers", counting_headers)
+    model = E5.from_pretrained(folder, device="cpu")
+    monkeypatch.undo()
+    assert model.max_length == 20
+    assert header_reads == {folder.name: 1}
+    json_files = {str(path): 1 for path in folder.rglob("*.json")}
+    assert len(json_files) == 4
+    assert {path: n for path, n in opened.items() if path in json_files} == json_files
