@@ -11,9 +11,14 @@ from e5core.formats.files import read_json
 def test_a_failed_block_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_json_durably(file, {"a": 1})
-    with pytest.raises(KeyboardInterrupt), replace_durably(file) as temporary:
-        temporary.write_text("{")
-        raise KeyboardInterrupt
+
+    def write_half() -> None:
+        with replace_durably(file) as temporary:
+            temporary.write_text("{")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert read_json(file) == {"a": 1}
 
 
