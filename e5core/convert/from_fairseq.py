@@ -5,15 +5,14 @@ xlmr.base and xlmr.large. The names of old and of newer releases of fairseq are 
 itself is not needed. model.pt is a pickle: besides tensors and plain values only
 argparse.Namespace is accepted, and one that brings code is refused.
 
-    python scripts/convert_fairseq.py xlmr.base xlm-roberta-base
+    e5core convert fairseq xlmr.base xlm-roberta-base
 
 Names and their history: upgrade_state_dict_named in fairseq/models/roberta/model.py and
 fairseq/modules/multihead_attention.py of facebookresearch/fairseq.
 """
 
-import sys
-from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,9 @@ from e5core.checkpoint.hub import TOKENIZER_FILES
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.config import CONFIG_FILE
 from e5core.convert.common import (
-    Parser,
     Weights,
     copy_files,
     replacing_folder,
-    run,
     summarize,
     verify_tensors,
     write_weights,
@@ -229,6 +226,10 @@ def read_source(source: Path) -> tuple[EncoderConfig, Weights]:
     return config, Weights(headers, read, [n for n in stored_state if not n.startswith(prefix)])
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """There are none beside those of every conversion."""
+
+
 def convert(options: Namespace) -> None:
     source = Path(options.source)
     for name in (MODEL_FILE, DICTIONARY_FILE, SPM_FILE):
@@ -244,12 +245,3 @@ def convert(options: Namespace) -> None:
         if options.verify:
             verify_tensors(weights, target)
     summarize(weights, options.folder)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    what = f"the folder with {MODEL_FILE}, {DICTIONARY_FILE} and {SPM_FILE}"
-    return run(Parser("convert_fairseq", __doc__ or "", what), convert, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

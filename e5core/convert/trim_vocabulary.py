@@ -4,11 +4,10 @@ Four fifths of multilingual-e5-small are its token table: 250,037 rows for a hun
 A text whose pieces are all kept is cut and embedded as before, to the bit; any other is cut
 into smaller pieces, in the end into single characters, which are all kept.
 
-    python scripts/trim_vocabulary.py intfloat/multilingual-e5-small small-de --corpus german.txt
+    e5core convert trim-vocabulary intfloat/multilingual-e5-small small-de --corpus german.txt
 """
 
-import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +25,9 @@ from e5core.checkpoint.sentence_transformers import write_prompts
 from e5core.config import CONFIG_FILE
 from e5core.convert.common import (
     SENTENCE_TRANSFORMERS_PATTERNS,
-    Parser,
     Weights,
     copy_files,
     replacing_folder,
-    run,
     stored_weights,
     summarize,
     write_weights,
@@ -208,6 +205,27 @@ def report(source: ModelFolder, target: ModelFolder, seen: Comparison) -> None:
     print(f"texts cut differently: {seen.different:,} of {seen.texts:,}, {growth:+.1%} tokens")
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--corpus", nargs="+", type=Path, default=[], metavar="FILE", help="UTF-8, a text a line"
+    )
+    parser.add_argument(
+        "--languages",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="keep what this project's 16 sample sentences in a language use; a corpus has more",
+    )
+    parser.add_argument(
+        "--sample",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="texts to report on, best others than those of the corpus (default: the same)",
+    )
+
+
 def convert(options: Namespace) -> None:
     texts = sample_texts(options.languages)
     if not texts and not options.corpus:
@@ -261,30 +279,3 @@ def convert(options: Namespace) -> None:
             verify(source.path, target, seen.same)
         report(source, result, seen)
     summarize(weights, options.folder)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = Parser("trim_vocabulary", __doc__ or "")
-    parser.add_argument(
-        "--corpus", nargs="+", type=Path, default=[], metavar="FILE", help="UTF-8, a text a line"
-    )
-    parser.add_argument(
-        "--languages",
-        nargs="+",
-        default=[],
-        metavar="CODE",
-        help="keep what this project's 16 sample sentences in a language use; a corpus has more",
-    )
-    parser.add_argument(
-        "--sample",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-        help="texts to report on, best others than those of the corpus (default: the same)",
-    )
-    return run(parser, convert, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The cases of check_parity.py: a model against transformers, published outputs or a copy."""
+"""The cases of `e5core check`: a model against transformers, published outputs or a copy."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -56,6 +56,16 @@ class Case:
     bound: str
     measured: str
     ok: bool
+
+
+def table(cases: Sequence[Case]) -> str:
+    rows = [("case", "bound", "measured", "verdict")]
+    rows += [(case.name, case.bound, case.measured, "ok" if case.ok else "FAIL") for case in cases]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def at_most(name: str, bound: float, measured: float, note: str = "") -> Case:

@@ -213,7 +213,8 @@ def test_a_task_goes_before_the_queries_of_an_instruct_model(
     np.testing.assert_array_equal(np.load(output), expected)
     capsys.readouterr()
     arguments = ("embed", texts, "--model", model, "--output", output, "--input-type", "query")
-    assert '--task "Given a web search query' in fails(capsys, *arguments)
+    said = 'pass task= (--task), for example task="Given a web search query'
+    assert said in fails(capsys, *arguments)
 
 
 def test_an_existing_output_is_replaced(model: Path, texts: Path, output: Path) -> None:
@@ -426,7 +427,8 @@ def test_too_long_texts_are_named_by_their_lines(
     error = fails(capsys, *arguments, "--truncate", "none")
     tokens = E5.from_pretrained(model).tokenizer.count("query: " + LONG)
     assert f"{file}, line 2: the text has {tokens} tokens, the model takes 64" in error
-    assert 'pass --truncate "end" or --truncate "window"; pass --on-error "skip"' in error
+    assert 'pass truncate="end" (--truncate end) or truncate="window" (--truncate window)' in error
+    assert 'pass on_error="skip" (--on-error skip)' in error
     assert not list(output.parent.iterdir())
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.conversions import content, convert, refused, run_script
+from support.conversions import content, convert, convert_in_process, refused, run_convert
 from support.models import ROOT
 
-from e5core.convert import from_pytorch_bin as script
 from e5core.convert.common import replacing_folder
 from e5core.formats.safetensors import TensorHeader, write_tensors
 
@@ -68,8 +67,7 @@ def test_the_writer_refuses_what_is_not_as_announced(
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from e5core.convert import from_pytorch_bin as convert_to_safetensors
-from support.conversions import content
+from support.conversions import content, run_convert
 
 source, target = map(Path, sys.argv[1:3])
 old = content(target)
@@ -86,7 +84,7 @@ def conversion(steps):
 
         sys.addaudithook(count)
     sys.stdout = open(os.devnull, "w")
-    return convert_to_safetensors.main([str(source), str(target), "--force"])
+    return run_convert("pytorch-bin", source, target, "--force")
 
 def forked(steps=None):
     child = os.fork()
@@ -150,11 +148,11 @@ def test_an_existing_target_needs_force(
     source: Path, make_tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = make_tiny("bert", seed=1, name="target")
-    line = refused(script, capsys, target, source, target)
+    line = refused("pytorch-bin", capsys, target, source, target)
     assert f"{target} is there already; pass --force to replace it" in line
-    convert(script, source, target, "--force")
+    convert("pytorch-bin", source, target, "--force")
     fresh = tmp_path / "fresh"
-    convert(script, source, fresh)
+    convert("pytorch-bin", source, fresh)
     assert content(target) == content(fresh)
 
 
@@ -164,19 +162,19 @@ def test_what_is_no_model_is_never_replaced(
     home = tmp_path / "home"
     home.mkdir()
     (home / "letters.txt").write_text("dear")
-    line = refused(script, capsys, home, source, home, "--force")
+    line = refused("pytorch-bin", capsys, home, source, home, "--force")
     assert "has no config.json, so it is no model and is not replaced" in line
-    line = refused(script, capsys, home, source, home / "letters.txt", "--force")
+    line = refused("pytorch-bin", capsys, home, source, home / "letters.txt", "--force")
     assert "letters.txt is there and is not a folder; name another one" in line
 
 
 def test_the_source_is_never_replaced(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused(script, capsys, source, source, source, "--force")
+    line = refused("pytorch-bin", capsys, source, source, source, "--force")
     assert "holds the source; name another folder" in line
     (tmp_path / "link").symlink_to(source)
-    line = refused(script, capsys, source, source, tmp_path / "link", "--force")
+    line = refused("pytorch-bin", capsys, source, source, tmp_path / "link", "--force")
     assert "holds the source; name another folder" in line
 
 
@@ -184,7 +182,7 @@ def test_a_target_that_takes_no_files(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Nobody, root included, can write there.
-    assert script.main([str(source), "/proc/e5core/model"]) == 2
+    assert run_convert("pytorch-bin", source, "/proc/e5core/model") == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
@@ -197,7 +195,7 @@ def test_a_full_disk(source: Path, make_tiny: Make, tmp_path: Path, limit: int) 
     target = make_tiny("bert", seed=1, name="target")
     (source / "sentencepiece.bpe.model").unlink()  # larger than the weights of so small a model
     before = content(tmp_path)
-    done = run_script("from_pytorch_bin", source, target, "--force", limit=limit)
+    done = convert_in_process("pytorch-bin", source, target, "--force", limit=limit)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -223,24 +221,24 @@ def test_two_runs_for_one_target(
     other.start()
     try:
         assert held.wait(120)
-        line = refused(script, capsys, target, source, target)
+        line = refused("pytorch-bin", capsys, target, source, target)
         assert "another process is writing" in line
     finally:
         other.kill()
         other.join()
     # Once it is gone, so is its hold.
-    convert(script, source, target)
+    convert("pytorch-bin", source, target)
     assert [path.name for path in target.parent.iterdir()] == ["new"]
 
 
 def test_arguments_that_are_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["a"], ["a", "b", "--what"]):
         with pytest.raises(SystemExit) as exit_info:
-            script.main(arguments)
+            run_convert("pytorch-bin", *arguments)
         assert exit_info.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(SystemExit) as exit_info:
-        script.main(["--help"])
+        run_convert("pytorch-bin", "--help")
     assert exit_info.value.code == 0
     shown = capsys.readouterr().out
     assert "--force" in shown

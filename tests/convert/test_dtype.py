@@ -9,13 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.conversions import MEMORY, content, convert, refused, run_script
+from support.conversions import MEMORY, content, convert, convert_in_process, refused
 from support.models import CPU, TINY
 
 from e5core import E5, Encoder, load_checkpoint
 from e5core.checkpoint.headers import CheckpointError
 from e5core.checkpoint.names import tensor_names
-from e5core.convert import dtype as convert_dtype
 from e5core.kernels import BACKENDS, why_not
 from e5core.kernels.int8_rows import dequantize_rows, quantize_rows
 from e5core.parity.samples import QUERIES, SENTENCES
@@ -30,7 +29,7 @@ usable = pytest.mark.skipif(no_int8 is not None, reason=str(no_int8))
 
 def converted(source: Path, dtype: str, name: str = "") -> Path:
     target = source.parent / (name or f"in-{dtype}")
-    convert(convert_dtype, source, target, "--dtype", dtype)
+    convert("dtype", source, target, "--dtype", dtype)
     return target
 
 
@@ -153,7 +152,7 @@ def test_a_file_in_int8_can_be_trained_from(tiny_folder, dialect):
 def test_quality_of_the_real_model(real_folder, real_model, tmp_path, measured):
     """The gate of a mode in int8, token table included."""
     low = tmp_path / "small"
-    convert(convert_dtype, real_folder, low, "--dtype", "int8", "--verify")
+    convert("dtype", real_folder, low, "--dtype", "int8", "--verify")
     texts = [*SENTENCES, *QUERIES]
     cosines = (real_model.encode_query(texts) * E5.from_pretrained(low).encode_query(texts)).sum(1)
     size = (low / WEIGHTS).stat().st_size
@@ -170,7 +169,7 @@ def test_memory_is_that_of_the_largest_tensor(real_folder, tmp_path, measured):
     with safe_open(real_folder / WEIGHTS, framework="pt") as reader:
         largest = 4 * np.prod(reader.get_slice(WORD).get_shape())
     for dtype in ("bfloat16", "int8"):
-        done = run_script(
+        done = convert_in_process(
             *("dtype", real_folder, tmp_path / dtype, "--dtype", dtype), wrapper=MEMORY
         )
         assert done.returncode == 0, done.stderr
@@ -185,9 +184,9 @@ def test_a_number_that_float16_does_not_hold_is_named(tiny_folder, capsys):
     weight[3, 4] = -70000
     change(tiny_folder, **{QUERY: weight})
     target = tiny_folder.parent / "half"
-    line = refused(convert_dtype, capsys, target, tiny_folder, target, "--dtype", "float16")
+    line = refused("dtype", capsys, target, tiny_folder, target, "--dtype", "float16")
     assert f"{QUERY} holds 70000, but torch.float16 ends at 65504; take bfloat16" in line
-    convert(convert_dtype, tiny_folder, target, "--dtype", "bfloat16")
+    convert("dtype", tiny_folder, target, "--dtype", "bfloat16")
 
 
 def test_what_is_no_number_is_named(tiny_folder, capsys):
@@ -196,7 +195,7 @@ def test_what_is_no_number_is_named(tiny_folder, capsys):
     change(tiny_folder, **{QUERY: weight})
     target = tiny_folder.parent / "out"
     for dtype in ("bfloat16", "float16", "int8"):
-        line = refused(convert_dtype, capsys, target, tiny_folder, target, "--dtype", dtype)
+        line = refused("dtype", capsys, target, tiny_folder, target, "--dtype", dtype)
         assert f"{QUERY} holds a NaN or an infinity" in line
 
 
@@ -235,9 +234,9 @@ def test_transformers_refuses_integers(tiny_folder):
 
 def test_an_existing_target_stays_without_force(tiny_folder, capsys):
     target = converted(tiny_folder, "int8")
-    line = refused(convert_dtype, capsys, target, tiny_folder, target, "--dtype", "bfloat16")
+    line = refused("dtype", capsys, target, tiny_folder, target, "--dtype", "bfloat16")
     assert "is there already; pass --force to replace it" in line
-    convert(convert_dtype, tiny_folder, target, "--dtype", "bfloat16", "--force")
+    convert("dtype", tiny_folder, target, "--dtype", "bfloat16", "--force")
     assert content(target)[WEIGHTS] == content(converted(tiny_folder, "bfloat16"))[WEIGHTS]
 
 
@@ -253,13 +252,13 @@ def test_an_existing_target_stays_without_force(tiny_folder, capsys):
 def test_bad_sources_are_refused_with_one_line(tiny_folder, capsys, damage, message):
     damage(tiny_folder)
     target = tiny_folder.parent / "out"
-    line = refused(convert_dtype, capsys, target, tiny_folder, target, "--dtype", "int8")
+    line = refused("dtype", capsys, target, tiny_folder, target, "--dtype", "int8")
     assert message in line
 
 
 def test_a_full_disk_leaves_nothing(tiny_folder):
     target = tiny_folder.parent / "out"
-    done = run_script("dtype", tiny_folder, target, "--dtype", "int8", limit=20_000)
+    done = convert_in_process("dtype", tiny_folder, target, "--dtype", "int8", limit=20_000)
     assert done.returncode == 2
     assert "cannot write" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -274,11 +273,9 @@ def test_a_killed_run_leaves_no_target_and_the_next_one_works(tiny_folder):
         "rename = pathlib.Path.rename\n"
         f"pathlib.Path.rename = lambda *a: os.kill(os.getpid(), signal.{signal.SIGKILL.name})"
     )
-    done = run_script(
-        "e5core.convert.dtype", tiny_folder, target, "--dtype", "int8", wrapper=killer
-    )
+    done = convert_in_process("dtype", tiny_folder, target, "--dtype", "int8", wrapper=killer)
     assert done.returncode == -signal.SIGKILL
     assert not target.exists()
     assert len(list(target.parent.iterdir())) == 2  # something is left, and goes
-    convert(convert_dtype, tiny_folder, target, "--dtype", "int8")
+    convert("dtype", tiny_folder, target, "--dtype", "int8")
     assert {*target.parent.iterdir()} == {target, tiny_folder}

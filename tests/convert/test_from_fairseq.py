@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.conversions import MEMORY, content, convert, refused, run_script
+from support.conversions import MEMORY, content, convert, convert_in_process, refused
 from support.models import CHARSMAP, TINY, tiny_vocabulary
 from torch import Tensor
 
 from e5core import E5, Encoder, EncoderConfig, SentencePieceTokenizer
 from e5core.checkpoint.names import tensor_names
-from e5core.convert import from_fairseq as script
 from e5core.formats.sentencepiece import unigram_model
 from e5core.parity.samples import SENTENCES, spread_weights
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
@@ -40,7 +39,7 @@ def published(config: EncoderConfig = CONFIG) -> State:
 
 
 def newer(state: State) -> State:
-    """The names of fairseq's current release, written down independently of the script's."""
+    """The names of fairseq's current release, written down independently of the package's."""
     rules = (
         (r"^embeddings\.word_embeddings", "embed_tokens"),
         (r"^embeddings\.position_embeddings", "embed_positions"),
@@ -139,7 +138,7 @@ def test_every_form_becomes_the_published_one(
 ) -> None:
     state, target = published(), tmp_path / "new"
     source = write(tmp_path / "source", FORMS[form](state), _use_new_zipfile_serialization=zipped)
-    convert(script, source, target, "--verify")
+    convert("fairseq", source, target, "--verify")
     found = load_file(target / "model.safetensors")
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
@@ -160,7 +159,7 @@ def test_transformers_computes_the_same_with_the_result(
 ) -> None:
     """Its model and its tokenizer, both from the folder by their own readers."""
     target = tmp_path / "new"
-    convert(script, source, target)
+    convert("fairseq", source, target)
     reference = oracle.load_reference(target)
     tokenizer = oracle.transformers.AutoTokenizer.from_pretrained(target)
     texts = [*SENTENCES[:20], "query: the"]
@@ -176,7 +175,7 @@ def test_published_dimensions_give_514_positions(tmp_path: Path) -> None:
     config = replace(CONFIG, max_position_embeddings=514)
     checkpoint = {"args": arguments(config), "model": newer(published(config))}
     assert checkpoint["args"].max_positions == 512
-    convert(script, write(tmp_path / "source", checkpoint), tmp_path / "new")
+    convert("fairseq", write(tmp_path / "source", checkpoint), tmp_path / "new")
     model = E5.from_pretrained(tmp_path / "new", prompts="none")
     assert (model.max_length, model.config.first_position) == (512, 2)
 
@@ -201,7 +200,7 @@ def test_code_is_refused_and_not_run(
         # In the settings, where something else than tensors is expected.
         settings = argparse.Namespace(**vars(arguments()), criterion=bomb)
         write(source, {"args": settings, "model": older(published())})
-        line = refused(script, capsys, target, source, target)
+        line = refused("fairseq", capsys, target, source, target)
         assert f"wants {named}, which is code and no weight; nothing of it was run" in line
         assert not trace.exists()
     write(source, {"args": argparse.Namespace(x=Bomb(trace))})
@@ -258,7 +257,7 @@ def test_damage_is_named(
     checkpoint = FORMS["args"](published())
     damage(checkpoint)
     source, target = write(tmp_path / "source", checkpoint), tmp_path / "new"
-    assert message in refused(script, capsys, target, source, target)
+    assert message in refused("fairseq", capsys, target, source, target)
 
 
 def test_a_dictionary_of_another_model_is_refused(
@@ -267,15 +266,17 @@ def test_a_dictionary_of_another_model_is_refused(
     target, file = tmp_path / "new", source / "dict.txt"
     lines = file.read_text("utf-8").split("\n")
     file.write_text("\n".join([lines[1], lines[0], *lines[2:]]), "utf-8")
-    line = refused(script, capsys, target, source, target)
+    line = refused("fairseq", capsys, target, source, target)
     assert "line 1 of dict.txt is '▁query', piece 3 of sentencepiece.bpe.model is '▁'" in line
     file.write_text("\n".join(lines[:-2]) + "\n", "utf-8")
-    line = refused(script, capsys, target, source, target)
+    line = refused("fairseq", capsys, target, source, target)
     assert (
         f"dict.txt has {len(PIECES) - 5} lines, sentencepiece.bpe.model {len(PIECES) - 4}" in line
     )
     (source / "sentencepiece.bpe.model").write_bytes(b"nothing of the kind")
-    assert "sentencepiece.bpe.model: it is not" in refused(script, capsys, target, source, target)
+    assert "sentencepiece.bpe.model: it is not" in refused(
+        "fairseq", capsys, target, source, target
+    )
 
 
 @pytest.mark.parametrize("name", ["model.pt", "dict.txt", "sentencepiece.bpe.model"])
@@ -284,7 +285,7 @@ def test_an_incomplete_archive(
 ) -> None:
     target = tmp_path / "new"
     (source / name).unlink()
-    assert f"has no {name}; unpack the" in refused(script, capsys, target, source, target)
+    assert f"has no {name}; unpack the" in refused("fairseq", capsys, target, source, target)
 
 
 def test_a_file_cut_anywhere_is_refused(
@@ -293,7 +294,7 @@ def test_a_file_cut_anywhere_is_refused(
     whole = (source / "model.pt").read_bytes()
     for length in (0, 4, 300, 5000, len(whole) // 2, len(whole) - 1):
         (source / "model.pt").write_bytes(whole[:length])
-        line = refused(script, capsys, tmp_path / "new", source, tmp_path / "new")
+        line = refused("fairseq", capsys, tmp_path / "new", source, tmp_path / "new")
         assert "is not a whole file of torch.save" in line
 
 
@@ -301,10 +302,10 @@ def test_an_existing_target_needs_force(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "new"
-    convert(script, source, target)
+    convert("fairseq", source, target)
     before = content(target)
-    assert "pass --force" in refused(script, capsys, target, source, target)
-    convert(script, source, target, "--force")
+    assert "pass --force" in refused("fairseq", capsys, target, source, target)
+    convert("fairseq", source, target, "--force")
     assert content(target) == before
 
 
@@ -316,13 +317,11 @@ def test_memory_is_that_of_the_largest_tensor(
     size, largest = sum(t.nbytes for t in state.values()), max(t.nbytes for t in state.values())
     source = write(tmp_path / "source", {"args": arguments(config), "model": older(state)})
     del state
-    done = run_script(
-        "e5core.convert.from_fairseq", source, tmp_path / "new", "--verify", wrapper=MEMORY
-    )
+    done = convert_in_process("fairseq", source, tmp_path / "new", "--verify", wrapper=MEMORY)
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout.split("grown by")[1])
     measured(
-        f"convert_fairseq --verify: {size / 1e6:.0f} MB of weights, largest tensor "
+        f"fairseq --verify: {size / 1e6:.0f} MB of weights, largest tensor "
         f"{largest / 1e6:.0f} MB: memory grew by {grown / 1e6:.0f} MB"
     )
     assert grown < 2 * largest + 20e6 < size / 1.5

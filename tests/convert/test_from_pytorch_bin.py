@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.conversions import MEMORY, content, convert, refused, run_script
+from support.conversions import MEMORY, content, convert, convert_in_process, refused
 from support.models import TINY, tiny_encoder
 from torch import Tensor
 
 from e5core import E5, Encoder, EncoderConfig, save_checkpoint
 from e5core.checkpoint.names import tensor_names
-from e5core.convert import from_pytorch_bin as script
 from e5core.formats.files import read_json_object, write_json
 from e5core.parity.samples import SENTENCES, spread_weights
 
@@ -90,7 +89,7 @@ def test_every_form_becomes_the_published_one(
     state = published(dialect)
     before = E5.from_pretrained(tiny_folder, prompts="e5").encode_query(SENTENCES[:4])
     as_bin(tiny_folder, FORMS[form](state), _use_new_zipfile_serialization=zipped)
-    convert(script, tiny_folder, tmp_path / "new", "--verify")
+    convert("pytorch-bin", tiny_folder, tmp_path / "new", "--verify")
 
     found = load_file(tmp_path / "new" / "model.safetensors")
     assert found.keys() == state.keys()
@@ -105,7 +104,7 @@ def test_every_form_becomes_the_published_one(
 def test_there_and_back_is_the_same_file(tiny_folder: Path, dialect: str, tmp_path: Path) -> None:
     before = (tiny_folder / "model.safetensors").read_bytes()
     as_bin(tiny_folder, published(dialect))
-    convert(script, tiny_folder, tmp_path / "new")
+    convert("pytorch-bin", tiny_folder, tmp_path / "new")
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == before
 
 
@@ -118,7 +117,7 @@ def test_the_pooler_travels_and_heads_are_named(
     }
     head = {**pooler, "classifier.weight": torch.ones(2, 24)}
     folder = as_bin(make_tiny(), task_model("bert.", head)(published("bert")))
-    convert(script, folder, tmp_path / "new")
+    convert("pytorch-bin", folder, tmp_path / "new")
     assert "left out, as no part of the encoder: classifier.weight\n" in capsys.readouterr().out
     found = load_file(tmp_path / "new" / "model.safetensors")
     assert torch.equal(found["pooler.dense.weight"], torch.ones(24, 24))
@@ -128,7 +127,7 @@ def test_the_pooler_travels_and_heads_are_named(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes_stay(make_tiny: Make, tmp_path: Path, dtype: torch.dtype) -> None:
     state = {name: tensor.to(dtype) for name, tensor in published("bert").items()}
-    convert(script, as_bin(make_tiny(), state), tmp_path / "new", "--verify")
+    convert("pytorch-bin", as_bin(make_tiny(), state), tmp_path / "new", "--verify")
     found = load_file(tmp_path / "new" / "model.safetensors")
     assert all(torch.equal(found[name], state[name]) for name in state)
     assert {tensor.dtype for tensor in found.values()} == {dtype}
@@ -149,14 +148,14 @@ def shard(folder: Path, state: State) -> Path:
 
 def test_shards(tiny_folder: Path, dialect: str, tmp_path: Path) -> None:
     before = (tiny_folder / "model.safetensors").read_bytes()
-    convert(script, shard(tiny_folder, published(dialect)), tmp_path / "new", "--verify")
+    convert("pytorch-bin", shard(tiny_folder, published(dialect)), tmp_path / "new", "--verify")
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == before
 
 
 def test_the_summary_is_true(
     make_tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert(script, as_bin(make_tiny(), published("bert")), tmp_path / "new", "--verify")
+    convert("pytorch-bin", as_bin(make_tiny(), published("bert")), tmp_path / "new", "--verify")
     written = (tmp_path / "new" / "model.safetensors").read_bytes()
     parameters = TINY["bert"].num_parameters
     assert capsys.readouterr().out == (
@@ -197,7 +196,7 @@ def test_code_is_refused_and_not_run(
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(state))
     else:
         as_bin(folder, state, _use_new_zipfile_serialization=form == "zip")
-    line = refused(script, capsys, tmp_path / "new", folder, tmp_path / "new")
+    line = refused("pytorch-bin", capsys, tmp_path / "new", folder, tmp_path / "new")
     assert not trace.exists()
     if form != "pickle":  # no file of torch.save at all: refused before its first object
         wanted = "io.open" if bomb is Bomb else "posix.system"
@@ -272,7 +271,7 @@ def test_damage_is_named(
     state = published("bert")
     damage(state)
     folder = as_bin(make_tiny(), state)
-    assert message in refused(script, capsys, tmp_path / "new", folder, tmp_path / "new")
+    assert message in refused("pytorch-bin", capsys, tmp_path / "new", folder, tmp_path / "new")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -284,22 +283,22 @@ def test_a_file_cut_anywhere_is_refused(
     whole = file.read_bytes()
     for length in (0, 1, 3, 4, 40, 200, 1000, 5000, 20_000, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
-        assert "pytorch_model.bin" in refused(script, capsys, target, folder, target)
+        assert "pytorch_model.bin" in refused("pytorch-bin", capsys, target, folder, target)
 
 
 def test_what_is_no_such_folder(
     make_tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, target = make_tiny(), tmp_path / "new"
-    line = refused(script, capsys, target, folder, target)
+    line = refused("pytorch-bin", capsys, target, folder, target)
     assert "has no pytorch_model.bin and no pytorch_model.bin.index.json" in line
-    assert "has no config.json" in refused(script, capsys, target, tmp_path / "none", target)
+    assert "has no config.json" in refused("pytorch-bin", capsys, target, tmp_path / "none", target)
     torch.save([1, 2], folder / "pytorch_model.bin")
-    line = refused(script, capsys, target, folder, target)
+    line = refused("pytorch-bin", capsys, target, folder, target)
     assert "pytorch_model.bin is a list, expected names to tensors" in line
     config = read_json_object(folder / "config.json")
     write_json(folder / "config.json", {**config, "model_type": "distilbert"})
-    line = refused(script, capsys, target, folder, target)
+    line = refused("pytorch-bin", capsys, target, folder, target)
     assert "model_type is 'distilbert', expected bert or xlm-roberta" in line
 
 
@@ -320,7 +319,7 @@ def test_an_index_that_is_wrong(
 ) -> None:
     folder = shard(make_tiny(), published("bert"))
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    assert message in refused(script, capsys, tmp_path / "new", folder, tmp_path / "new")
+    assert message in refused("pytorch-bin", capsys, tmp_path / "new", folder, tmp_path / "new")
 
 
 def test_memory_is_that_of_the_largest_tensor(
@@ -334,11 +333,11 @@ def test_memory_is_that_of_the_largest_tensor(
     size = sum(tensor.nbytes for tensor in state.values())
     as_bin(folder, state)
     del state
-    done = run_script("from_pytorch_bin", folder, tmp_path / "new", "--verify", wrapper=MEMORY)
+    done = convert_in_process("pytorch-bin", folder, tmp_path / "new", "--verify", wrapper=MEMORY)
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout.split("grown by")[1])
     measured(
-        f"convert_to_safetensors --verify: {size / 1e6:.0f} MB of weights, largest tensor "
+        f"pytorch-bin --verify: {size / 1e6:.0f} MB of weights, largest tensor "
         f"{largest / 1e6:.0f} MB: memory grew by {grown / 1e6:.0f} MB"
     )
     # Verifying holds two tensors, and a tenth of the file is for reading it.
@@ -350,6 +349,6 @@ def test_transformers_loads_the_result(
 ) -> None:
     state = published(dialect)
     as_bin(tiny_folder, old_names(state))
-    convert(script, tiny_folder, tmp_path / "new")
+    convert("pytorch-bin", tiny_folder, tmp_path / "new")
     reference = oracle.load_reference(tmp_path / "new").state_dict()
     assert all(torch.equal(reference[name], tensor) for name, tensor in state.items())

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.conversions import MEMORY, content, convert, refused, run_script
+from support.conversions import MEMORY, content, convert, convert_in_process, refused
 from support.models import TINY
 
 from e5core import E5, Encoder, EncoderConfig, save_checkpoint
-from e5core.convert import dtype as convert_dtype
 from e5core.formats.files import read_json_object, write_json
 from e5core.parity.samples import QUERIES, SENTENCES, spread, spread_weights
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
@@ -23,7 +22,7 @@ from e5core.tokenizer import cut
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from e5core.convert import to_onnx as script  # noqa: E402
+from e5core.convert import to_onnx  # noqa: E402
 
 Make = Callable[..., Path]
 TEXTS = [*spread([*SENTENCES, *QUERIES], 24), "", "long " * 100]
@@ -47,13 +46,13 @@ def session(folder: Path) -> Any:
 
 
 def run(model: Any, ids: Sequence[Sequence[int]], left: bool = False) -> Any:
-    (vectors,) = model.run(["sentence_embedding"], script.padded(ids, left))
+    (vectors,) = model.run(["sentence_embedding"], to_onnx.padded(ids, left))
     return vectors
 
 
 def test_texts_get_the_vectors_of_e5core(pooled_folder: Path, tmp_path: Path) -> None:
     """Text by text and together, padded on either side, from one token to the longest."""
-    convert(script, pooled_folder, tmp_path / "new", "--verify")
+    convert("onnx", pooled_folder, tmp_path / "new", "--verify")
     model, exported = E5.from_pretrained(pooled_folder), session(tmp_path / "new")
     expected = model.encode(TEXTS, input_type=None)
     ids = [cut(model.tokenizer.encode(text), 64) for text in TEXTS]
@@ -63,12 +62,12 @@ def test_texts_get_the_vectors_of_e5core(pooled_folder: Path, tmp_path: Path) ->
         assert np.abs(run(exported, [text]) - vector).max() < UNIT_VECTOR_FLOAT32
     for length in (1, 2, 64):
         part = ids[-1][:length]
-        expected_part = script.encode_ids(model, [part], 1)
+        expected_part = to_onnx.encode_ids(model, [part], 1)
         assert np.abs(run(exported, [part]) - expected_part).max() < UNIT_VECTOR_FLOAT32
 
 
 def test_padding_changes_nothing(pooled_folder: Path, tmp_path: Path) -> None:
-    convert(script, pooled_folder, tmp_path / "new")
+    convert("onnx", pooled_folder, tmp_path / "new")
     exported = session(tmp_path / "new")
     text = [0, *range(10, 30), 2]
     (alone,) = run(exported, [text])
@@ -80,7 +79,7 @@ def test_padding_changes_nothing(pooled_folder: Path, tmp_path: Path) -> None:
         for left in (False, True):
             found = run(exported, [text, longer], left)[0]
             assert np.abs(found - alone).max() < PADDING
-    inputs = script.padded([text, text])
+    inputs = to_onnx.padded([text, text])
     inputs["input_ids"][1], inputs["attention_mask"][1] = 119, 0  # nothing but padding
     found = exported.run(None, inputs)[0]
     assert np.abs(found[0] - alone).max() < PADDING
@@ -91,7 +90,7 @@ def test_the_tokenizer_that_travels_along(
     tiny_folder: Path, tmp_path: Path, oracle: ModuleType
 ) -> None:
     """What a user of ONNX Runtime does, with nothing of e5core."""
-    convert(script, tiny_folder, tmp_path / "new")
+    convert("onnx", tiny_folder, tmp_path / "new")
     tokenizer: Any = oracle.transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
     inputs = tokenizer(["query: " + text for text in TEXTS], padding=True, truncation=True)
     names = ("input_ids", "attention_mask")
@@ -103,13 +102,13 @@ def test_the_tokenizer_that_travels_along(
 def test_large_weights_lie_in_a_second_file(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    convert(script, tiny_folder, tmp_path / "one")
+    convert("onnx", tiny_folder, tmp_path / "one")
     size = (tmp_path / "one" / "onnx" / "model.onnx").stat().st_size
     weights = sum(t.nbytes for t in load_file(tiny_folder / "model.safetensors").values())
     for limit in (weights, weights - 1, 0):
         capsys.readouterr()
         folder = tmp_path / str(limit)
-        convert(script, tiny_folder, folder, "--largest-in-file", str(limit), "--verify")
+        convert("onnx", tiny_folder, folder, "--largest-in-file", str(limit), "--verify")
         files = {path.name: path.stat().st_size for path in (folder / "onnx").iterdir()}
         printed = capsys.readouterr().out
         if limit == weights:
@@ -137,7 +136,7 @@ def test_large_weights_lie_in_a_second_file(
 @pytest.mark.parametrize("limit", [0, 1_000_000_000])
 def test_the_file_is_what_onnx_reads(tiny_folder: Path, tmp_path: Path, limit: int) -> None:
     """Every weight bit by bit, matrices turned; and a graph that onnx itself finds valid."""
-    convert(script, tiny_folder, tmp_path / "new", "--largest-in-file", str(limit))
+    convert("onnx", tiny_folder, tmp_path / "new", "--largest-in-file", str(limit))
     path = tmp_path / "new" / "onnx" / "model.onnx"
     onnx.checker.check_model(path, full_check=True)
     model = onnx.load(path)
@@ -158,15 +157,15 @@ def test_the_file_is_what_onnx_reads(tiny_folder: Path, tmp_path: Path, limit: i
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16"])
 def test_a_source_in_low_precision(tiny_folder: Path, tmp_path: Path, dtype: str) -> None:
     low = tmp_path / "low"
-    convert(convert_dtype, tiny_folder, low, "--dtype", dtype)
-    convert(script, low, tmp_path / "new", "--verify")
+    convert("dtype", tiny_folder, low, "--dtype", dtype)
+    convert("onnx", low, tmp_path / "new", "--verify")
     expected = E5.from_pretrained(low, dtype="float32").encode_passage("tea")
     ids = E5.from_pretrained(low).tokenizer.encode("passage: tea")
     assert np.abs(run(session(tmp_path / "new"), [ids]) - expected).max() < UNIT_VECTOR_FLOAT32
 
 
 def test_what_travels_along(tiny_folder: Path, tmp_path: Path) -> None:
-    convert(script, tiny_folder, tmp_path / "new")
+    convert("onnx", tiny_folder, tmp_path / "new")
     assert {name for name in content(tmp_path / "new") if "/" not in name} == {
         "config.json",
         "config_sentence_transformers.json",
@@ -190,7 +189,7 @@ def test_a_difference_is_found(
     name: str,
 ) -> None:
     """One number of one tensor, a tenth off."""
-    finite = script.finite
+    finite = to_onnx.finite
 
     def changed(found: str, tensor: torch.Tensor) -> torch.Tensor:
         tensor = finite(found, tensor)
@@ -199,8 +198,8 @@ def test_a_difference_is_found(
             tensor.view(-1)[tensor.numel() // 2] += 0.1
         return tensor
 
-    monkeypatch.setattr(script, "finite", changed)
-    line = refused(script, capsys, tmp_path / "new", tiny_folder, tmp_path / "new", "--verify")
+    monkeypatch.setattr(to_onnx, "finite", changed)
+    line = refused("onnx", capsys, tmp_path / "new", tiny_folder, tmp_path / "new", "--verify")
     assert "tokens differ from e5core's by" in line
     assert not (tmp_path / "new").exists()
 
@@ -211,7 +210,7 @@ def test_a_number_that_is_none_is_named(
     state = load_file(tiny_folder / "model.safetensors")
     state["encoder.layer.0.intermediate.dense.weight"][3, 4] = float("nan")
     save_file(state, tiny_folder / "model.safetensors")
-    line = refused(script, capsys, tmp_path / "new", tiny_folder, tmp_path / "new")
+    line = refused("onnx", capsys, tmp_path / "new", tiny_folder, tmp_path / "new")
     assert "encoder.layer.0.intermediate.dense.weight holds a NaN" in line
     assert not (tmp_path / "new").exists()
 
@@ -222,10 +221,10 @@ def test_a_package_that_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(script, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    line = refused(script, capsys, tmp_path / "new", tiny_folder, tmp_path / "new", "--verify")
+    monkeypatch.setattr(to_onnx, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    line = refused("onnx", capsys, tmp_path / "new", tiny_folder, tmp_path / "new", "--verify")
     assert "onnxruntime is not installed; python -m pip install 'e5core[onnx]'" in line
-    convert(script, tiny_folder, tmp_path / "new")
+    convert("onnx", tiny_folder, tmp_path / "new")
 
 
 @pytest.mark.parametrize("largest_in_file", [0, 2_000_000_000])
@@ -235,7 +234,7 @@ def test_a_full_disk(make_tiny: Make, tmp_path: Path, largest_in_file: int) -> N
     save_checkpoint(Encoder(config), folder)  # 2 MB, larger than the tokenizer
     (tmp_path / "beside").mkdir()
     arguments = (folder, tmp_path / "beside" / "new", "--largest-in-file", str(largest_in_file))
-    done = run_script("to_onnx", *arguments, limit=1_500_000)
+    done = convert_in_process("onnx", *arguments, limit=1_500_000)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -245,7 +244,7 @@ def test_a_full_disk(make_tiny: Make, tmp_path: Path, largest_in_file: int) -> N
 
 
 def test_the_real_model(real_folder: Path, tmp_path: Path, measured: Callable[[str], None]) -> None:
-    done = run_script("to_onnx", real_folder, tmp_path / "new", "--verify")
+    done = convert_in_process("onnx", real_folder, tmp_path / "new", "--verify")
     assert done.returncode == 0, done.stderr
     measured("e5-small: " + done.stdout.splitlines()[0].removeprefix("verified: "))
 
@@ -259,11 +258,11 @@ def test_memory_is_that_of_the_largest_tensor(
     save_checkpoint(Encoder(config), folder)
     size, largest = (folder / "model.safetensors").stat().st_size, 20_000 * 512 * 4
     arguments = (folder, tmp_path / "new", "--largest-in-file", str(largest_in_file))
-    done = run_script("to_onnx", *arguments, wrapper=MEMORY)
+    done = convert_in_process("onnx", *arguments, wrapper=MEMORY)
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout.split("grown by")[1])
     measured(
-        f"convert_onnx: {size / 1e6:.0f} MB of weights, largest tensor {largest / 1e6:.0f} MB: "
+        f"onnx: {size / 1e6:.0f} MB of weights, largest tensor {largest / 1e6:.0f} MB: "
         f"memory grew by {grown / 1e6:.0f} MB"
     )
     assert grown < largest + 50e6
@@ -278,7 +277,7 @@ def test_a_number_that_float32_does_not_hold(
     state[name] = state[name].double()
     state[name][3, 4] = 1e300
     save_file(state, folder / "model.safetensors")
-    line = refused(script, capsys, target, folder, target)
+    line = refused("onnx", capsys, target, folder, target)
     assert f"{name} holds 1e+300, but torch.float32 ends at" in line
 
 
@@ -288,9 +287,9 @@ def test_an_instruct_model_needs_its_task(
     """As for sentence-transformers, which takes the prompts as they are written."""
     folder, target = make_tiny(name="multilingual-e5-large-instruct"), tmp_path / "new"
     (folder / "config_sentence_transformers.json").unlink()
-    line = refused(script, capsys, target, folder, target)
+    line = refused("onnx", capsys, target, folder, target)
     assert "its queries start with an instruction" in line
-    convert(script, folder, target, "--task", "Find it", "--verify")
+    convert("onnx", folder, target, "--task", "Find it", "--verify")
     prompts = read_json_object(target / "config_sentence_transformers.json")["prompts"]
     assert prompts["query"] == "Instruct: Find it\nQuery: "
 
@@ -302,7 +301,7 @@ def long_model(make_tiny: Make, dialect: str, tmp_path: Path) -> tuple[E5, Any]:
     rows = TINY[dialect].first_position + 512
     config = replace(TINY[dialect], max_position_embeddings=rows)
     save_checkpoint(spread_weights(Encoder(config)), folder)
-    convert(script, folder, tmp_path / "new")
+    convert("onnx", folder, tmp_path / "new")
     return E5.from_pretrained(folder, device="cpu"), session(tmp_path / "new")
 
 
@@ -313,7 +312,7 @@ def test_lengths_and_batch_shapes(
     generator = np.random.default_rng(0)
     lengths = [1, 2, 3, 31, 64, 100, 511, 512] * 2
     ids = [[0, 119, *generator.integers(0, 120, n).tolist()][:n] for n in lengths]
-    expected = script.encode_ids(model, ids, 1)
+    expected = to_onnx.encode_ids(model, ids, 1)
     differences = [
         np.abs(run(exported, ids[start : start + size], left) - expected[start : start + size])
         for size in (1, 2, 7, len(ids))
@@ -328,7 +327,7 @@ def test_lengths_and_batch_shapes(
 def test_the_hidden_states_are_those_that_were_pooled(long_model: tuple[E5, Any]) -> None:
     """As a library does that pools them itself."""
     _, exported = long_model
-    inputs = script.padded([[0, 5, 6, 7, 2], [0, 2], [0] * 40])
+    inputs = to_onnx.padded([[0, 5, 6, 7, 2], [0, 2], [0] * 40])
     vectors, states = exported.run(["sentence_embedding", "last_hidden_state"], inputs)
     assert states.shape == (3, 40, 24)
     sums = (states * inputs["attention_mask"][..., None]).sum(axis=1)
@@ -361,12 +360,12 @@ def test_a_runtime_that_is_too_old(
 
     folder, target = make_tiny(), tmp_path / "new"
     monkeypatch.setattr(onnx_graph, "encoder_model", of_tomorrow)
-    line = refused(script, capsys, target, folder, target, "--verify")
+    line = refused("onnx", capsys, target, folder, target, "--verify")
     assert f"ONNX Runtime {onnxruntime.__version__} does not read the result" in line
 
 
 KILLED = """
-import os, signal, conversion
+import os, signal, e5core.convert.common as conversion
 finite, calls = conversion.finite, []
 
 def killed(name, tensor):
@@ -384,12 +383,12 @@ def test_a_run_killed_while_it_writes(make_tiny: Make, tmp_path: Path) -> None:
     target.parent.mkdir()
     make_tiny(seed=1, name="old").rename(target)
     before = content(target)
-    done = run_script("to_onnx", source, target, "--force", wrapper=KILLED)
+    done = convert_in_process("onnx", source, target, "--force", wrapper=KILLED)
     assert done.returncode == -9, done.stderr
     assert (target.parent / ".new.partial" / "onnx" / "model.onnx").stat().st_size > 0
     assert content(target) == before
-    convert(script, source, target, "--force")
-    convert(script, source, tmp_path / "fresh")
+    convert("onnx", source, target, "--force")
+    convert("onnx", source, tmp_path / "fresh")
     assert content(target.parent) == {
         f"new/{name}": data for name, data in content(tmp_path / "fresh").items()
     }

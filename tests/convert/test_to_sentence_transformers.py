@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.conversions import MEMORY, content, convert, refused, run_script
+from support.conversions import MEMORY, content, convert, convert_in_process, refused, run_convert
 
 from e5core import E5, Encoder, EncoderConfig, save_checkpoint
-from e5core.convert import dtype as convert_dtype
-from e5core.convert import to_sentence_transformers as script
+from e5core.convert import to_sentence_transformers
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.tokenizer_json import write_fast_tokenizer
 from e5core.parity.samples import QUERIES, SENTENCES, spread, spread_weights
@@ -56,7 +55,7 @@ def test_sentence_transformers_gives_the_same_vectors(
 ) -> None:
     flag = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}[pooling]
     write_json(tiny_folder / "1_Pooling" / "config.json", {flag: True})
-    convert(script, tiny_folder, tmp_path / "new")
+    convert("sentence-transformers", tiny_folder, tmp_path / "new")
     assert_same_vectors(library, tiny_folder, tmp_path / "new")
     # Nothing of it is the library's guess.
     model = library.SentenceTransformer(str(tmp_path / "new"), device="cpu")
@@ -71,7 +70,7 @@ def test_a_lower_limit_and_other_prompts_travel(
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 20})
     settings = {"prompts": {"query": "the: ", "passage": ""}, "default_prompt_name": None}
     write_json(folder / "config_sentence_transformers.json", settings)
-    convert(script, folder, tmp_path / "new", "--verify")
+    convert("sentence-transformers", folder, tmp_path / "new", "--verify")
     assert_same_vectors(library, folder, tmp_path / "new")
 
 
@@ -80,7 +79,7 @@ def test_transformers_takes_the_folder(
     make_tiny: Make, dialect: str, tmp_path: Path, oracle: ModuleType
 ) -> None:
     folder = make_tiny(dialect)
-    convert(script, folder, tmp_path / "new")
+    convert("sentence-transformers", folder, tmp_path / "new")
     transformers: Any = oracle.transformers
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
     ids = tokenizer(TEXTS, truncation=True)["input_ids"]
@@ -92,13 +91,13 @@ def test_transformers_takes_the_folder(
 def test_e5core_takes_the_result_as_the_source(tiny_folder: Path, tmp_path: Path) -> None:
     """To the bit, and once more converted it stays as it is."""
     once, twice = tmp_path / "once", tmp_path / "twice"
-    convert(script, tiny_folder, once)
+    convert("sentence-transformers", tiny_folder, once)
     before, after = E5.from_pretrained(tiny_folder), E5.from_pretrained(once)
     assert (before.prompts, before.pooling) == (after.prompts, after.pooling)
     assert np.array_equal(before.encode_query(TEXTS), after.encode_query(TEXTS))
     weights = (tiny_folder / "model.safetensors").read_bytes()
     assert (once / "model.safetensors").read_bytes() == weights
-    convert(script, once, twice)
+    convert("sentence-transformers", once, twice)
     assert content(twice) == content(once)
 
 
@@ -117,7 +116,7 @@ def test_old_names_in_and_published_names_out(
     }
     head = {"lm_head.bias": torch.zeros(3), "roberta.embeddings.position_ids": torch.arange(3)}
     save_file({**renamed, **head}, folder / "model.safetensors")
-    convert(script, folder, tmp_path / "new", "--verify")
+    convert("sentence-transformers", folder, tmp_path / "new", "--verify")
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == before
     assert "encoder: lm_head.bias, roberta.embeddings.position_ids\n" in capsys.readouterr().out
 
@@ -128,7 +127,7 @@ def test_a_source_with_tokenizer_json_alone(make_tiny: Make, tmp_path: Path, lib
     write_fast_tokenizer(file.read_bytes(), folder, 64)
     model = file.read_bytes()
     file.unlink()
-    convert(script, folder, tmp_path / "new")
+    convert("sentence-transformers", folder, tmp_path / "new")
     assert (tmp_path / "new" / "sentencepiece.bpe.model").read_bytes() == model
     assert_same_vectors(library, folder, tmp_path / "new")
 
@@ -143,7 +142,7 @@ def test_shards_become_one_file(make_tiny: Make, tmp_path: Path) -> None:
         save_file(part, folder / name)
     weight_map = {tensor: name for name, part in parts.items() for tensor in part}
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
-    convert(script, folder, tmp_path / "new", "--verify")
+    convert("sentence-transformers", folder, tmp_path / "new", "--verify")
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == whole
 
 
@@ -152,8 +151,8 @@ def test_a_source_in_low_precision(
     make_tiny: Make, tmp_path: Path, library: Any, dtype: str
 ) -> None:
     """Stored as it was or, from int8, as what it stands for, and computed in float32."""
-    convert(convert_dtype, make_tiny(), tmp_path / "low", "--dtype", dtype)
-    convert(script, tmp_path / "low", tmp_path / "new", "--verify")
+    convert("dtype", make_tiny(), tmp_path / "low", "--dtype", dtype)
+    convert("sentence-transformers", tmp_path / "low", tmp_path / "new", "--verify")
     assert_same_vectors(library, tmp_path / "low", tmp_path / "new", dtype="float32")
     stored = {tensor.dtype for tensor in load_file(tmp_path / "new" / "model.safetensors").values()}
     assert stored == {torch.float32 if dtype == "int8" else getattr(torch, dtype)}
@@ -167,18 +166,22 @@ def test_an_instruct_model_needs_its_task(
 ) -> None:
     folder, target = make_tiny(name="multilingual-e5-large-instruct"), tmp_path / "new"
     (folder / "config_sentence_transformers.json").unlink()
-    line = refused(script, capsys, target, folder, target)
+    line = refused("sentence-transformers", capsys, target, folder, target)
     assert "its queries start with an instruction" in line
-    convert(script, folder, target, "--task", TASK, "--verify")
+    convert("sentence-transformers", folder, target, "--task", TASK, "--verify")
     ours = E5.from_pretrained(folder)
     theirs = library.SentenceTransformer(str(target), device="cpu")
     expected = ours.encode_query(TEXTS, task=TASK)
     assert abs(theirs.encode_query(TEXTS) - expected).max() < UNIT_VECTOR_FLOAT32
     assert np.array_equal(E5.from_pretrained(target).encode_query(TEXTS), expected)
-    line = refused(script, capsys, target, folder, target, "--prompts", "e5", "--task", TASK)
+    line = refused(
+        "sentence-transformers", capsys, target, folder, target, "--prompts", "e5", "--task", TASK
+    )
     assert "is there already" in line
     other = tmp_path / "other"
-    line = refused(script, capsys, other, folder, other, "--prompts", "e5", "--task", TASK)
+    line = refused(
+        "sentence-transformers", capsys, other, folder, other, "--prompts", "e5", "--task", TASK
+    )
     assert "its queries take no instruction; leave --task out" in line
 
 
@@ -187,9 +190,9 @@ def test_a_model_that_does_not_say_its_prompts(
 ) -> None:
     folder = make_tiny()
     (folder / "config_sentence_transformers.json").unlink()
-    convert(script, folder, tmp_path / "unknown")
+    convert("sentence-transformers", folder, tmp_path / "unknown")
     assert "no prompts: the source does not say which" in capsys.readouterr().out
-    convert(script, folder, tmp_path / "known", "--prompts", "e5")
+    convert("sentence-transformers", folder, tmp_path / "known", "--prompts", "e5")
     assert_same_vectors(library, folder, tmp_path / "known", prompts="e5")
 
 
@@ -202,13 +205,13 @@ def test_a_difference_is_found(
 ) -> None:
     """--verify against a result whose pooling is not the source's."""
     folder, target = make_tiny(), tmp_path / "new"
-    written = script.write_sentence_transformers_files
+    written = to_sentence_transformers.write_sentence_transformers_files
 
     def wrong(folder: Path, size: int, limit: int, pooling: str, prompts: Any) -> None:
         written(folder, size, limit, "cls", prompts)
 
-    monkeypatch.setattr(script, "write_sentence_transformers_files", wrong)
-    assert script.main([str(folder), str(target), "--verify"]) == 2
+    monkeypatch.setattr(to_sentence_transformers, "write_sentence_transformers_files", wrong)
+    assert run_convert("sentence-transformers", folder, target, "--verify") == 2
     line = capsys.readouterr().err
     assert "sentence-transformers' vectors differ from e5core's by" in line
     assert not target.exists()
@@ -232,7 +235,7 @@ def test_sources_that_are_wrong(
     for name, damage, message in cases:
         folder = Path(shutil.copytree(whole, tmp_path / name))
         damage(folder)
-        assert message in refused(script, capsys, target, folder, target), name
+        assert message in refused("sentence-transformers", capsys, target, folder, target), name
 
 
 def cut(file: Path) -> None:
@@ -252,8 +255,8 @@ def test_memory_is_that_of_the_largest_tensor(
     save_checkpoint(spread_weights(Encoder(config), 0), folder)
     size = (folder / "model.safetensors").stat().st_size
     largest = 20_000 * 512 * 4
-    name = "to_sentence_transformers"
-    done = run_script(name, folder, tmp_path / "new", wrapper=MEMORY)
+    name = "sentence-transformers"
+    done = convert_in_process(name, folder, tmp_path / "new", wrapper=MEMORY)
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout.split("grown by")[1])
     measured(
@@ -266,7 +269,7 @@ def test_memory_is_that_of_the_largest_tensor(
 def test_the_real_model(
     real_folder: Path, tmp_path: Path, library: Any, measured: Callable[[str], None]
 ) -> None:
-    convert(script, real_folder, tmp_path / "new")
+    convert("sentence-transformers", real_folder, tmp_path / "new")
     worst = assert_same_vectors(library, real_folder, tmp_path / "new", [*TEXTS[:6], TEXTS[-1]])
     measured(f"e5-small in sentence-transformers: vectors differ by at most {worst:.1e}")
     stored = (tmp_path / "new" / "model.safetensors").read_bytes()

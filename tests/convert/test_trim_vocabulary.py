@@ -12,13 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from support.conversions import convert
+from support.conversions import convert, run_convert
 from support.models import CHARSMAP, MEASURED, ROOT, tiny_vocabulary
 
 from e5core import E5, SentencePieceTokenizer
 from e5core.checkpoint.names import WORD_EMBEDDINGS
-from e5core.convert import dtype as convert_dtype
-from e5core.convert import trim_vocabulary as script
+from e5core.convert import trim_vocabulary
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.sentencepiece import read_pieces, unigram_model
 from e5core.parity.samples import LANGUAGES, SENTENCES
@@ -41,7 +40,7 @@ def pieces_of(folder: Path) -> list[str]:
 
 
 def trim(source: Path, target: Path, *arguments: object) -> None:
-    assert script.main([str(source), str(target), *map(str, arguments)]) == 0
+    convert("trim-vocabulary", source, target, *arguments)
 
 
 @pytest.fixture
@@ -296,7 +295,7 @@ def test_names_heads_and_dtype_of_a_task_model(make_tiny, tmp_path: Path, corpus
 
 
 def test_weights_in_int8_are_refused(make_tiny, tmp_path: Path, corpus: Path, capsys) -> None:
-    convert(convert_dtype, make_tiny(), tmp_path / "int8", "--dtype", "int8")
+    convert("dtype", make_tiny(), tmp_path / "int8", "--dtype", "int8")
     capsys.readouterr()
     arguments = [tmp_path / "int8", tmp_path / "out", "--corpus", corpus]
     assert_refused(arguments, capsys, "the weights are in int8; trim the model that they were")
@@ -327,14 +326,14 @@ def assert_refused(
     arguments: list[object], capsys: pytest.CaptureFixture[str], message: str
 ) -> None:
     try:
-        code = script.main([str(argument) for argument in arguments])
+        code = run_convert("trim-vocabulary", *arguments)
     except SystemExit as exit_:  # argparse's
         code = int(str(exit_.code))
     printed = capsys.readouterr()
     assert code == 2
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert printed.err.startswith("trim_vocabulary")
+    assert printed.err.startswith("e5core convert trim-vocabulary")
     assert message in printed.err
 
 
@@ -427,10 +426,12 @@ def test_the_source_is_never_replaced(make_tiny, tmp_path, corpus, capsys, targe
 def test_verify_finds_a_table_in_another_order(
     make_tiny, tmp_path: Path, corpus: Path, capsys, monkeypatch
 ) -> None:
-    trim_table = script.trim_table
-    monkeypatch.setattr(script, "trim_table", lambda weights, rows: trim_table(weights, rows[::-1]))
+    trim_table = trim_vocabulary.trim_table
+    monkeypatch.setattr(
+        trim_vocabulary, "trim_table", lambda weights, rows: trim_table(weights, rows[::-1])
+    )
     arguments = [make_tiny(), tmp_path / "out", "--corpus", corpus, "--verify"]
-    assert script.main([str(argument) for argument in arguments]) == 2
+    assert run_convert("trim-vocabulary", *arguments) == 2
     printed = capsys.readouterr()
     assert "expected not a bit" in printed.err
     assert "verified" not in printed.out

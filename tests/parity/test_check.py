@@ -1,4 +1,4 @@
-"""scripts/check_parity.py: what holds is reported as holding, and every kind of fault as broken."""
+"""`e5core check`: what holds is reported as holding, and every kind of fault as broken."""
 
 import dataclasses
 import hashlib
@@ -12,10 +12,10 @@ import torch
 from support.models import CHARSMAP
 
 from e5core import E5, Encoder, EncoderConfig, load_checkpoint, mean_pool, save_checkpoint
+from e5core.cli import main
 from e5core.formats.files import write_json
 from e5core.kernels.plain import PlainKernels
 from e5core.kernels.sdpa import SdpaKernels
-from e5core.parity import check as check_parity
 from e5core.parity.cases import (
     RUNNING,
     Case,
@@ -24,6 +24,7 @@ from e5core.parity.cases import (
     error_case,
     load,
     published_case,
+    table,
     worst,
 )
 from e5core.parity.published import (
@@ -51,7 +52,7 @@ def run(capsys):
     """Run the command: its exit code, the verdicts by case, and standard error."""
 
     def run(*arguments: object) -> tuple[int, dict[str, str], str]:
-        code = check_parity.main([str(argument) for argument in arguments])
+        code = main(["check", *map(str, arguments)])
         out, err = capsys.readouterr()
         lines = out.partition("\n\n")[0].splitlines()[1:]
         return code, {line.split("  ")[0]: line.split()[-1] for line in lines}, err
@@ -120,7 +121,7 @@ def test_a_leak_between_texts_is_found_in_batches_alone(oracle, run, make_tiny, 
 
 def test_wrong_ids_are_counted_and_the_first_text_is_shown(oracle, make_tiny, monkeypatch, capsys):
     monkeypatch.setattr("e5core.tokenizer.UNKNOWN", 0)
-    assert check_parity.main([str(make_tiny("xlm-roberta")), "--sample", "4"]) == 1
+    assert main(["check", str(make_tiny("xlm-roberta")), "--sample", "4"]) == 1
     row = capsys.readouterr().out.splitlines()[1]
     assert row.startswith("texts of other ids, prefix 'query: '")
     assert ", first 'query: " in row
@@ -374,7 +375,7 @@ def test_a_slightly_changed_copy_breaks_float32_and_passes_a_wider_bound(run, ma
 )
 def test_the_coarser_precision_decides_the_bounds(make_tiny, capsys, options, deciding):
     folder = str(make_tiny())
-    assert check_parity.main([folder, "--against", folder, *options, "--sample", "12"]) in (0, 1)
+    assert main(["check", folder, "--against", folder, *options, "--sample", "12"]) in (0, 1)
     out = capsys.readouterr().out
     assert f"≥ {COPY_BOUNDS[deciding].worst_cosine:.10g} " in out
     assert ("largest difference" in out) == (deciding == "float32")
@@ -422,7 +423,7 @@ def test_unequal_hidden_sizes(run, make_tiny, tmp_path):
 def test_bad_input_is_one_line_and_exit_code_2(run, make_tiny, options, said):
     code, verdicts, err = run(make_tiny(), *options)
     assert (code, verdicts, err.count("\n")) == (2, {}, 1)
-    assert err.startswith("check_parity: ")
+    assert err.startswith("e5core check: ")
     assert said in err
 
 
@@ -447,7 +448,7 @@ def test_worst_refuses_unequal_shapes():
 
 def test_table():
     cases = [Case("long name", "≤ 1", "0.5", True), Case("b", "≥ 0.25", "0", False)]
-    assert check_parity.table(cases).splitlines() == [
+    assert table(cases).splitlines() == [
         "case       bound   measured  verdict",
         "long name  ≤ 1     0.5       ok",
         "b          ≥ 0.25  0         FAIL",

@@ -1,13 +1,15 @@
-"""What the tests of the conversion scripts share."""
+"""What the tests of the conversions share."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from support.models import ROOT
+
+from e5core.cli import main
+from e5core.cli.convert import CONVERSIONS
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -19,29 +21,32 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def convert(script: ModuleType, *arguments: str | Path) -> None:
+def run_convert(name: str, *arguments: object) -> int:
+    """The exit code of `e5core convert NAME …`."""
+    return main(["convert", name, *map(str, arguments)])
+
+
+def convert(name: str, *arguments: object) -> None:
     """A conversion that succeeds."""
-    assert script.main([str(argument) for argument in arguments]) == 0
+    assert run_convert(name, *arguments) == 0
 
 
-def refused(
-    script: ModuleType, capsys: pytest.CaptureFixture[str], target: Path, *arguments: str | Path
-) -> str:
+def refused(name: str, capsys: pytest.CaptureFixture[str], target: Path, *arguments: object) -> str:
     """A conversion that fails with one line and leaves all as it was; returns the line."""
     before = content(target.parent)
     capsys.readouterr()
-    assert script.main([str(argument) for argument in arguments]) == 2
+    assert run_convert(name, *arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
-    assert re.match(r"(convert|trim)_\w+: ", printed.err)
+    assert re.match(rf"e5core convert {name}: ", printed.err)
     assert content(target.parent) == before
     return printed.err
 
 
-def run_script(
+def convert_in_process(
     name: str,
-    *arguments: str | Path,
+    *arguments: object,
     limit: int | None = None,
     wrapper: str = "",
 ) -> subprocess.CompletedProcess[str]:
@@ -50,13 +55,14 @@ def run_script(
     limit    bytes that a file of it may have
     wrapper  Python code that runs first
     """
-    code = f"{wrapper}\nimport sys\nfrom e5core.convert import {name}\n"
+    code = f"{wrapper}\nimport sys\nfrom e5core.cli import main\n"
+    code += f"import e5core.convert.{CONVERSIONS[name].module}\n"
     if limit is not None:  # after the imports: some libraries try the temporary folder there
         code += f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-    code += f"sys.exit({name}.main(sys.argv[1:]))"
+    code += f"sys.exit(main(['convert', {name!r}, *sys.argv[1:]]))"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT / "scripts",
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
@@ -64,7 +70,7 @@ def run_script(
     )
 
 
-# Printed by a script run with this wrapper: its peak memory and what it had before it began.
+# Printed by a conversion run with this wrapper: its peak memory and what it had before it began.
 MEMORY = """
 import atexit, e5core, safetensors.torch, torch
 def kilobytes(name):

