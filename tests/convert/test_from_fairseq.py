@@ -196,7 +196,7 @@ def test_code_is_refused_and_not_run(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, trace = tmp_path / "new", tmp_path / "trace"
-    for bomb, named in ((Bomb(trace), "io.open"), (Foreign(), "test_convert_fairseq.Foreign")):
+    for bomb, named in ((Bomb(trace), "io.open"), (Foreign(), f"{__name__}.Foreign")):
         # In the settings, where something else than tensors is expected.
         settings = argparse.Namespace(**vars(arguments()), criterion=bomb)
         write(source, {"args": settings, "model": older(published())})
