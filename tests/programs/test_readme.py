@@ -29,6 +29,7 @@ from support.models import (
 from e5core import Encoder, cli
 from e5core.checkpoint import hub
 from e5core.checkpoint.names import tensor_names
+from e5core.cli.convert import CONVERSIONS
 from e5core.formats.sentencepiece import FAIRSEQ_SPECIALS, unigram_model
 from e5core.kernels import BACKENDS
 
@@ -156,8 +157,6 @@ def test_the_kinds_of_blocks_are_those_that_are_run() -> None:
 
 # Pages that describe what is on its way, with what they wait for.
 WAITING = {
-    "converting.md": "e5core convert",
-    "fidelity.md": "e5core check",
     "performance.md": "the new names of kernels",
 }
 
@@ -280,6 +279,12 @@ def test_the_tree_is_the_real_one() -> None:
         "tests/",
     ]
     assert all(description for _, name, description in entries if name != "e5core/")
+
+
+def test_the_table_of_conversions_has_them_all() -> None:
+    text = (ROOT / "docs" / "converting.md").read_text("utf-8")
+    table = text.split("\n\nAll of them keep")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(CONVERSIONS)
 
 
 @pytest.mark.xfail(reason=WAITING["performance.md"])
