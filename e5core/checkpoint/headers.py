@@ -8,10 +8,10 @@ from safetensors import safe_open
 
 from e5core.checkpoint.names import (
     IGNORED,
+    OLD_SUFFIXES,
     PREFIXES,
     SCALE_SUFFIX,
     WORD_EMBEDDINGS,
-    published_name,
     tensor_shapes,
 )
 from e5core.config import EncoderConfig
@@ -130,13 +130,22 @@ def by_published_name(tensors: Sequence[StoredTensor], source: str) -> dict[str,
         )
     stored: dict[str, StoredTensor] = {}
     for tensor in tensors:
-        other = stored.setdefault(published_name(tensor.stored_name, prefix), tensor)
+        other = stored.setdefault(_published_name(tensor.stored_name, prefix), tensor)
         if other is not tensor:
             raise CheckpointError(
                 f"{other.stored_name} in {other.file} and {tensor.stored_name} in {tensor.file} "
                 "are the same tensor; keep one of them"
             )
     return stored
+
+
+def _published_name(name: str, prefix: str) -> str:
+    """The published name of a stored one: no task model's prefix, and today's suffix."""
+    name = name.removeprefix(prefix)
+    for old, new in OLD_SUFFIXES.items():
+        if name.endswith("LayerNorm" + old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def check_headers(

@@ -111,12 +111,3 @@ def names_by_part(config: EncoderConfig) -> list[dict[str, str]]:
         {name: ours.removeprefix(prefix) for name, ours in names.items() if ours.startswith(prefix)}
         for prefix in prefixes
     ]
-
-
-def published_name(name: str, prefix: str) -> str:
-    """The published name of a stored one: no task model's prefix, and today's suffix."""
-    name = name.removeprefix(prefix)
-    for old, new in OLD_SUFFIXES.items():
-        if name.endswith("LayerNorm" + old):
-            return name.removesuffix(old) + new
-    return name
