@@ -14,6 +14,7 @@ from torch import Tensor
 from e5core import CheckpointError, Encoder, load_checkpoint
 from e5core.batching import pack
 from e5core.checkpoint.headers import INDEX_FILE, WEIGHTS_FILE
+from e5core.formats.files import read_json_object, write_json
 from e5core.parity.tolerances import STORED_FLOAT32
 
 IDS = [[0, 17, 33, 99, 2], [0, 5, 119, 2]]
@@ -58,6 +59,13 @@ def rewrite(folder: Path, change: Callable[[Tensors], Tensors | None]) -> None:
     """Replace the weights of a folder by what `change` makes of them, or does to them."""
     tensors = load_file(folder / WEIGHTS_FILE)
     save_file(change(tensors) or tensors, folder / WEIGHTS_FILE)
+
+
+def keep_rows(folder: Path, rows: int) -> None:
+    """Cut the token table, in the config and in the weights."""
+    config = folder / "config.json"
+    write_json(config, {**read_json_object(config), "vocab_size": rows})
+    rewrite(folder, lambda tensors: tensors | {WORD: tensors[WORD][:rows].clone()})
 
 
 def split(folder: Path, shards: int = 3) -> dict[str, str]:
