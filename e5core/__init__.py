@@ -3,12 +3,14 @@
 from e5core.batching import PackedBatch, pack
 from e5core.checkpoint.headers import CheckpointError
 from e5core.checkpoint.load import load_checkpoint
+from e5core.checkpoint.options import LoadOptions
 from e5core.checkpoint.save import save_checkpoint
 from e5core.config import EncoderConfig
 from e5core.encoder import Encoder
 from e5core.model import E5, EmbedResult
+from e5core.pipeline import Pipeline
 from e5core.pooling import cls_pool, l2_normalize, mean_pool
-from e5core.tokenizer import SentencePieceTokenizer
+from e5core.tokenizer import SentencePieceTokenizer, TextError
 from e5core.vectors.compress import quantize_vectors
 from e5core.vectors.search import SearchResult, search, similarity
 
@@ -20,9 +22,12 @@ __all__ = [
     "EmbedResult",
     "Encoder",
     "EncoderConfig",
+    "LoadOptions",
     "PackedBatch",
+    "Pipeline",
     "SearchResult",
     "SentencePieceTokenizer",
+    "TextError",
     "cls_pool",
     "l2_normalize",
     "load_checkpoint",

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from e5core.config import EncoderConfig
+from e5core.tokenizer import TextError
 
 Item = TypeVar("Item")
 _END: Any = object()
 
-# Texts are tokenized, sorted by length and embedded in chunks of at most this many texts
+# Texts are tokenized, sorted by length and embedded in slices of at most this many texts
 # and about this many characters, so that memory does not grow with the input.
-CHUNK_TEXTS = 4096
-CHUNK_CHARACTERS = 4_000_000
+SLICE_TEXTS = 4096
+SLICE_CHARACTERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,24 @@ def pack(texts: Sequence[Sequence[int]], config: EncoderConfig) -> PackedBatch:
 
     texts  the ids of each text, `<s>` and `</s>` included
 
-    Raises ValueError if there is no text, or, naming the text, if one has no tokens, has
-    more than `config.max_length`, or has an id outside the vocabulary.
+    Raises ValueError if there is no text, and TextError if one has no tokens, has more than
+    `config.max_length`, or has an id outside the vocabulary.
     """
     if not texts:
         raise ValueError("there is no text to pack")
     for index, ids in enumerate(texts):
         if not 0 < len(ids) <= config.max_length:
-            raise ValueError(
-                f"text {index} has {len(ids)} tokens, the model takes 1 to {config.max_length}; "
-                "cut it first"
+            raise TextError(
+                f"{{}} has {len(ids)} tokens, the model takes 1 to {config.max_length}; "
+                "cut it first",
+                index,
             )
         if min(ids) < 0 or max(ids) >= config.vocab_size:
             culprit = next(i for i in ids if not 0 <= i < config.vocab_size)
-            raise ValueError(
-                f"text {index} has the id {culprit}, the vocabulary has rows 0 to "
-                f"{config.vocab_size - 1}; tokenize with the tokenizer of this model"
+            raise TextError(
+                f"{{}} has the id {culprit}, the vocabulary has rows 0 to "
+                f"{config.vocab_size - 1}; tokenize with the tokenizer of this model",
+                index,
             )
     lengths = [len(ids) for ids in texts]
     first = config.first_position
@@ -104,29 +107,29 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
-def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+def slices(texts: Iterable[str]) -> Iterator[list[str]]:
     """Cut a stream of texts into lists of bounded size, in order.
 
     Raises TypeError, naming the text, if one is not a str.
     """
-    chunk: list[str] = []
+    some: list[str] = []
     characters = 0
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(
                 f"text {index} is {text!r:.80} of type {type(text).__name__}, expected str"
             )
-        chunk.append(text)
+        some.append(text)
         characters += len(text)
-        if len(chunk) == CHUNK_TEXTS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+        if len(some) == SLICE_TEXTS or characters >= SLICE_CHARACTERS:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items in the same order, each next one made in a thread while one is in use."""
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the same items in the same order; a thread makes the next one meanwhile."""
     with ThreadPoolExecutor(max_workers=1) as executor:
         pending = executor.submit(next, items, _END)
         while (item := pending.result()) is not _END:

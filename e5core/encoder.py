@@ -4,18 +4,19 @@ Post-LayerNorm: every sublayer computes LayerNorm(x + sublayer(x)).
 Sources: Vaswani et al. 2017, arXiv:1706.03762; Devlin et al. 2018, arXiv:1810.04805.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout as apply_dropout
 
-from e5core import kernels as backends
 from e5core.batching import PackedBatch
 from e5core.config import EncoderConfig
-from e5core.kernels import Kernels
+from e5core.kernels import Kernels, select
+from e5core.kernels.forking import one_thread_if_forked
 from e5core.kernels.int8_rows import dequantize_rows
+from e5core.kernels.plain import LayerWeights, Prepared, Stack, only_infer
 
 # Standard deviation of fresh weights, BERT's initializer_range.
 INITIAL_SPREAD = 0.02
@@ -27,13 +28,13 @@ class Embeddings(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.word = _table(config.vocab_size, config.hidden_size)
-        # Of a table in int8: see quantization.py.
+        # The scales of a table in int8: see kernels/int8_rows.py.
         self.word.register_buffer("weight_scale", None, persistent=False)
         self.position = _table(config.max_position_embeddings, config.hidden_size)
         self.token_type = _table(config.type_vocab_size, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = config.hidden_dropout
-        self.dtype: torch.dtype | None = None  # of the layers, where it is not that of the sum
+        self.layers_dtype: torch.dtype | None = None  # that layers get; None: that of the sum
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, kernels: Kernels) -> Tensor:
         """hidden states [tokens, hidden_size] for the first layer"""
@@ -49,15 +50,16 @@ class Embeddings(nn.Module):
             self.token_type.weight,
             self.layer_norm,
         )
-        x = x if self.dtype is None else x.to(self.dtype)
+        x = x if self.layers_dtype is None else x.to(self.layers_dtype)
         return apply_dropout(x, self.dropout, self.training)
 
-    def prepare(self, dtype: torch.dtype, kernels: Kernels) -> None:
-        """Kernels that only infer read the tables as they are, mapped files too, row by row.
+    def prepare(self, kernels: Kernels) -> None:
+        """Give the tables to kernels, which read them row by row as they are, mapped files too,
+        if they only infer on a CPU.
 
         The rows are then added in float32 or wider and rounded once.
         """
-        word = self.word.weight
+        word, dtype = self.word.weight, kernels.hidden_dtype
         if kernels.trainable or word.device.type != "cpu":
             if word.dtype == torch.int8:
                 floats = dequantize_rows(word, self.word.get_buffer("weight_scale"))
@@ -66,66 +68,89 @@ class Embeddings(nn.Module):
             self.to(dtype)
         else:
             self.layer_norm.to(torch.promote_types(dtype, torch.float32))
-            self.dtype = dtype
+            self.layers_dtype = dtype
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with its residual and LayerNorm; projections apart, as published."""
+    """The projections of multi-head attention, apart as they are published."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
-        self.head_size = config.head_size
-        self.hidden_dropout = config.hidden_dropout
-        self.attention_dropout = config.attention_dropout
-
-    def forward(
-        self, x: Tensor, norm: nn.LayerNorm, cu_seqlens: Tensor, max_seqlen: int, kernels: Kernels
-    ) -> Tensor:
-        """norm(x + attention(x)), [tokens, hidden_size] like x"""
-        qkv = kernels.linear(x, self.query, self.key, self.value)
-        qkv = qkv.view(x.shape[0], 3, -1, self.head_size)  # [tokens, 3, heads, head_size]
-        context = kernels.attention(
-            qkv, cu_seqlens, max_seqlen, self.attention_dropout * self.training
-        )
-        return kernels.linear_residual_norm(
-            context.flatten(1), self.output, x, norm, self.hidden_dropout * self.training
-        )
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
 
 
 class EncoderLayer(nn.Module):
+    """Attention, then a feed-forward network, each with its residual and LayerNorm.
+
+    The modules hold the weights as published; `weights` is what the kernels multiply by. Until
+    `prepare` that is these modules.
+    """
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config.hidden_size)
         self.attention_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
         self.output_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = config.hidden_dropout
+        self.head_size = config.head_size
+        self.hidden_dropout = config.hidden_dropout
+        self.attention_dropout = config.attention_dropout
+        self.weights = self._gather(*self._linears())
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, kernels: Kernels) -> Tensor:
         """hidden states [tokens, hidden_size] of one layer to those of the next"""
-        x = self.attention(x, self.attention_layer_norm, cu_seqlens, max_seqlen, kernels)
-        inner = kernels.linear_gelu(x, self.intermediate)  # [tokens, intermediate_size]
+        weights = self.weights
+        hidden_dropout = self.hidden_dropout if self.training else 0.0
+        attention_dropout = self.attention_dropout if self.training else 0.0
+
+        qkv = kernels.linear(x, weights.qkv)
+        qkv = qkv.view(x.shape[0], 3, -1, self.head_size)  # [tokens, 3, heads, head_size]
+        context = kernels.attention(qkv, cu_seqlens, max_seqlen, attention_dropout).flatten(1)
+        x = kernels.linear_residual_norm(
+            context, weights.attention_output, x, weights.attention_norm, hidden_dropout
+        )
+        inner = kernels.linear_gelu(x, weights.intermediate)  # [tokens, intermediate_size]
         return kernels.linear_residual_norm(
-            inner, self.output, x, self.output_layer_norm, self.dropout * self.training
+            inner, weights.output, x, weights.output_norm, hidden_dropout
         )
 
-    def prepare(self, dtype: torch.dtype, kernels: Kernels) -> None:
-        """Lower the precision and let the kernels take the weights, as `forward` calls them."""
+    def prepare(self, kernels: Kernels) -> None:
+        """Take from the kernels what they multiply by, one product after another."""
+        prepared = []
+        for linears in self._linears():
+            prepared.append(kernels.prepare(*linears))
+            if not kernels.trainable:
+                for linear in linears:
+                    linear.to("meta")  # one copy in memory is enough
+        for norm in (self.attention_layer_norm, self.output_layer_norm):
+            norm.to(kernels.hidden_dtype)
+        self.weights = self._gather(*prepared)
+
+    def _linears(self) -> tuple[tuple[nn.Linear, ...], ...]:
+        """The linears of each product, in the order of `forward`."""
         attention = self.attention
-        for layers in (
+        return (
             (attention.query, attention.key, attention.value),
             (attention.output,),
             (self.intermediate,),
             (self.output,),
-        ):
-            kernels.take(layers, dtype)
-        for norm in (self.attention_layer_norm, self.output_layer_norm):
-            norm.to(dtype)
+        )
+
+    def _gather(
+        self, qkv: Prepared, attention_output: Prepared, intermediate: Prepared, output: Prepared
+    ) -> LayerWeights:
+        return LayerWeights(
+            qkv,
+            attention_output,
+            self.attention_layer_norm,
+            intermediate,
+            output,
+            self.output_layer_norm,
+        )
 
 
 class Encoder(nn.Module):
@@ -140,60 +165,79 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, kernels: str = "auto") -> None:
         super().__init__()
         self.config = config
-        self.kernels = backends.select(kernels, training=True)
+        self.kernels = select(kernels, training=True)
+        self.stack: Stack | None = None  # all layers in one call, where the kernels have that
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         if not self.embeddings.word.weight.is_meta:
             self.apply(_initialize)
 
     @property
+    def device(self) -> torch.device:
+        """Where the token table is, and batches are to be."""
+        return self.embeddings.word.weight.device
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Of the hidden states."""
-        return self.embeddings.dtype or self.embeddings.layer_norm.weight.dtype
+        """The dtype of the hidden states."""
+        return self.embeddings.layers_dtype or self.embeddings.layer_norm.weight.dtype
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """The last hidden states [tokens, hidden_size] of a batch on the encoder's device."""
-        x: Tensor = self.embeddings(batch.input_ids, batch.position_ids, self.kernels)
-        layers = cast(Sequence[EncoderLayer], self.layers)
-        return self.kernels.layers(x, layers, batch.cu_seqlens, batch.max_seqlen)
+        """The last hidden states [tokens, hidden_size] of a batch on the encoder's device.
 
-    def parts(self) -> Iterator["Embeddings | EncoderLayer"]:
+        Raises ValueError in training mode on kernels that only infer.
+        """
+        if self.training and not self.kernels.trainable:
+            raise ValueError(f"the encoder is in training mode, but {only_infer(self.kernels)}")
+        one_thread_if_forked(self.kernels.forks)
+        x: Tensor = self.embeddings(batch.input_ids, batch.position_ids, self.kernels)
+        if self.stack is not None:
+            return self.stack(x, batch.cu_seqlens, batch.max_seqlen)
+        for layer in self.layers:
+            x = layer(x, batch.cu_seqlens, batch.max_seqlen, self.kernels)
+        return x
+
+    def parts(self) -> Iterator[Embeddings | EncoderLayer]:
         """The embeddings, then each layer."""
         yield self.embeddings
-        for layer in self.layers:
-            assert isinstance(layer, EncoderLayer)
-            yield layer
+        yield from cast(Sequence[EncoderLayer], self.layers)
 
     def prepare_for_inference(
-        self,
-        dtype: torch.dtype = torch.float32,
-        kernels: str | Kernels = "auto",
-        parts: Iterable["Embeddings | EncoderLayer"] | None = None,
+        self, dtype: torch.dtype = torch.float32, kernels: str | Kernels = "auto"
     ) -> "Encoder":
         """Fix dtype and kernels and switch training off; returns the encoder itself.
 
         Kernels may take the weights over in a layout of their own. The encoder then only
         runs: it cannot be trained, saved or prepared again.
 
-        dtype    of the layers and their arithmetic; torch.int8 means float32 between them
+        dtype    of the layers and their arithmetic; torch.int8 means float32 between them. Kernels
+                 that are no name bring their own
         kernels  "auto" for the fastest that run here, or what kernels.select takes or returns
-        parts    the encoder's own parts; a loader yields each as soon as it is filled, so that
-                 no two copies of all weights ever exist
 
         Raises ValueError if the kernels of that name cannot run here, or if earlier ones hold
         the weights.
         """
         if isinstance(kernels, str):
-            kernels = backends.select(kernels, self.embeddings.word.weight.device, dtype)
-        self.kernels = kernels
+            kernels = select(kernels, self.device, dtype)
+        if any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError(
+                "the encoder holds no weights: it was prepared for inference before, and its "
+                "kernels have taken them; load it anew"
+            )
+        self.requires_grad_(False)
+        for part in self.parts():
+            part.prepare(kernels)
+        return self.run_on(kernels)
+
+    def run_on(self, kernels: Kernels) -> "Encoder":
+        """Run on kernels that have prepared every part, without training; returns the encoder.
+
+        A loader prepares each part as soon as it is filled and then calls this, so that no two
+        copies of all weights ever exist.
+        """
         self.eval().requires_grad_(False)
-        for part in self.parts() if parts is None else parts:
-            if any(parameter.is_meta for parameter in part.parameters()):
-                raise ValueError(
-                    "the encoder holds no weights: it was prepared for inference before, and its "
-                    "kernels have taken them; load it anew"
-                )
-            part.prepare(torch.float32 if dtype == torch.int8 else dtype, kernels)
+        self.kernels = kernels
+        self.stack = kernels.stack(cast(Sequence[EncoderLayer], self.layers))
         return self
 
 

@@ -1,7 +1,7 @@
 """Texts to vectors: the whole path in one class."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from e5core.batching import PackedBatch, ahead, chunks, pack, plan_batches
+from e5core.batching import prefetch, slices
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.encoder import Encoder
-from e5core.kernels import forking
-from e5core.kernels.cuda import operations as cuda
-from e5core.kernels.cuda.graphs import GraphedEncoder
-from e5core.pooling import POOLINGS, l2_normalize
+from e5core.pipeline import Pipeline
+from e5core.pooling import l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
 from e5core.tokenizer import (
@@ -33,10 +31,6 @@ from e5core.tokenizer import (
 Vectors = npt.NDArray[np.float32]
 InputType = Literal["query", "passage"] | None
 Truncate = Literal["end", "none", "window"]
-
-# Tokens of one forward pass. On a CPU the activations of about 1,024 tokens stay in its
-# cache (measured on Zen 4 with small and large); a GPU needs many more to be busy.
-MAX_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 32768}
 
 _CHOOSE: Any = object()  # embed's input_type when the caller leaves it out
 
@@ -78,18 +72,11 @@ class E5:
                     if they are not known
         max_length  tokens a text may have; None takes the encoder's limit
         """
-        self._forks = forking.forks()
         self.encoder = encoder
         self.config = encoder.config
         self.tokenizer = tokenizer
         self.pooling = pooling
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}, expected one of {sorted(POOLINGS)}")
-        self._forward: Callable[[PackedBatch], Tensor] = encoder
-        self._pool = POOLINGS[pooling]
-        if encoder.kernels.name == "cuda":
-            self._forward = GraphedEncoder(encoder)
-            self._pool = cuda.mean_pool if pooling == "mean" else self._pool
+        self.pipeline = Pipeline(encoder, pooling)
         self.prompts = None if prompts is None else check_prompts(prompts)
         self.max_length = self.config.max_length if max_length is None else max_length
         if not 3 <= self.max_length <= self.config.max_length:
@@ -103,47 +90,18 @@ class E5:
             )
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path,
-        *,
-        revision: str | None = None,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        kernels: str = "auto",
-        local_files_only: bool = False,
-        cache_dir: str | Path | None = None,
-        token: str | None = None,
-        prompts: str | Mapping[str, str] | None = None,
-        max_length: int | None = None,
-    ) -> "E5":
+    def from_pretrained(cls, model: str | Path, **options: Any) -> "E5":
         """Load a model from a folder in Hugging Face layout or from the hub.
 
-        model       a folder, or an id like "intfloat/multilingual-e5-large"
-        revision    branch, tag or commit on the hub
-        dtype       of weights and arithmetic: "float32", "bfloat16", "float16", "float64", or
-                    "int8" (CPU) for linear layers in int8 with float32 between them; "auto" is
-                    float32, and int8 for a folder that was converted to it
-        device      None takes the GPU if there is one
-        kernels     "auto" for the fastest that run, or a name in kernels.BACKENDS; "sdpa" and
-                    "plain" leave the encoder trainable
-        prompts     "e5", "e5-instruct", "none" or a mapping, in place of the model's own
-        max_length  tokens to cut texts at, in place of the model's own limit
+        model    a folder, or an id like "intfloat/multilingual-e5-large"
+        options  fields of LoadOptions: revision, cache_dir, token and local_files_only say where
+                 the model comes from, dtype, device and kernels what it runs on and in, prompts
+                 and max_length stand in place of the model's own
 
         Raises OSError if files are missing, ValueError if they are not what they should be.
         """
-        options = LoadOptions(
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            dtype=dtype,
-            device=device,
-            kernels=kernels,
-            prompts=prompts,
-            max_length=max_length,
-        )
-        return cls.from_folder(ModelFolder.open(model, options), options)
+        chosen = LoadOptions(**options)
+        return cls.from_folder(ModelFolder.open(model, chosen), chosen)
 
     @classmethod
     def from_folder(cls, folder: ModelFolder, options: LoadOptions = LoadOptions()) -> "E5":
@@ -208,11 +166,7 @@ class E5:
             )
         prefix = prefix_for(self.prompts, input_type, task)
         check_truncate(truncate)
-        if max_tokens_per_batch is None:
-            max_tokens_per_batch = MAX_TOKENS_PER_BATCH.get(self._device.type, 1024)
-        if max_tokens_per_batch < 1:
-            raise ValueError(f"max_tokens_per_batch is {max_tokens_per_batch}, expected 1 or more")
-
+        max_tokens = self.pipeline.budget(max_tokens_per_batch)
         single = isinstance(texts, str)
         if isinstance(texts, str):
             texts = [texts]
@@ -222,43 +176,33 @@ class E5:
             texts = list(texts)
             self._refuse_long(texts, prefix)
 
-        forking.one_thread_if_forked(self._forks)
         vectors: deque[Vectors] = deque()
         counts: list[int] = []
         total = len(texts) if isinstance(texts, Sequence) else None
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
             for ids in self._tokenized(texts, prefix):
-                pooled = self._pooled(ids, prefix, truncate, max_tokens_per_batch, advance)
-                self._check(pooled, first=len(counts))
+                pooled = self._pool(ids, prefix, truncate, max_tokens, advance)
+                self._check_vectors(pooled, first=len(counts))
                 vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
-                counts += [len(text_ids) for text_ids in ids]
+                counts += map(len, ids)
         token_counts = np.array(counts, dtype=np.int64)
         truncated = (token_counts > self.max_length) & (truncate == "end")
-        stacked = np.empty((len(counts), self.config.hidden_size), dtype=np.float32)
-        place = 0
-        while vectors:  # each part is freed as it is copied: never all of them twice
-            part = vectors.popleft()
-            stacked[place : place + len(part)] = part
-            place += len(part)
+        stacked = _stack(vectors, len(counts), self.config.hidden_size)
         return EmbedResult(stacked[0] if single else stacked, token_counts, truncated)
 
-    @property
-    def _device(self) -> torch.device:
-        return self.encoder.embeddings.word.weight.device
-
     def _tokenized(self, texts: Iterable[str], prefix: str) -> Iterator[list[list[int]]]:
-        """The ids of each text, chunk by chunk; beside a GPU a thread tokenizes the next chunk.
+        """The ids of each text, slice by slice; beside a GPU a thread tokenizes the next slice.
 
         On a CPU both would want the same cores, and tokenizing is 0.3% of the work.
         """
 
         def tokenized() -> Iterator[list[list[int]]]:
             first = 0
-            for chunk in chunks(texts):
-                yield self._tokenize(chunk, prefix, first)
-                first += len(chunk)
+            for some in slices(texts):
+                yield self._tokenize(some, prefix, first)
+                first += len(some)
 
-        return tokenized() if self._device.type == "cpu" else ahead(tokenized())
+        return tokenized() if self.encoder.device.type == "cpu" else prefetch(tokenized())
 
     def _tokenize(self, texts: list[str], prefix: str, first: int) -> list[list[int]]:
         """Ids of each text with its prefix; errors count texts from `first`."""
@@ -270,44 +214,29 @@ class E5:
                 raise TextError(f"{{}}: {error}", index) from None
         return ids
 
-    def _pooled(
+    def _pool(
         self, ids: list[list[int]], prefix: str, truncate: str, max_tokens: int, advance: Any
     ) -> Tensor:
-        """Pooled states [texts, hidden_size] of one chunk, on the CPU, not normalised."""
-        if truncate == "window":
-            lead = self.tokenizer.encode_pieces(prefix)
-            parts = [windows(text_ids, self.max_length, lead) for text_ids in ids]
-        else:
-            parts = [[cut(text_ids, self.max_length)] for text_ids in ids]
-        sequences = [(text, part) for text, text_parts in enumerate(parts) for part in text_parts]
-        lengths = [len(part) for _, part in sequences]
-        owners = [text for text, _ in sequences]
-
-        states: Tensor | None = None  # [sequences, hidden_size]
-        for batch in plan_batches(lengths, max_tokens):
-            packed = pack([sequences[i][1] for i in batch], self.config).to(self._device)
-            pooled = self._pool(self._forward(packed), packed.cu_seqlens).float()
-            if states is None:
-                states = pooled.new_empty(len(sequences), pooled.shape[1])
-            states[batch] = pooled  # stays on the device: a copy would wait for it
-            advance(sum(1 / len(parts[owners[i]]) for i in batch))
-        assert states is not None  # a chunk has at least one text
-        states = states.cpu()
-        if len(sequences) == len(ids):
-            return states
-        # The average of a text's windows, weighted by their tokens: with mean pooling that is
-        # the average of all its token states.
-        weights = torch.tensor(lengths, dtype=torch.float32)
-        index = torch.tensor(owners)
-        sums = states.new_zeros(len(ids), states.shape[1])
-        sums.index_add_(0, index, states * weights[:, None])
-        return sums / torch.zeros(len(ids)).index_add_(0, index, weights)[:, None]
+        """Pooled states [texts, hidden_size] of one slice, on the CPU, not normalised."""
+        if truncate != "window":
+            sequences = [cut(text_ids, self.max_length) for text_ids in ids]
+            rows = self.pipeline.run(sequences, max_tokens, lambda batch: advance(len(batch)))
+            return rows.float().cpu()
+        lead = self.tokenizer.encode_pieces(prefix)
+        parts = [windows(text_ids, self.max_length, lead) for text_ids in ids]
+        sequences = [window for text_windows in parts for window in text_windows]
+        owners = [text for text, text_windows in enumerate(parts) for _ in text_windows]
+        shares = [1 / len(parts[text]) for text in owners]
+        rows = self.pipeline.run(
+            sequences, max_tokens, lambda batch: advance(sum(shares[i] for i in batch))
+        )
+        return _average(rows.float().cpu(), [len(window) for window in sequences], owners)
 
     def _refuse_long(self, texts: list[str], prefix: str) -> None:
         long: dict[int, int] = {}  # index → tokens
         seen = 0
-        for chunk in chunks(texts):
-            for ids in self._tokenize(chunk, prefix, first=seen):
+        for some in slices(texts):
+            for ids in self._tokenize(some, prefix, first=seen):
                 if len(ids) > self.max_length:
                     long[seen] = len(ids)
                 seen += 1
@@ -315,7 +244,7 @@ class E5:
             counts = ", ".join(f"{{}} has {tokens} tokens" for tokens in long.values())
             raise TextError(f"{counts}; {describe_limit(self.max_length)}", *long)
 
-    def _check(self, pooled: Tensor, first: int) -> None:
+    def _check_vectors(self, pooled: Tensor, first: int) -> None:
         """No vector leaves that is not one: NaN, infinite or zero vectors raise."""
         good = pooled.isfinite().all(dim=1) & pooled.any(dim=1)
         if not good.all():
@@ -325,3 +254,31 @@ class E5:
                 f'in {self.encoder.dtype}; check the weights, or load them with dtype="float32"',
                 first + bad[0],
             )
+
+
+def _average(rows: Tensor, lengths: list[int], owners: list[int]) -> Tensor:
+    """The average of each text's windows, weighted by their tokens.
+
+    With mean pooling that is the average of all token states of the text.
+
+    rows     [windows, hidden_size] float32
+    lengths  tokens of each window
+    owners   the text of each window, counted from 0
+    """
+    texts = owners[-1] + 1
+    if len(owners) == texts:  # one window each
+        return rows
+    weights, index = torch.tensor(lengths, dtype=torch.float32), torch.tensor(owners)
+    sums = rows.new_zeros(texts, rows.shape[1]).index_add_(0, index, rows * weights[:, None])
+    return sums / torch.zeros(texts).index_add_(0, index, weights)[:, None]
+
+
+def _stack(parts: deque[Vectors], rows: int, hidden_size: int) -> Vectors:
+    """Parts as one array. Each is freed as it is copied: there are never all of them twice."""
+    stacked = np.empty((rows, hidden_size), dtype=np.float32)
+    place = 0
+    while parts:
+        part = parts.popleft()
+        stacked[place : place + len(part)] = part
+        place += len(part)
+    return stacked

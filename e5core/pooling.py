@@ -20,8 +20,6 @@ def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
     if 0 in lengths:
         raise ValueError(f"text {lengths.index(0)} has no tokens to average")
     dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-    if hidden_states.device.type == "cuda":  # one launch for the batch instead of one a text
-        return torch.segment_reduce(hidden_states.to(dtype), "mean", offsets=cu_seqlens.long())
     # One reduction a text rather than one over the batch: torch sums these pairwise, so the
     # error stays near one rounding, and a text's mean cannot depend on its neighbours.
     means = [states.mean(dim=0, dtype=dtype) for states in hidden_states.split(lengths)]

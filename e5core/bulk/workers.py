@@ -28,6 +28,7 @@ from e5core.bulk.chunks import Chunk
 from e5core.bulk.engine import Embedded, EmbedOptions, describe, embed_texts, locate
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
+from e5core.kernels.forking import forks
 from e5core.model import E5
 from e5core.tokenizer import TextError
 
@@ -190,15 +191,8 @@ def _fork(connections: list[Connection], model: E5, options: EmbedOptions, threa
                 if other is not own:
                     other.close()
             torch.set_num_threads(threads)
-            # E5 remembers its process (see kernels/forking.py); build a new one so that this child
-            # may use several threads.
-            model = E5(
-                model.encoder,
-                model.tokenizer,
-                pooling=model.pooling,
-                prompts=model.prompts,
-                max_length=model.max_length,
-            )
+            # The parent has used one thread only, so several are safe here: see forking.py.
+            model.encoder.kernels.forks = forks()
             _work(own, model, options)
         finally:
             os._exit(0)

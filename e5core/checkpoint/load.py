@@ -45,12 +45,11 @@ def load_encoder(
     with torch.device("meta"):
         encoder = Encoder(config)
 
-    def parts() -> Iterator[Embeddings | EncoderLayer]:
-        for part, names in zip(encoder.parts(), names_by_part(config), strict=True):
-            fill(part, names, stored, dtype)
-            yield part.to(device)
-
-    return encoder.prepare_for_inference(dtype, kernels, parts())
+    for part, names in zip(encoder.parts(), names_by_part(config), strict=True):
+        fill(part, names, stored, dtype)
+        part.to(device)
+        part.prepare(kernels)
+    return encoder.run_on(kernels)
 
 
 def fill(

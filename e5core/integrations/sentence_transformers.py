@@ -17,7 +17,7 @@ from torch import Tensor
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.integrations import as_model
-from e5core.model import E5, MAX_TOKENS_PER_BATCH
+from e5core.model import E5
 from e5core.vectors.search import similarity
 
 
@@ -76,7 +76,7 @@ class SentenceTransformer:
 
     @property
     def device(self) -> torch.device:
-        return self.model.encoder.embeddings.word.weight.device
+        return self.model.encoder.device
 
     @property
     def tokenizer(self) -> Any:
@@ -152,7 +152,7 @@ class SentenceTransformer:
         Raises ValueError for an unknown prompt_name, and as E5.embed does.
         """
         prefix = self._prefix(prompt_name, prompt)
-        budget = MAX_TOKENS_PER_BATCH.get(self.device.type, 1024)
+        budget = self.model.pipeline.budget(None)
         if batch_size is not None:
             if batch_size < 1:
                 raise ValueError(f"batch_size is {batch_size}, expected 1 or more")

@@ -6,7 +6,7 @@ half a scale.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LARGEST = 127
 
@@ -24,3 +24,11 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize_rows(integers: Tensor, scales: Tensor) -> Tensor:
     """The float32 values of what quantize_rows returns."""
     return integers.float() * scales[:, None]
+
+
+def quantized_weight(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Integers and scales of a linear that a file holds in int8 already, or made now."""
+    if linear.weight.dtype == torch.int8:
+        scales: Tensor = linear.get_buffer("weight_scale")
+        return linear.weight, scales
+    return quantize_rows(linear.weight.detach())

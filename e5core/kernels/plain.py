@@ -1,21 +1,70 @@
-"""Torch operators only: slow, obviously right, the specification of all other kernels."""
+"""The operations of the encoder in torch: slow, obviously right, and what all kernels derive from.
+
+Axes are fixed: x and residual are [tokens, features], qkv is [tokens, 3, heads, head_size] with
+query, key and value side by side, cu_seqlens is [texts + 1] int32 (see PackedBatch). `dropout` is
+a probability, 0.0 outside training. Nothing is computed in place.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from e5core.encoder import EncoderLayer
+from e5core.kernels.forking import forks
 
-INFERENCE_ONLY = "dropout is not 0, but the {} kernels only infer; call eval() first"
+# What `prepare` makes of linears: every back-end has a type of its own.
+Prepared = Any
+
+# All layers in one call: x [tokens, hidden_size], cu_seqlens, max_seqlen → x of the last layer.
+Stack = Callable[[Tensor, Tensor, int], Tensor]
+
+# Token states [tokens, hidden_size] and cu_seqlens → a row for each text.
+Pooling = Callable[[Tensor, Tensor], Tensor]
 
 
-class PlainKernels:
+class LayerWeights(NamedTuple):
+    """What one encoder layer multiplies by, as the kernels have prepared it."""
+
+    qkv: Prepared
+    attention_output: Prepared
+    attention_norm: nn.LayerNorm
+    intermediate: Prepared
+    output: Prepared
+    output_norm: nn.LayerNorm
+
+
+class Layer(Protocol):
+    """What kernels see of an encoder layer: its weights, and that it can be called."""
+
+    weights: LayerWeights
+    head_size: int
+
+    def __call__(
+        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, kernels: "Kernels"
+    ) -> Tensor: ...
+
+
+class Kernels:
+    """The specification of every operation, and its implementation with torch's operators alone.
+
+    Other back-ends override operations; all of them are held to these by one suite.
+
+    name       what `select` knows them by
+    devices    the types of device they are made for
+    dtypes     the precisions they are made for; torch.int8 stands for weights and activations in
+               int8 with float32 between the layers
+    trainable  whether gradients flow; if not, the kernels take over the weights they prepare
+    optional   whether "auto" passes over them in silence where they do not run, because nothing
+               is wrong then: the CPU is another, or no compiler was there
+
+    dtype      the precision that weights are prepared in, one of `dtypes`
+    forks      the value of forking.forks() when the kernels were made
+    """
+
     name = "plain"
     devices: tuple[str, ...] = ("cpu", "cuda", "mps", "xpu")
     dtypes: tuple[torch.dtype, ...] = (
@@ -27,13 +76,30 @@ class PlainKernels:
     trainable = True
     optional = False
 
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.forks = forks()
+
+    @property
+    def hidden_dtype(self) -> torch.dtype:
+        """The dtype of the hidden states between the layers."""
+        return torch.float32 if self.dtype == torch.int8 else self.dtype
+
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why they do not run here on a device and in a dtype they are made for, as a sentence;
+        None if they do."""
         return None
 
-    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
-        for layer in layers:
-            layer.to(dtype)
+    def prepare(self, *linears: nn.Linear) -> Prepared:
+        """What the operations multiply by in place of linears, which are multiplied together.
+
+        Here that is the linears themselves, converted to `dtype`. Kernels that are not trainable
+        return weights in a layout of their own, and the caller drops those of the linears.
+        """
+        for linear in linears:
+            linear.to(self.dtype)
+        return linears
 
     def embed(
         self,
@@ -44,28 +110,42 @@ class PlainKernels:
         token_type: Tensor,
         norm: nn.LayerNorm,
     ) -> Tensor:
+        """layer_norm(word[input_ids] + token_type[0] + position[position_ids])
+
+        ids are [tokens] int64, tables [rows, hidden_size]; computed and returned in norm's dtype
+        """
         dtype = norm.weight.dtype
         # Single texts are always of type 0. The order of the sum is transformers' own.
         x = F.embedding(input_ids, word).to(dtype) + token_type[0].to(dtype)
         return self.layer_norm(x + F.embedding(position_ids, position).to(dtype), norm)
 
-    def linear(self, x: Tensor, *layers: nn.Linear) -> Tensor:
-        products = [F.linear(x, layer.weight, layer.bias) for layer in layers]
+    def linear(self, x: Tensor, weights: Prepared) -> Tensor:
+        """x W^T + b of all the linears that were prepared together, side by side"""
+        products = [F.linear(x, linear.weight, linear.bias) for linear in weights]
         return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
-    def linear_gelu(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        return F.gelu(self.linear(x, layer), approximate="none")
+    def linear_gelu(self, x: Tensor, weights: Prepared) -> Tensor:
+        """GELU(x W^T + b), the exact GELU with erf"""
+        return F.gelu(self.linear(x, weights), approximate="none")
 
     def layer_norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """(x - mean) / sqrt(variance + eps) · weight + bias over the last axis"""
         return torch.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
     def linear_residual_norm(
-        self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
+        self, x: Tensor, weights: Prepared, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
-        return self.layer_norm(residual + F.dropout(self.linear(x, layer), dropout), norm)
+        """layer_norm(residual + dropout(x W^T + b))"""
+        return self.layer_norm(residual + F.dropout(self.linear(x, weights), dropout), norm)
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
-        """One text at a time, so that none can see another; softmax in float32 or wider."""
+        """softmax(query key^T / sqrt(head_size)) value within each text
+
+        returns [tokens, heads, head_size]. Raises ValueError if a text is longer than max_seqlen.
+
+        Here each text is computed alone, so that none can see another, with the softmax in
+        float32 or wider.
+        """
         scale = 1 / math.sqrt(qkv.shape[-1])
         wide = torch.promote_types(qkv.dtype, torch.float32)
         outputs = []
@@ -76,12 +156,51 @@ class PlainKernels:
             outputs.append((weights @ value).transpose(0, 1))  # [tokens, heads, head_size]
         return torch.cat(outputs)
 
-    def layers(
-        self, x: Tensor, layers: Sequence["EncoderLayer"], cu_seqlens: Tensor, max_seqlen: int
+    def stack(self, layers: Sequence[Layer]) -> Stack | None:
+        """All these layers in one call, for kernels that gain by it; None for all others.
+
+        Whoever calls it calls no modules, nor their hooks.
+        """
+        return None
+
+    def pooling(self, name: str, device: torch.device) -> Pooling | None:
+        """A pooling of pooling.POOLINGS that is faster there; None if the kernels have none."""
+        return None
+
+
+class InferenceKernels(Kernels):
+    """Kernels that only infer. The check that nobody asks them for dropout stands here, once."""
+
+    trainable = False
+
+    def linear_residual_norm(
+        self, x: Tensor, weights: Prepared, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
-        for layer in layers:
-            x = layer(x, cu_seqlens, max_seqlen, self)
-        return x
+        self._refuse(dropout)
+        return self.infer_linear_residual_norm(x, weights, residual, norm)
+
+    def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
+        self._refuse(dropout)
+        return self.infer_attention(qkv, cu_seqlens, max_seqlen)
+
+    def infer_linear_residual_norm(
+        self, x: Tensor, weights: Prepared, residual: Tensor, norm: nn.LayerNorm
+    ) -> Tensor:
+        """linear_residual_norm without dropout"""
+        raise NotImplementedError
+
+    def infer_attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """attention without dropout"""
+        raise NotImplementedError
+
+    def _refuse(self, dropout: float) -> None:
+        if dropout:
+            raise ValueError(f"dropout is not 0, but {only_infer(self)}")
+
+
+def only_infer(kernels: Kernels) -> str:
+    """What is said to whoever trains on kernels that are not made for it."""
+    return f"the {kernels.name} kernels only infer; call eval() first"
 
 
 def text_lengths(cu_seqlens: Tensor, max_seqlen: int) -> list[int]:

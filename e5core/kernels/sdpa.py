@@ -6,25 +6,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from e5core.kernels.plain import PlainKernels, text_lengths
+from e5core.kernels.plain import Kernels, Pooling, text_lengths
 
 
-class SdpaKernels(PlainKernels):
+class SdpaKernels(Kernels):
     name = "sdpa"
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
-        """Neighbouring texts of one length make one dense batch, so no mask is needed.
+        return grouped_attention(qkv, cu_seqlens, max_seqlen, dropout)
 
-        Batches come sorted by length (see plan_batches), which makes these groups large.
-        """
-        lengths = text_lengths(cu_seqlens, max_seqlen)
-        groups = [(length, len(list(run))) for length, run in groupby(lengths)]
-        outputs = []
-        for (length, texts), group in zip(
-            groups, qkv.split([length * texts for length, texts in groups]), strict=True
-        ):
-            # [3, texts, heads, length, head_size]
-            query, key, value = group.unflatten(0, (texts, length)).permute(2, 0, 3, 1, 4)
-            dense = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-            outputs.append(dense.transpose(1, 2).flatten(0, 1))
-        return torch.cat(outputs)
+    def pooling(self, name: str, device: torch.device) -> Pooling | None:
+        return segment_mean if name == "mean" and device.type == "cuda" else None
+
+
+def grouped_attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float = 0.0
+) -> Tensor:
+    """Kernels.attention, with neighbouring texts of one length as one dense batch.
+
+    No mask is needed. Batches come sorted by length (see plan_batches), which makes these groups
+    large.
+    """
+    lengths = text_lengths(cu_seqlens, max_seqlen)
+    groups = [(length, len(list(run))) for length, run in groupby(lengths)]
+    outputs = []
+    for (length, texts), group in zip(
+        groups, qkv.split([length * texts for length, texts in groups]), strict=True
+    ):
+        # [3, texts, heads, length, head_size]
+        query, key, value = group.unflatten(0, (texts, length)).permute(2, 0, 3, 1, 4)
+        dense = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        outputs.append(dense.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
+def segment_mean(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """pooling.mean_pool in one launch for the batch, where that one launches once a text.
+
+    It does not wait for the GPU, so a text without tokens gives NaN and no error.
+    """
+    dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+    # "unsafe" leaves out the checks, which would wait.
+    return torch.segment_reduce(
+        hidden_states.to(dtype), "mean", offsets=cu_seqlens.long(), unsafe=True
+    )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.models import TINY
 
 from e5core import batching, pack
-from e5core.batching import chunks, plan_batches
+from e5core.batching import plan_batches, slices
 
 
 def test_pack_lays_texts_end_to_end(dialect):
@@ -52,21 +52,21 @@ def test_plan_keeps_every_text_once_within_the_budget(lengths, max_tokens):
         assert sum(lengths[i] for i in one) + lengths[other[0]] > max_tokens
 
 
-def test_chunks_bound_texts_and_characters(monkeypatch):
-    monkeypatch.setattr(batching, "CHUNK_TEXTS", 3)
-    monkeypatch.setattr(batching, "CHUNK_CHARACTERS", 10)
+def test_slices_bound_texts_and_characters(monkeypatch):
+    monkeypatch.setattr(batching, "SLICE_TEXTS", 3)
+    monkeypatch.setattr(batching, "SLICE_CHARACTERS", 10)
     texts = ["a", "b", "c", "dddddddddddd", "e", "ffffffffff"]
-    assert list(chunks(iter(texts))) == [["a", "b", "c"], ["dddddddddddd"], ["e", "ffffffffff"]]
+    assert list(slices(iter(texts))) == [["a", "b", "c"], ["dddddddddddd"], ["e", "ffffffffff"]]
 
 
-def test_chunks_read_no_further_than_they_need(monkeypatch):
-    monkeypatch.setattr(batching, "CHUNK_TEXTS", 2)
+def test_slices_read_no_further_than_they_need(monkeypatch):
+    monkeypatch.setattr(batching, "SLICE_TEXTS", 2)
     read = []
-    stream = chunks(read.append(i) or str(i) for i in range(100))
+    stream = slices(read.append(i) or str(i) for i in range(100))
     next(stream)
     assert read == [0, 1]
 
 
-def test_chunks_name_what_is_no_text():
+def test_slices_name_what_is_no_text():
     with pytest.raises(TypeError, match="text 2 is None of type NoneType, expected str"):
-        list(chunks(["a", "b", None]))
+        list(slices(["a", "b", None]))

@@ -69,7 +69,7 @@ def test_every_kind_of_iterable(model, kind):
 
 
 def test_the_order_is_the_callers_across_chunks_and_batches(model, monkeypatch):
-    monkeypatch.setattr(batching, "CHUNK_TEXTS", 7)
+    monkeypatch.setattr(batching, "SLICE_TEXTS", 7)
     texts = [("word " * (i * 7 % 11) + str(i)) for i in range(40)]
     vectors = model.embed(texts, input_type="passage", max_tokens_per_batch=30)
     for i, text in enumerate(texts):
@@ -79,7 +79,7 @@ def test_the_order_is_the_callers_across_chunks_and_batches(model, monkeypatch):
 
 
 def test_a_generator_is_read_as_it_is_needed(model, monkeypatch):
-    monkeypatch.setattr(batching, "CHUNK_TEXTS", 4)
+    monkeypatch.setattr(batching, "SLICE_TEXTS", 4)
     taken = []
 
     def stream():

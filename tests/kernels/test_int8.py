@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from support.models import CPU
 
 from e5core import E5
-from e5core.kernels import BACKENDS, why_not
+from e5core.kernels import BACKENDS, select, why_not
 from e5core.kernels.int8_rows import dequantize_rows, quantize_rows
 from e5core.kernels.onednn_int8 import quantize_tokens
 from e5core.parity.samples import LANGUAGES, QUERIES, SENTENCES, TOPICS, text_of_length
 from e5core.parity.tolerances import INT8_MEAN_COSINE, INT8_RANKING_LOSS, INT8_WORST_COSINE
 
-reason = why_not(BACKENDS["int8"], CPU, torch.int8)
+reason = why_not(BACKENDS["onednn"], CPU, torch.int8)
 usable = pytest.mark.skipif(reason is not None, reason=str(reason))
 
 
-@pytest.fixture(scope="module", params=["int8", "native-int8"])
+@pytest.fixture(scope="module", params=["onednn", "native"])
 def name(request):
     """Of the kernels; skips where they cannot run."""
     if missing := why_not(BACKENDS[request.param], CPU, torch.int8):
@@ -87,12 +87,12 @@ def test_a_product_is_that_of_the_quantised_numbers(name, tokens, inputs, output
     q, scale, zero_point = quantize_tokens(x)
     weight = dequantize_rows(*quantize_rows(layer.weight.detach())).double()
     exact = scale.double() * (q.double() - zero_point.double()) @ weight.T + layer.bias.double()
-    kernels = BACKENDS[name]()
+    kernels = select(name, dtype=torch.int8)
     with torch.inference_mode():
-        kernels.take([layer], layer.weight.dtype)
-        found = kernels.linear(x, layer)
+        weights = kernels.prepare(layer)
+        found = kernels.linear(x, weights)
         assert (found - exact).abs().max() <= 3e-6 * exact.abs().max() * inputs**0.5
-        gelu = kernels.linear_gelu(x, layer)
+        gelu = kernels.linear_gelu(x, weights)
         expected = torch.nn.functional.gelu(found.double())
         assert torch.allclose(gelu.double(), expected, rtol=1e-6, atol=2e-6)  # torch's is 1e-6 off
 
@@ -105,7 +105,7 @@ def test_quality_on_the_real_model(real_model, int8_model, name, measured):
     texts += [text_of_length(tokenizer, n, "query: ", seed=n) for n in range(20, 513, 12)]
     cosines = (real_model.encode_query(texts) * int8_model.encode_query(texts)).sum(axis=1)
     measured(
-        f"{name} against float32, {len(texts)} texts: mean cosine {cosines.mean():.5f}, "
+        f"{name} int8 against float32, {len(texts)} texts: mean cosine {cosines.mean():.5f}, "
         f"worst {cosines.min():.5f}"
     )
     assert cosines.mean() >= INT8_MEAN_COSINE
@@ -140,7 +140,9 @@ def test_ranking_language_by_language(real_model, int8_model, name, measured):
 
     exact, quantised = found_first(real_model), found_first(int8_model)
     for language, share in exact.items():
-        measured(f"found first, {language}: float32 {share:.1%}, {name} {quantised[language]:.1%}")
+        measured(
+            f"found first, {language}: float32 {share:.1%}, {name} int8 {quantised[language]:.1%}"
+        )
         assert quantised[language] >= share - INT8_RANKING_LOSS, language
     assert np.mean(list(quantised.values())) >= np.mean(list(exact.values())) - 0.005
 
@@ -163,10 +165,10 @@ def test_on_a_tiny_model_of_each_dialect(tiny_folder, name):
 
 
 def test_where_int8_does_not_run_the_reason_is_given(tiny_folder, monkeypatch):
-    monkeypatch.setattr("e5core.kernels.onednn_int8._probe", lambda: "this CPU is too old")
-    monkeypatch.setattr(BACKENDS["native-int8"], "unavailable", lambda *_: "so is the compiler")
+    monkeypatch.setattr("e5core.kernels.onednn._fault", lambda dtype: "this CPU is too old")
+    monkeypatch.setattr(BACKENDS["native"], "unavailable", lambda *_: "so is the compiler")
     with pytest.raises(
-        ValueError, match="no kernels run in int8 on cpu: int8 cannot be used: this"
+        ValueError, match="no kernels run in int8 on cpu: onednn cannot be used: this"
     ):
         E5.from_pretrained(tiny_folder, dtype="int8")
     with pytest.raises(ValueError, match="kernels 'sdpa' cannot be used: they are for float32 and"):

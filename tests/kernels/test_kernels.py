@@ -9,7 +9,7 @@ from support.models import IN_FLOAT32, tiny_encoder
 from torch import nn
 
 from e5core import pack, save_checkpoint
-from e5core.kernels import BACKENDS, _say_once, select, why_not
+from e5core.kernels import BACKENDS, select, warn_once, why_not
 from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
 
 # One text and many, all equal and all different, from one token to the longest of E5.
@@ -144,24 +144,23 @@ class TestEveryArgumentCounts:
         alone = nn.Linear(6, 4)
         alone.load_state_dict(layer.state_dict())
         with torch.no_grad():
-            kernels.take([layer, other], torch.float32)
-            kernels.take([alone], torch.float32)
-            side_by_side = kernels.linear(x, layer, other)
+            side_by_side = kernels.linear(x, kernels.prepare(layer, other))
+            weights = kernels.prepare(alone)
             product = products[0]
             close = {"rtol": 0, "atol": 1e-6}
             assert torch.allclose(side_by_side, torch.cat(products, dim=-1), **close)
-            assert torch.allclose(kernels.linear(x, alone), product, **close)
+            assert torch.allclose(kernels.linear(x, weights), product, **close)
             gelu = product * 0.5 * (1 + torch.erf(product / 2**0.5))
-            assert torch.allclose(kernels.linear_gelu(x, alone), gelu, **close)
+            assert torch.allclose(kernels.linear_gelu(x, weights), gelu, **close)
             assert torch.allclose(kernels.layer_norm(product, norm), normed(product, norm), **close)
-            added = kernels.linear_residual_norm(x, alone, residual, norm, 0.0)
+            added = kernels.linear_residual_norm(x, weights, residual, norm, 0.0)
             assert torch.allclose(added, normed(residual + product, norm), **close)
             if not kernels.trainable:
                 with pytest.raises(ValueError, match="dropout is not 0"):
-                    kernels.linear_residual_norm(x, alone, residual, norm, 0.5)
+                    kernels.linear_residual_norm(x, weights, residual, norm, 0.5)
                 return
             torch.manual_seed(0)
-            dropped = kernels.linear_residual_norm(x, alone, residual, norm, 0.5)
+            dropped = kernels.linear_residual_norm(x, weights, residual, norm, 0.5)
             torch.manual_seed(0)
             expected = normed(residual + torch.nn.functional.dropout(product, 0.5), norm)
         assert torch.allclose(dropped, expected, **close)
@@ -200,7 +199,7 @@ def test_auto_says_once_that_it_fell_back(dialect, monkeypatch):
         warnings.simplefilter("error")  # native is optional: nothing is said
         assert tiny_encoder(dialect).prepare_for_inference().kernels.name == "onednn"
     monkeypatch.setattr(BACKENDS["onednn"], "unavailable", lambda *_: "they have a cold")
-    _say_once.cache_clear()
+    warn_once.cache_clear()
     with pytest.warns(UserWarning, match="runs on its sdpa kernels: onednn cannot be used: they h"):
         encoder = tiny_encoder(dialect).prepare_for_inference()
     assert encoder.kernels.name == "sdpa"
@@ -219,7 +218,7 @@ def test_an_unknown_name_is_refused(dialect):
 def test_a_name_that_cannot_run_is_refused_with_the_reason(dialect):
     with pytest.raises(
         ValueError,
-        match=r"kernels .onednn. cannot be used: they are for float32 and bfloat16 on cpu, not",
+        match=r"kernels .onednn. cannot be used: they are for float32 and bfloat16 and int8 on cpu",
     ):
         tiny_encoder(dialect).prepare_for_inference(torch.float64, kernels="onednn")
 

@@ -15,7 +15,7 @@ from torch import nn
 from e5core import E5, pack
 from e5core.kernels import BACKENDS, native, select, why_not
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "e5core/kernels/native"
 CPU = torch.device("cpu")
 
@@ -61,11 +61,11 @@ def test_products_of_every_shape(inputs, outputs, rows, threads):
             expected = torch.layer_norm(
                 added, (outputs,), norm.weight.double(), norm.bias.double(), norm.eps
             )
-            kernels.take([layer], torch.float32)
-            assert torch.allclose(kernels.linear(x, layer).double(), exact, rtol=0, atol=3e-6)
+            weights = kernels.prepare(layer)
+            assert torch.allclose(kernels.linear(x, weights).double(), exact, rtol=0, atol=3e-6)
             gelu = nn.functional.gelu(exact)
-            assert torch.allclose(kernels.linear_gelu(x, layer).double(), gelu, rtol=0, atol=3e-6)
-            found = kernels.linear_residual_norm(x, layer, residual, norm, 0.0)
+            assert torch.allclose(kernels.linear_gelu(x, weights).double(), gelu, rtol=0, atol=3e-6)
+            found = kernels.linear_residual_norm(x, weights, residual, norm, 0.0)
             assert torch.allclose(found.double(), expected, rtol=0, atol=1e-5)
     finally:
         torch.set_num_threads(before)
@@ -89,17 +89,19 @@ def test_both_kinds_of_bfloat16(bfloat16_kernels, inputs, outputs, rows):
     x, residual = torch.randn(rows, inputs).bfloat16(), torch.randn(rows, outputs).bfloat16()
     exact = x.double() @ layer.weight.double().T + layer.bias.double()
     with torch.inference_mode():
-        bfloat16_kernels.take([layer], torch.bfloat16)
-        found = bfloat16_kernels.linear(x, layer)
+        weights = bfloat16_kernels.prepare(layer)
+        found = bfloat16_kernels.linear(x, weights)
         # One rounding to 8 bits; 1e-5 is that of the sums in float32 where they nearly cancel.
         assert ((found.double() - exact).abs() <= exact.abs() / 256 + 1e-5).all()
         gelu = nn.functional.gelu(exact)
-        error = (bfloat16_kernels.linear_gelu(x, layer).double() - gelu).abs()
+        error = (bfloat16_kernels.linear_gelu(x, weights).double() - gelu).abs()
         assert (error <= gelu.abs() / 256 + 1e-5).all()
-        normed = bfloat16_kernels.linear_residual_norm(x, layer, residual, norm, 0.0)
+        normed = bfloat16_kernels.linear_residual_norm(x, weights, residual, norm, 0.0)
         for some in (slice(0, 1), slice(rows // 2, rows), slice(rows // 3, rows // 3 + 1)):
-            assert torch.equal(bfloat16_kernels.linear(x[some], layer), found[some])
-            again = bfloat16_kernels.linear_residual_norm(x[some], layer, residual[some], norm, 0.0)
+            assert torch.equal(bfloat16_kernels.linear(x[some], weights), found[some])
+            again = bfloat16_kernels.linear_residual_norm(
+                x[some], weights, residual[some], norm, 0.0
+            )
             assert torch.equal(again, normed[some])
 
 
@@ -116,8 +118,8 @@ def test_numbers_are_rounded_to_bfloat16_as_by_torch(bfloat16_kernels):
     with torch.inference_mode():
         layer.weight.zero_()
         layer.bias.copy_(numbers)
-        bfloat16_kernels.take([layer], torch.bfloat16)
-        found = bfloat16_kernels.linear(torch.zeros(1, 1).bfloat16(), layer)[0]
+        weights = bfloat16_kernels.prepare(layer)
+        found = bfloat16_kernels.linear(torch.zeros(1, 1).bfloat16(), weights)[0]
     expected = numbers.bfloat16()
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
@@ -159,8 +161,8 @@ def test_gelu_is_as_near_to_float64_as_that_of_torch():
     with torch.inference_mode():
         layer.weight.fill_(1)
         layer.bias.zero_()
-        kernels.take([layer], torch.float32)
-        found = kernels.linear_gelu(x, layer).double()
+        weights = kernels.prepare(layer)
+        found = kernels.linear_gelu(x, weights).double()
     exact = x.double() * torch.erfc(-x.double() / 2**0.5) / 2
     error = (found - exact).abs()
     assert error.max() <= (nn.functional.gelu(x) - exact).abs().max()
@@ -184,14 +186,18 @@ def test_a_number_that_is_none_stays_in_its_text(value):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_that_is_none_shows_in_its_row(dtype, value):
-    name, wide = ("native-int8", torch.float32) if dtype == torch.int8 else ("native", dtype)
-    if reason := why_not(BACKENDS[name], CPU, dtype):
+    wide = torch.float32 if dtype == torch.int8 else dtype
+    if reason := why_not(BACKENDS["native"], CPU, dtype):
         pytest.skip(reason)
-    kernels, layer, x = select(name, dtype=dtype), nn.Linear(40, 33), torch.ones(20, 40).to(wide)
-    kernels.take([layer], wide)
-    clean = kernels.linear(x, layer)
+    kernels, layer, x = (
+        select("native", dtype=dtype),
+        nn.Linear(40, 33),
+        torch.ones(20, 40).to(wide),
+    )
+    weights = kernels.prepare(layer)
+    clean = kernels.linear(x, weights)
     x[3, 7] = value
-    found = kernels.linear(x, layer)
+    found = kernels.linear(x, weights)
     assert not found[3].isfinite().any()
     found[3] = clean[3]
     assert torch.equal(found, clean)
@@ -208,17 +214,17 @@ def test_a_number_that_is_none_shows_in_its_row(dtype, value):
 )
 def test_what_would_be_misread_is_refused(x, message):
     kernels, layer = select("native"), nn.Linear(6, 4)
-    kernels.take([layer], torch.float32)
+    weights = kernels.prepare(layer)
     with pytest.raises(ValueError, match=message):
-        kernels.linear(x, layer)
+        kernels.linear(x, weights)
 
 
 @usable
 def test_a_residual_of_another_shape_is_refused():
     kernels, layer, norm = select("native"), nn.Linear(6, 4), nn.LayerNorm(4)
-    kernels.take([layer], torch.float32)
+    weights = kernels.prepare(layer)
     with pytest.raises(ValueError, match=r"residual is \[2, 4\] torch.float32, expected \[3, 4\]"):
-        kernels.linear_residual_norm(torch.zeros(3, 6), layer, torch.zeros(2, 4), norm, 0.0)
+        kernels.linear_residual_norm(torch.zeros(3, 6), weights, torch.zeros(2, 4), norm, 0.0)
 
 
 @usable
@@ -228,8 +234,8 @@ def test_tensors_that_are_not_contiguous():
     x, qkv = torch.randn(6, 50).T, torch.randn(2, 3, 50, 8).permute(2, 1, 0, 3)
     cu_seqlens = torch.tensor([0, 0, 0, 0, 50], dtype=torch.int32)[::4]
     expected = x @ layer.weight.T + layer.bias
-    kernels.take([layer], torch.float32)
-    assert torch.allclose(kernels.linear(x, layer), expected, atol=1e-6)
+    weights = kernels.prepare(layer)
+    assert torch.allclose(kernels.linear(x, weights), expected, atol=1e-6)
     plain = select("plain").attention(qkv, cu_seqlens, 50, 0.0)
     assert torch.allclose(kernels.attention(qkv, cu_seqlens, 50, 0.0), plain, atol=1e-6)
 
@@ -246,10 +252,9 @@ def test_all_layers_at_once_are_the_operations_one_by_one(
     monkeypatch.setattr(native, "bfloat16_kind", lambda: prefers)  # int8's attention follows it
     if reason := missing or native.unsupported(prefers):
         pytest.skip(reason)
-    name = "native-int8" if dtype == torch.int8 else "native"
-    if reason := why_not(BACKENDS[name], CPU, dtype):
+    if reason := why_not(BACKENDS["native"], CPU, dtype):
         pytest.skip(reason)
-    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, name)
+    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, "native")
     batch = pack([[0, *range(5, 5 + n), 2] for n in lengths], encoder.config)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -281,40 +286,39 @@ def test_texts_outside_of_the_tokens_are_refused(dialect, cu_seqlens, max_seqlen
     with pytest.raises(ValueError, match=message):
         encoder.kernels.attention(qkv, starts, max_seqlen, 0.0)
     with pytest.raises(ValueError, match=message):
-        encoder.kernels.layers(x, encoder.layers, starts, max_seqlen)
+        encoder.stack(x, starts, max_seqlen)
 
 
-@pytest.mark.parametrize("name", ["native", "native-int8"])
+@pytest.mark.parametrize("own", [torch.float32, torch.int8])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
 @usable
-def test_attention_refuses_other_numbers(name, dtype):
-    if reason := why_not(BACKENDS[name], CPU, BACKENDS[name].dtypes[0]):
+def test_attention_refuses_other_numbers(own, dtype):
+    if reason := why_not(BACKENDS["native"], CPU, own):
         pytest.skip(reason)
     qkv, cu_seqlens = torch.zeros(4, 3, 2, 8, dtype=dtype), torch.tensor([0, 4]).int()
     with pytest.raises(ValueError, match=rf"qkv is {dtype}, expected torch.float32"):
-        BACKENDS[name]().attention(qkv, cu_seqlens, 4, 0.0)
+        select("native", dtype=own).attention(qkv, cu_seqlens, 4, 0.0)
 
 
 @usable
 def test_no_rows_give_none(dialect):
     kernels, layer, norm = select("native"), nn.Linear(6, 4), nn.LayerNorm(4)
-    kernels.take([layer], torch.float32)
+    weights = kernels.prepare(layer)
     none = torch.zeros(0, 6)
-    assert kernels.linear(none, layer).shape == (0, 4)
-    assert kernels.linear_residual_norm(none, layer, none[:, :4], norm, 0.0).shape == (0, 4)
+    assert kernels.linear(none, weights).shape == (0, 4)
+    assert kernels.linear_residual_norm(none, weights, none[:, :4], norm, 0.0).shape == (0, 4)
     encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
     x = torch.zeros(0, encoder.config.hidden_size)
     starts = torch.tensor([0, 0], dtype=torch.int32)
-    assert encoder.kernels.layers(x, encoder.layers, starts, 0).shape == x.shape
+    assert encoder.stack(x, starts, 0).shape == x.shape
 
 
 @usable
 def test_layers_refuse_what_they_cannot_do(dialect):
     encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
     batch = pack([[0, 7, 2]], encoder.config)
-    arguments = (encoder.layers, batch.cu_seqlens, batch.max_seqlen)
     with pytest.raises(ValueError, match=r"x is \[3, 5\] torch.float32, expected \[tokens, "):
-        encoder.kernels.layers(torch.zeros(3, 5), *arguments)
+        encoder.stack(torch.zeros(3, 5), batch.cu_seqlens, batch.max_seqlen)
     with pytest.raises(ValueError, match="the native kernels only infer; call eval"):
         encoder.train()(batch)
 
@@ -365,7 +369,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_without_a_library_the_others_take_over(place, tiny_folder):
-    for dtype, instead in (("float32", "onednn"), ("bfloat16", "onednn"), ("int8", "int8")):
+    for dtype, instead in (("float32", "onednn"), ("bfloat16", "onednn"), ("int8", "onednn")):
         if why_not(BACKENDS[instead], CPU, getattr(torch, dtype)) is None:
             assert E5.from_pretrained(tiny_folder, dtype=dtype).encoder.kernels.name == instead
     with pytest.raises(ValueError, match=r"'native' cannot be used: they were not compiled: e5c"):
@@ -424,8 +428,7 @@ class OlderCpu:
 @usable
 def test_a_cpu_without_the_instructions_is_a_reason(monkeypatch, kinds, dtype, reason):
     monkeypatch.setattr(native, "load", lambda: OlderCpu(*kinds))
-    name = "native-int8" if dtype == torch.int8 else "native"
-    assert why_not(BACKENDS[name], CPU, dtype) == reason
+    assert why_not(BACKENDS["native"], CPU, dtype) == reason
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from support.models import tiny_encoder
 from torch import nn
 
 from e5core import mean_pool, pack
-from e5core.kernels.cuda import operations as cuda
+from e5core.kernels import Kernels
 from e5core.kernels.cuda.operations import CudaKernels, _triton_kernels
 from e5core.parity.tolerances import KERNEL_ERROR_FLOOR
 
@@ -97,7 +97,7 @@ def test_embed_norm(kernels, dtype, features):
     positions = torch.tensor([2, 3, 8, 0, 2], device=DEVICE)
     wide = word[ids].double() + token_type[0].double() + position[positions].double()
     exact = F.layer_norm(wide, (features,), norm.weight.double(), norm.bias.double(), norm.eps)
-    plain = CudaKernels.__base__().embed(ids, positions, word, position, token_type, norm)
+    plain = Kernels().embed(ids, positions, word, position, token_type, norm)
     check(kernels.embed_norm(ids, positions, word, position, token_type, norm), exact, plain)
 
 
@@ -126,7 +126,7 @@ def test_pooling_of_the_back_end(kernels, monkeypatch, with_triton):
     states = normal(40, 24, dtype=torch.bfloat16)
     cu_seqlens = torch.tensor([0, 1, 40], device=DEVICE).int()
     expected = mean_pool(states.cpu(), cu_seqlens.cpu())
-    found = cuda.mean_pool(states, cu_seqlens)
+    found = CudaKernels().pooling("mean", states.device)(states, cu_seqlens)
     assert found.dtype == torch.float32
     assert torch.allclose(found.cpu(), expected, rtol=0, atol=1e-6)
 
@@ -142,7 +142,7 @@ def test_an_encoder_of_them(kernels, dialect, dtype):
         error = (
             tiny_encoder(dialect).prepare_for_inference(dtype, "plain")(batch) - expected
         ).abs()
-        ours = tiny_encoder(dialect).to(DEVICE).prepare_for_inference(dtype, CudaKernels())
+        ours = tiny_encoder(dialect).to(DEVICE).prepare_for_inference(kernels=CudaKernels(dtype))
         assert ours.kernels.triton is kernels
         found = ours(batch.to(DEVICE))
     assert found.dtype == dtype
@@ -153,7 +153,7 @@ def test_an_encoder_of_them(kernels, dialect, dtype):
 
 def test_without_triton_torch_does_it(kernels, dialect, monkeypatch):
     monkeypatch.setattr("e5core.kernels.cuda.operations._triton_kernels", lambda: None)
-    encoder = tiny_encoder(dialect).to(DEVICE).prepare_for_inference(torch.bfloat16, CudaKernels())
+    encoder = tiny_encoder(dialect).to(DEVICE).prepare_for_inference(kernels=CudaKernels())
     batch = pack([[0, 7, 8, 9, 2], [0, 5, 2]], encoder.config).to(DEVICE)
     with torch.inference_mode():
         found = encoder(batch)
@@ -171,7 +171,7 @@ def test_dropout_is_refused(kernels):
         ours.attention(qkv, cu_seqlens.to(DEVICE), 4, 0.1)
     x, layer, norm = normal(4, 8, dtype=torch.float32), nn.Linear(8, 8), nn.LayerNorm(8)
     with pytest.raises(ValueError, match="dropout is not 0"):
-        ours.linear_residual_norm(x, layer.to(DEVICE), x, norm.to(DEVICE), 0.1)
+        ours.linear_residual_norm(x, ours.prepare(layer.to(DEVICE)), x, norm.to(DEVICE), 0.1)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")

@@ -14,7 +14,7 @@ from support.models import CHARSMAP
 from e5core import E5, Encoder, EncoderConfig, load_checkpoint, mean_pool, save_checkpoint
 from e5core.cli import main
 from e5core.formats.files import write_json
-from e5core.kernels.plain import PlainKernels
+from e5core.kernels.plain import Kernels
 from e5core.kernels.sdpa import SdpaKernels
 from e5core.parity.cases import (
     RUNNING,
@@ -91,7 +91,7 @@ def tanh_gelu(self, x, layer):
 
 
 def test_a_wrong_activation_is_found(oracle, run, make_tiny, monkeypatch):
-    monkeypatch.setattr(PlainKernels, "linear_gelu", tanh_gelu)
+    monkeypatch.setattr(Kernels, "linear_gelu", tanh_gelu)
     code, verdicts, _ = run(make_tiny(), "--sample", 4)
     assert code == 1
     # The plain kernels have it, and float64 too: only transformers can tell.

@@ -24,7 +24,6 @@ from torch import Tensor
 from e5core import E5, Encoder, PackedBatch, l2_normalize, mean_pool, pack
 from e5core.checkpoint.names import tensor_names
 from e5core.kernels import BACKENDS, Kernels
-from e5core.kernels.plain import PlainKernels
 from e5core.parity.tolerances import STORED_FLOAT32, STORED_FLOAT64
 from e5core.tokenizer import cut
 
@@ -181,7 +180,7 @@ def test_every_layer_and_every_gradient(folder, reference, kernels, dtype, bound
 # Mutations: the suite is worth something only if it catches what could go wrong.
 
 
-class Mutated(PlainKernels):
+class Mutated(Kernels):
     """Plain kernels of which a test replaces one operation."""
 
 
@@ -242,7 +241,7 @@ def test_a_leak_between_texts_is_caught(model, reference):
     assert faults(recorded(encoder, batch), reference, STORED_FLOAT64)
 
 
-def mutation_faults(model: E5, reference: dict[str, Tensor], kernels: PlainKernels) -> list[str]:
+def mutation_faults(model: E5, reference: dict[str, Tensor], kernels: Kernels) -> list[str]:
     encoder = copy.deepcopy(model.encoder)
     encoder.kernels = kernels
     return faults(recorded(encoder, reference_batch(model, reference)), reference, STORED_FLOAT64)

@@ -1,4 +1,4 @@
-"""One query on a GPU without its launch overhead: the whole encoder as one CUDA graph.
+"""One query on a GPU without its launch overhead: all layers as one CUDA graph.
 
 A layer launches about ten kernels, each of which takes the CPU longer than a short text takes
 the GPU. A graph is recorded once for a number of tokens and replayed with new content, so a
@@ -6,77 +6,81 @@ text is filled up to the next size in SIZES by a second text that nobody reads.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from e5core.batching import PackedBatch
-from e5core.encoder import Encoder
+from e5core.kernels.plain import Kernels, Layer
 
 SIZES = (16, 32, 64, 128, 256, 512)
 WARM_UPS = 3  # runs before recording, as torch.cuda.CUDAGraph asks for
 
 
-def filled(batch: PackedBatch, tokens: int) -> PackedBatch:
-    """A batch of one text with a second one behind it, `tokens` tokens together.
+def fill(x: Tensor, cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """The states of one text with a second text behind it, `tokens` tokens together.
 
-    The second text repeats the first token; it may be empty.
+    x           [own, hidden_size]
+    cu_seqlens  [2] int32
+    returns     [tokens, hidden_size] and [3] int32; the second text repeats the first token of
+                the first one, and may be empty
     """
-    own = batch.input_ids.shape[0]
-    more = tokens - own
-    first = batch.position_ids[:1]
-    return PackedBatch(
-        input_ids=torch.cat([batch.input_ids, batch.input_ids[:1].expand(more)]),
-        position_ids=torch.cat([batch.position_ids, first + torch.arange(more).to(first)]),
-        cu_seqlens=torch.tensor([0, own, tokens], dtype=torch.int32).to(batch.cu_seqlens),
-        max_seqlen=tokens,
-    )
+    own = x.shape[0]
+    filled = torch.cat([x, x[:1].expand(tokens - own, -1)])
+    return filled, torch.tensor([0, own, tokens], dtype=torch.int32).to(cu_seqlens)
 
 
 @dataclass(frozen=True)
 class Recorded:
     graph: torch.cuda.CUDAGraph
-    batch: PackedBatch
+    x: Tensor
+    cu_seqlens: Tensor
     output: Tensor
 
 
-class GraphedEncoder:
-    """An encoder on a GPU that takes batches of one text as recorded graphs, others as always.
+class RecordedStack:
+    """Layers on a GPU that take one text as a recorded graph, and several as always.
 
     Graphs are recorded when their size first occurs. Safe to share between threads.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+    def __init__(self, layers: Sequence[Layer], kernels: Kernels) -> None:
+        self._layers = layers
+        self._kernels = kernels
         self._recorded: dict[int, Recorded] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, batch: PackedBatch) -> Tensor:
-        """The last hidden states [tokens, hidden_size], as Encoder.forward gives them."""
-        own = batch.input_ids.shape[0]
-        size = next((size for size in SIZES if own <= size <= self.encoder.config.max_length), None)
-        if size is None or batch.cu_seqlens.shape[0] != 2:
-            states: Tensor = self.encoder(batch)
-            return states
+    def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """The last hidden states [tokens, hidden_size] of the first ones."""
+        own = x.shape[0]
+        size = next((size for size in SIZES if own <= size), None)
+        if size is None or cu_seqlens.shape[0] != 2:
+            return self._run(x, cu_seqlens, max_seqlen)
+        filled = fill(x, cu_seqlens, size)
         with self._lock:
             recorded = self._recorded.get(size)
             if recorded is None:
-                recorded = self._recorded[size] = self._record(filled(batch, size))
-            content = filled(batch, size)
-            for name in ("input_ids", "position_ids", "cu_seqlens"):
-                getattr(recorded.batch, name).copy_(getattr(content, name))
+                recorded = self._recorded[size] = self._record(*filled)
+            recorded.x.copy_(filled[0])
+            recorded.cu_seqlens.copy_(filled[1])
             recorded.graph.replay()
             return recorded.output[:own].clone()
 
-    def _record(self, batch: PackedBatch) -> Recorded:
+    def _run(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        for layer in self._layers:
+            x = layer(x, cu_seqlens, max_seqlen, self._kernels)
+        return x
+
+    def _record(self, x: Tensor, cu_seqlens: Tensor) -> Recorded:
+        tokens = x.shape[0]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                self.encoder(batch)
+                self._run(x, cu_seqlens, tokens)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            output = self.encoder(batch)
-        return Recorded(graph, batch, output)
+            output = self._run(x, cu_seqlens, tokens)
+        return Recorded(graph, x, cu_seqlens, output)

@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e5core.kernels.onednn_int8 import quantized_weight
-from e5core.kernels.plain import INFERENCE_ONLY, PlainKernels, text_lengths
-
-if TYPE_CHECKING:
-    from e5core.encoder import EncoderLayer
+from e5core.kernels.int8_rows import quantized_weight
+from e5core.kernels.plain import InferenceKernels, Layer, LayerWeights, text_lengths
 
 FOLDER = Path(__file__).parent
 LIBRARY = "libnative.so"
@@ -58,8 +55,8 @@ def bfloat16_kind() -> Kind:
     return BFLOAT16 if load().e5core_prefers_bfloat16() else WIDENED
 
 
-class Layer(ctypes.Structure):
-    """Layers that are called together, as layers.h has them."""
+class Linear(ctypes.Structure):
+    """Linears that are multiplied together, as layers.h has them."""
 
     _fields_ = (
         ("kind", ctypes.c_int32),
@@ -76,8 +73,8 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float))
 
 
-class Layers(ctypes.Structure):
-    """What an EncoderLayer holds, as native.cpp has it."""
+class EncoderLayer(ctypes.Structure):
+    """What an encoder layer holds, as native.cpp has it."""
 
     _fields_ = (
         ("qkv", ctypes.c_void_p),
@@ -98,37 +95,35 @@ class Texts(ctypes.Structure):
     )
 
 
-@dataclass(frozen=True)
-class Held:
-    """A Layer or a Norm by its address, and the memory that it points to."""
+class InMemory:
+    """A structure of C with the memory that it points to: neither can be elsewhere."""
 
-    address: int
-    structure: ctypes.Structure
-    tensors: tuple[Tensor, ...]
+    def __init__(self, structure: ctypes.Structure, *memory: object) -> None:
+        self.structure = structure
+        self.address = ctypes.addressof(structure)
+        self._memory = memory
 
-
-@dataclass(frozen=True)
-class Stack:
-    """The layers of an encoder: their array in C, and what it points to."""
-
-    array: "ctypes.Array[Layers]"
-    qkv: Held  # of the first layer
-    head_size: int
-    held: list[Held]
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("native kernels cannot be copied or pickled; load the model anew")
 
 
-class NativeKernels(PlainKernels):
+class NativeKernels(InferenceKernels):
+    """In int8 the products have the scales and zero points of onednn_int8.py, the rest is in
+    float32; attention rounds to bfloat16 where that is faster: little beside the rounding to int8.
+    """
+
     name = "native"
     devices: tuple[str, ...] = ("cpu",)
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
-    trainable = False
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.int8)
     optional = True
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(dtype)
         self._library = load()
-        self._layers: dict[nn.Linear, Held] = {}
-        self._norms: dict[nn.LayerNorm, Held] = {}
-        self._stacks: dict[tuple[EncoderLayer, ...], Stack] = {}
+        self._kind = kind_of(dtype)
+        self._attention_kind = self._kind.number
+        if dtype == torch.int8:
+            self._attention_kind = 2 if bfloat16_kind() is BFLOAT16 else FLOAT32.number
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self.name} kernels cannot be copied or pickled; load the model anew")
@@ -137,143 +132,126 @@ class NativeKernels(PlainKernels):
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         return missing() or unsupported(kind_of(dtype))
 
-    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
-        weights = [layer.weight.detach() for layer in layers]
-        self._hold(layers, kind_of(dtype), weights)
-
-    def _hold(
-        self, layers: Sequence[nn.Linear], kind: Kind, weights: list[Tensor], *scales: Tensor
-    ) -> None:
-        bias = torch.cat([layer.bias.detach().float() for layer in layers])
-        tensors = (panels(weights, kind.weight), bias, *scales)
+    def prepare(self, *linears: nn.Linear) -> InMemory:
+        """Linears in float; for int8 also quantised already, with their `weight_scale`."""
+        scales: tuple[Tensor, ...] = ()
+        if self.dtype == torch.int8:
+            integers, channels = zip(*map(quantized_weight, linears), strict=True)
+            weights, channel = list(integers), torch.cat(channels)
+            sums = torch.cat([rows.sum(dim=1, dtype=torch.int32) for rows in weights])
+            scales = channel, -channel * sums
+        else:
+            weights = [linear.weight.detach() for linear in linears]
+        bias = torch.cat([linear.bias.detach().float() for linear in linears])
+        tensors = (panels(weights, self._kind.weight), bias, *scales)
         pointers = [tensor.data_ptr() for tensor in tensors]
-        structure = Layer(kind.number, weights[0].shape[1], len(bias), *pointers)
-        self._layers[layers[0]] = Held(ctypes.addressof(structure), structure, tensors)
-        for layer in layers:
-            layer.to("meta")  # one copy in memory is enough
+        structure = Linear(self._kind.number, weights[0].shape[1], len(bias), *pointers)
+        return InMemory(structure, tensors)
 
-    def linear(self, x: Tensor, *layers: nn.Linear) -> Tensor:
-        return self._linear(x, layers[0], gelu=False)
+    def linear(self, x: Tensor, weights: InMemory) -> Tensor:
+        return self._linear(x, weights, gelu=False)
 
-    def linear_gelu(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        return self._linear(x, layer, gelu=True)
+    def linear_gelu(self, x: Tensor, weights: InMemory) -> Tensor:
+        return self._linear(x, weights, gelu=True)
 
-    def _linear(self, x: Tensor, layer: nn.Linear, gelu: bool) -> Tensor:
-        held, x = self._layers[layer], x.contiguous()
-        check(x, held)
-        output = x.new_empty(len(x), held.structure.outputs)
+    def _linear(self, x: Tensor, weights: InMemory, gelu: bool) -> Tensor:
+        x = x.contiguous()
+        check(x, weights)
+        output = x.new_empty(len(x), weights.structure.outputs)
         self._library.e5core_linear(
-            held.address, x.data_ptr(), len(x), gelu, output.data_ptr(), torch.get_num_threads()
+            weights.address, x.data_ptr(), len(x), gelu, output.data_ptr(), torch.get_num_threads()
         )
         return output
 
-    def linear_residual_norm(
-        self, x: Tensor, layer: nn.Linear, residual: Tensor, norm: nn.LayerNorm, dropout: float
+    def infer_linear_residual_norm(
+        self, x: Tensor, weights: InMemory, residual: Tensor, norm: nn.LayerNorm
     ) -> Tensor:
-        if dropout:
-            raise ValueError(INFERENCE_ONLY.format(self.name))
-        held, x, residual = self._layers[layer], x.contiguous(), residual.contiguous()
-        check(x, held)
-        output = x.new_empty(len(x), held.structure.outputs)
+        x, residual = x.contiguous(), residual.contiguous()
+        check(x, weights)
+        output = x.new_empty(len(x), weights.structure.outputs)
         if residual.shape != output.shape or residual.dtype != output.dtype:
             raise ValueError(
                 f"residual is {list(residual.shape)} {residual.dtype}, expected "
                 f"{list(output.shape)} {output.dtype}"
             )
+        held_norm = norm_in_memory(norm)
         self._library.e5core_linear_residual_norm(
-            held.address, x.data_ptr(), len(x), residual.data_ptr(), self._norm(norm).address,
+            weights.address, x.data_ptr(), len(x), residual.data_ptr(), held_norm.address,
             output.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return output
 
-    def _norm(self, norm: nn.LayerNorm) -> Held:
-        if norm not in self._norms:
-            tensors = (norm.weight.detach().float(), norm.bias.detach().float())
-            structure = Norm(*(tensor.data_ptr() for tensor in tensors), norm.eps)
-            self._norms[norm] = Held(ctypes.addressof(structure), structure, tensors)
-        return self._norms[norm]
-
-    def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
-        if dropout:
-            raise ValueError(INFERENCE_ONLY.format(self.name))
-        taken = [kind_of(dtype).activation for dtype in self.dtypes]
-        if qkv.dtype not in taken:
-            raise ValueError(f"qkv is {qkv.dtype}, expected {' or '.join(map(str, taken))}")
+    def infer_attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        if qkv.dtype != self._kind.activation:
+            raise ValueError(f"qkv is {qkv.dtype}, expected {self._kind.activation}")
         tokens, _, heads, head_size = qkv.shape
         qkv, cu_seqlens = qkv.contiguous(), bounds(cu_seqlens, max_seqlen, tokens)
         texts = Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, head_size)
         output = qkv.new_empty(tokens, heads, head_size)
         self._library.e5core_attention(
-            self._attention_kind(qkv.dtype), qkv.data_ptr(), ctypes.addressof(texts),
+            self._attention_kind, qkv.data_ptr(), ctypes.addressof(texts),
             output.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return output
 
-    def layers(
-        self, x: Tensor, layers: Sequence["EncoderLayer"], cu_seqlens: Tensor, max_seqlen: int
-    ) -> Tensor:
+    def stack(self, layers: Sequence[Layer]) -> "NativeStack":
         """One call of C++ for all layers: in few tokens, Python would take as long as the work."""
-        if layers[0].training:
-            raise ValueError(INFERENCE_ONLY.format(self.name))
-        stack = self._stack(tuple(layers))
-        check(x, stack.qkv)
+        weights = [layer.weights for layer in layers]
+        return NativeStack(self._library, weights, layers[0].head_size, self._attention_kind)
+
+
+class NativeStack:
+    """The layers of an encoder as C++ takes them."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        layers: Sequence[LayerWeights],
+        head_size: int,
+        attention_kind: int,
+    ) -> None:
+        rows = [
+            tuple(
+                norm_in_memory(part) if isinstance(part, nn.LayerNorm) else part
+                for part in (
+                    weights.qkv,
+                    weights.attention_output,
+                    weights.intermediate,
+                    weights.output,
+                    weights.attention_norm,
+                    weights.output_norm,
+                )
+            )
+            for weights in layers
+        ]
+        array = (EncoderLayer * len(rows))(
+            *(EncoderLayer(*(part.address for part in row)) for row in rows)
+        )
+        self._array = InMemory(array, rows)  # type: ignore[arg-type]  # an array of structures
+        self._qkv = layers[0].qkv
+        self._library = library
+        self._count = len(rows)
+        self._head_size = head_size
+        self._attention_kind = attention_kind
+
+    def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        check(x, self._qkv)
         x, cu_seqlens = x.contiguous(), bounds(cu_seqlens, max_seqlen, len(x))
-        heads = x.shape[1] // stack.head_size
-        texts = Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, stack.head_size)
+        heads = x.shape[1] // self._head_size
+        texts = Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, self._head_size)
         qkv, context, output = x.new_empty(len(x), 3, x.shape[1]), *map(torch.empty_like, (x, x))
         self._library.e5core_layers(
-            ctypes.addressof(stack.array), len(layers), self._attention_kind(x.dtype),
-            ctypes.addressof(texts), x.data_ptr(), qkv.data_ptr(), context.data_ptr(),
-            output.data_ptr(), torch.get_num_threads(),
+            self._array.address, self._count, self._attention_kind, ctypes.addressof(texts),
+            x.data_ptr(), qkv.data_ptr(), context.data_ptr(), output.data_ptr(),
+            torch.get_num_threads(),
         )  # fmt: skip
         return output
 
-    def _stack(self, layers: tuple["EncoderLayer", ...]) -> Stack:
-        if layers not in self._stacks:
-            held = [
-                part
-                for layer in layers
-                for part in (
-                    self._layers[layer.attention.query],
-                    self._layers[layer.attention.output],
-                    self._layers[layer.intermediate],
-                    self._layers[layer.output],
-                    self._norm(layer.attention_layer_norm),
-                    self._norm(layer.output_layer_norm),
-                )
-            ]
-            parts = len(Layers._fields_)
-            rows = [held[i : i + parts] for i in range(0, len(held), parts)]
-            array = (Layers * len(rows))(*(Layers(*(part.address for part in row)) for row in rows))
-            self._stacks[layers] = Stack(array, held[0], layers[0].attention.head_size, held)
-        return self._stacks[layers]
 
-    def _attention_kind(self, dtype: torch.dtype) -> int:
-        return kind_of(dtype).number
-
-
-class NativeInt8Kernels(NativeKernels):
-    """Products in int8 with the scales and zero points of int8.py, the rest in float32.
-
-    Attention rounds to bfloat16 where that is faster: little beside the rounding to int8.
-    """
-
-    name = "native-int8"
-    dtypes: tuple[torch.dtype, ...] = (torch.int8,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._rounding = 2 if bfloat16_kind() is BFLOAT16 else FLOAT32.number
-
-    def take(self, layers: Sequence[nn.Linear], dtype: torch.dtype) -> None:
-        """Layers in float, or quantised already: int8 with their `weight_scale`."""
-        integers, channels = zip(*map(quantized_weight, layers), strict=True)
-        channel = torch.cat(channels)
-        sums = torch.cat([rows.sum(dim=1, dtype=torch.int32) for rows in integers])
-        self._hold(layers, INT8, list(integers), channel, -channel * sums)
-
-    def _attention_kind(self, dtype: torch.dtype) -> int:
-        return self._rounding
+def norm_in_memory(norm: nn.LayerNorm) -> InMemory:
+    """A LayerNorm as C++ takes it, in float32."""
+    tensors = (norm.weight.detach().float(), norm.bias.detach().float())
+    return InMemory(Norm(*(tensor.data_ptr() for tensor in tensors), norm.eps), tensors)
 
 
 def panels(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -294,13 +272,13 @@ def panels(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return result.view(dtype).view(*result.shape, numbers)
 
 
-def check(x: Tensor, held: Held) -> None:
+def check(x: Tensor, weights: InMemory) -> None:
     """Raises ValueError for an x that C++ would misread."""
-    layer = held.structure
-    dtype = KINDS[layer.kind].activation
-    if x.shape[1:] != (layer.inputs,) or x.dtype != dtype:
+    linear = weights.structure
+    dtype = KINDS[linear.kind].activation
+    if x.shape[1:] != (linear.inputs,) or x.dtype != dtype:
         raise ValueError(
-            f"x is {list(x.shape)} {x.dtype}, expected [tokens, {layer.inputs}] {dtype}"
+            f"x is {list(x.shape)} {x.dtype}, expected [tokens, {linear.inputs}] {dtype}"
         )
 
 
