@@ -27,7 +27,7 @@ from e5core.kernels import BACKENDS, Kernels
 from e5core.parity.tolerances import STORED_FLOAT32, STORED_FLOAT64
 from e5core.tokenizer import cut
 
-PARITY = Path(__file__).parent / "parity"
+PARITY = Path(__file__).parent / "data"
 LONGEST = 48
 
 
