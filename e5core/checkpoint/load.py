@@ -41,11 +41,11 @@ def load_encoder(
     all weights ever exist. Raises CheckpointError for values that are not finite; the token
     table is only mapped: such a value in it shows when its token occurs.
     """
+    names_of_parts = names_by_part(config)
     # On the meta device the modules cost no memory; filling gives them the mapped file's.
     with torch.device("meta"):
         encoder = Encoder(config)
-
-    for part, names in zip(encoder.parts(), names_by_part(config), strict=True):
+    for part, names in zip(encoder.parts(), names_of_parts, strict=True):
         fill(part, names, stored, dtype)
         part.to(device)
         part.prepare(kernels)
