@@ -8,7 +8,7 @@ half a scale.
 import torch
 from torch import Tensor, nn
 
-LARGEST = 127
+LARGEST_INTEGER = 127  # of a row of weights; -128 is left out, so that a row is symmetric
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     Scales are float32; those of rows of zeros are 1.
     """
     largest = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).float()
-    scales = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+    scales = torch.where(largest > 0, largest / LARGEST_INTEGER, torch.ones_like(largest))
     return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
