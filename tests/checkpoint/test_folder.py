@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from support.conversions import run_convert
 from support.models import TINY
 
 from e5core import E5
 from e5core.checkpoint import headers
 from e5core.checkpoint.folder import ModelFolder
-from e5core.convert import dtype
 from e5core.formats.files import write_json
 from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS
 
@@ -88,7 +88,7 @@ def test_everything_is_opened_once(
     folder = make_tiny()
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": 20})
     if stored == "int8":
-        assert dtype.main([str(folder), str(tmp_path / "int8"), "--dtype", "int8"]) == 0
+        assert run_convert("dtype", folder, tmp_path / "int8", "--dtype", "int8") == 0
         folder = tmp_path / "int8"
     opened: Counter[str] = Counter()
 
