@@ -83,11 +83,7 @@ class E5:
             raise ValueError(
                 f"max_length is {max_length}, this model takes 3 to {self.config.max_length}"
             )
-        if tokenizer.vocab_size > self.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary "
-                f"{self.config.vocab_size} rows: they do not belong together"
-            )
+        tokenizer.check_rows(self.config.vocab_size)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> "E5":

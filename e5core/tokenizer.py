@@ -91,6 +91,14 @@ class SentencePieceTokenizer:
     def vocab_size(self) -> int:
         return self.mask_id + 1
 
+    def check_rows(self, rows: int) -> None:
+        """Raise ValueError if there are more ids than the token table has rows."""
+        if self.vocab_size > rows:
+            raise ValueError(
+                f"the tokenizer has {self.vocab_size} ids, the token table {rows} rows: they do "
+                "not belong together"
+            )
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text of any length, `<s>` and `</s>` included.
 

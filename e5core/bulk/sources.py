@@ -126,6 +126,14 @@ class Source:
         return self._format or SUFFIXES.get(Path(file).suffix.lower(), "txt")
 
 
+def read_texts(inputs: Sequence[str | Path]) -> Iterator[str]:
+    """The lines of UTF-8 files without their ends; ValueError names one that is not UTF-8."""
+    for row in Source(inputs, format="txt").rows():
+        if isinstance(row, BadRow):
+            raise ValueError(f"{row.file}, line {row.line}: {row.reason}")
+        yield row.text
+
+
 def identify(file: str) -> list[str | int]:
     """A file's name, size and time of change in ns, to know it again by.
 

@@ -136,10 +136,15 @@ class ModelFolder:
         return load.load_encoder(self.config, self.tensors, torch_dtype, device, chosen)
 
     def load_tokenizer(self) -> SentencePieceTokenizer:
-        """The tokenizer; FileNotFoundError says so if there is none."""
+        """The tokenizer; FileNotFoundError says so if there is none.
+
+        Raises ValueError if it is damaged, or has more ids than the token table has rows.
+        """
         if self.tokenizer_file is None:
             raise FileNotFoundError(f"{self.path} has no {' and no '.join(hub.TOKENIZER_FILES)}")
-        return SentencePieceTokenizer(self.tokenizer_file)
+        tokenizer = SentencePieceTokenizer(self.tokenizer_file)
+        tokenizer.check_rows(self.config.vocab_size)
+        return tokenizer
 
     def _made_for(self, device: torch.device, kernels: str) -> torch.dtype:
         """int8 if the files are in int8 and the kernels that are wanted run it, else float32."""

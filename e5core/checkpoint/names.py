@@ -1,6 +1,6 @@
 """Published tensor names, the names in Encoder and the shapes, as data."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from e5core.config import EncoderConfig
 
@@ -78,13 +78,23 @@ IGNORED = {
 OLD_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}
 
 
-def expand(table: Iterable[tuple[str, str]], num_layers: int) -> dict[str, str]:
-    """The pairs of a table, once for each layer {i} and once for each of weight and bias {p}."""
+PARAMETERS = (("weight", "weight"), ("bias", "bias"))
+
+
+def expand(
+    table: Iterable[tuple[str, str]],
+    num_layers: int,
+    parameters: Sequence[tuple[str, str]] = PARAMETERS,
+) -> dict[str, str]:
+    """The pairs of a table, once for each layer {i} and once for each of weight and bias {p}.
+
+    parameters  what {p} stands for on the left and on the right
+    """
     return {
-        left.format(i=i, p=p): right.format(i=i, p=p)
+        left.format(i=i, p=left_p): right.format(i=i, p=right_p)
         for left, right in table
         for i in (range(num_layers) if "{i}" in left else (0,))
-        for p in (("weight", "bias") if "{p}" in left else ("",))
+        for left_p, right_p in (parameters if "{p}" in left else (("", ""),))
     }
 
 

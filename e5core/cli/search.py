@@ -4,8 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from e5core.bulk.rows import BadRow
-from e5core.bulk.sources import Source
+from e5core.bulk.sources import read_texts
 from e5core.cli.options import add_model_options, load_options
 from e5core.cli.program import Parser
 from e5core.model import E5
@@ -26,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> int:
     if options.top_k < 1:
         raise ValueError(f"--top-k is {options.top_k}, expected 1 or more")
-    passages = list(read_lines(options.passages))
+    passages = list(read_texts([options.passages]))
     if not passages:
         raise ValueError(f"{options.passages} has no lines to search")
     model = E5.from_pretrained(options.model, **vars(load_options(options)))
@@ -37,14 +36,6 @@ def run(options: Namespace) -> int:
         vectors = model.encode_passage(passages, max_tokens_per_batch=limit)
     print_hits(options.query, passages, search(queries, vectors, options.top_k))
     return 0
-
-
-def read_lines(name: str) -> Iterator[str]:
-    """The lines of a file without their ends; ValueError names a line that is not UTF-8."""
-    for row in Source([name], format="txt").rows():
-        if isinstance(row, BadRow):
-            raise ValueError(f"{row.file}, line {row.line}: {row.reason}")
-        yield row.text
 
 
 @contextmanager

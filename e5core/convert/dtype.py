@@ -17,32 +17,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.folder import DTYPES, ModelFolder
 from e5core.checkpoint.names import SCALE_SUFFIX, WORD_EMBEDDINGS
 from e5core.checkpoint.sentence_transformers import write_prompts
 from e5core.config import CONFIG_FILE, INT8_MODEL_TYPE
-from e5core.convert.common import (
+from e5core.convert.folder import (
     SENTENCE_TRANSFORMERS_PATTERNS,
     TOKENIZER_PATTERNS,
-    Weights,
     copy_files,
-    finite,
     replacing_folder,
-    stored_weights,
-    summarize,
-    write_weights,
 )
+from e5core.convert.weights import Weights, check_finite, stored_weights, stream_weights, summarize
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.safetensors import TensorHeader
 from e5core.kernels.int8_rows import quantize_rows
 from e5core.parity.cases import against_copy, table
 
-TARGETS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
+TARGETS = {name: dtype for name, dtype in DTYPES.items() if name != "float64"}
 BLOCK_ROWS = 1 << 14  # of the token table, which is quantised in blocks to save memory
 
 
@@ -53,20 +44,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 def convert(options: Namespace) -> None:
     model = ModelFolder.open(options.source)
     source, weights = model.path, stored_weights(model)
-    result = converted(weights, TARGETS[options.dtype])
+    result = convert_weights(weights, TARGETS[options.dtype])
     with replacing_folder(options.folder, source, options.force) as folder:
-        write_weights(result, folder)
-        write_config(source, folder, options.dtype)
+        stream_weights(result, folder)
+        write_config_in(options.dtype, source, folder)
         copy_files(source, folder, (*TOKENIZER_PATTERNS, *SENTENCE_TRANSFORMERS_PATTERNS))
         write_prompts(folder, model.prompts)
         if options.verify:
-            verify(options.source, folder, options.dtype)
+            verify_copy(folder, options.source, options.dtype)
     summarize(result, options.folder)
     share = result.size / weights.size
     print(f"  {result.size / 1e6:,.0f} MB of weights, {share:.0%} of the source's")
 
 
-def converted(weights: Weights, dtype: torch.dtype) -> Weights:
+def convert_weights(weights: Weights, dtype: torch.dtype) -> Weights:
     """The same weights in another precision.
 
     `read` raises ValueError naming a tensor with a number that the new dtype does not hold.
@@ -75,7 +66,7 @@ def converted(weights: Weights, dtype: torch.dtype) -> Weights:
     for name, header in weights.headers.items():
         if dtype != torch.int8:
             headers[name] = TensorHeader(dtype, header.shape)
-        elif quantized(name, header):
+        elif is_quantized(name, header):
             headers[name] = TensorHeader(torch.int8, header.shape)
             headers[name + SCALE_SUFFIX] = TensorHeader(torch.float32, header.shape[:1])
         else:
@@ -83,27 +74,29 @@ def converted(weights: Weights, dtype: torch.dtype) -> Weights:
 
     def read(name: str) -> Tensor:
         if headers[name].dtype == torch.int8:
-            return torch.cat([q for q, _ in quantized_blocks(weights, name)])
+            return torch.cat([q for q, _ in quantize_blocks(weights, name)])
         if name not in weights.headers:
             name = name.removesuffix(SCALE_SUFFIX)
-            return torch.cat([scales for _, scales in quantized_blocks(weights, name)])
-        return lowered(name, weights.read(name), headers[name].dtype)
+            return torch.cat([scales for _, scales in quantize_blocks(weights, name)])
+        return to_dtype(name, weights.read(name), headers[name].dtype)
 
     return Weights(headers, read, weights.left_out)
 
 
-def quantized(name: str, header: TensorHeader) -> bool:
+def is_quantized(name: str, header: TensorHeader) -> bool:
     """Whether int8 has the tensor in integers: the token table and what linear layers multiply."""
     in_layer = not name.startswith(("embeddings.", "pooler."))
     return name == WORD_EMBEDDINGS or (in_layer and len(header.shape) == 2)
 
 
-def quantized_blocks(weights: Weights, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+def quantize_blocks(weights: Weights, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The integers and scales of a matrix, some rows at a time."""
     for rows in weights.read(name).split(BLOCK_ROWS):
-        yield quantize_rows(finite(name, rows).float())
+        yield quantize_rows(check_finite(name, rows).float())
 
 
-def lowered(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def to_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round a tensor; ValueError names it if it holds a number that the dtype does not."""
     extremes = torch.stack(tensor.aminmax())
     if extremes.isfinite().all() and not extremes.to(dtype).isfinite().all():
         raise ValueError(
@@ -113,7 +106,7 @@ def lowered(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype)
 
 
-def write_config(source: Path, folder: Path, dtype: str) -> None:
+def write_config_in(dtype: str, source: Path, folder: Path) -> None:
     """The source's config.json, but for what it says about precision."""
     content = read_json_object(source / CONFIG_FILE)
     content["model_type"] = content.pop("encoder_type", content["model_type"])
@@ -125,7 +118,7 @@ def write_config(source: Path, folder: Path, dtype: str) -> None:
     write_json(folder / CONFIG_FILE, content)
 
 
-def verify(source: str, folder: Path, dtype: str) -> None:
+def verify_copy(folder: Path, source: str, dtype: str) -> None:
     """Raise ValueError unless texts have the source's vectors, as far as the dtype allows."""
     result = "int8" if dtype == "int8" else "float32"  # of the arithmetic
     cases = list(against_copy(str(folder), source, result, "float32", bounds=dtype))

@@ -23,16 +23,10 @@ from torch import Tensor
 from e5core import EncoderConfig
 from e5core.checkpoint.headers import CheckpointError, StoredTensor, check_headers
 from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.names import WORD_EMBEDDINGS
+from e5core.checkpoint.names import WORD_EMBEDDINGS, expand
 from e5core.config import CONFIG_FILE
-from e5core.convert.common import (
-    Weights,
-    copy_files,
-    replacing_folder,
-    summarize,
-    verify_tensors,
-    write_weights,
-)
+from e5core.convert.folder import copy_files, replacing_folder
+from e5core.convert.weights import Weights, stream_weights, summarize, verify_tensors
 from e5core.formats.files import write_json
 from e5core.formats.safetensors import TensorHeader
 from e5core.formats.sentencepiece import FAIRSEQ_SPECIALS, read_pieces
@@ -100,7 +94,7 @@ def places(state: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Plac
             yield name.replace(JOINED, f"self_attn.{projection}."), Place(stored_name, part)
 
 
-def settings(content: Any, path: Path) -> Mapping[str, Any]:
+def training_settings(content: Any, path: Path) -> Mapping[str, Any]:
     """What the model was trained with: `args` of older checkpoints, `cfg.model` of newer ones."""
     if isinstance(content, Mapping):
         found = content.get("args") or content.get("cfg")
@@ -174,18 +168,18 @@ def check_dictionary(source: Path, rows: int) -> None:
         )
 
 
-def read_source(source: Path) -> tuple[EncoderConfig, Weights]:
-    """Dimensions and tensors of a checkpoint, all of it checked but for the values."""
-    path = source / MODEL_FILE
-    file = TorchFile(path, allowed=[Namespace])
-    arguments, stored_state = settings(file.content, path), file.tensors("model")
-    prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in stored_state), None)
+def find_encoder(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, Place]]:
+    """The prefix of the encoder's names, and its tensors by their names behind it.
+
+    Raises CheckpointError if it is another encoder than XLM-R's.
+    """
+    prefix = next((p for p in PREFIXES if p + "embed_tokens.weight" in state), None)
     if prefix is None:
         raise CheckpointError(
             f"{path} has no {PREFIXES[0]}embed_tokens.weight, its first names are "
-            f"{sorted(stored_state)[:3]}: it is no checkpoint of RoBERTa or XLM-R"
+            f"{sorted(state)[:3]}: it is no checkpoint of RoBERTa or XLM-R"
         )
-    found = dict(places(stored_state, prefix))
+    found = dict(places(state, prefix))
     if "layer_norm.weight" in found:
         raise CheckpointError(
             f"{path} has a LayerNorm behind its last layer, as XLM-R XL and XXL have: it "
@@ -193,17 +187,21 @@ def read_source(source: Path) -> tuple[EncoderConfig, Weights]:
         )
     if "embed_positions.weight" not in found:
         raise CheckpointError(f"{path} has no {prefix}embed_positions.weight: no learned positions")
+    return prefix, found
+
+
+def read_source(source: Path) -> tuple[EncoderConfig, Weights]:
+    """Dimensions and tensors of a checkpoint, all of it checked but for the values."""
+    path = source / MODEL_FILE
+    file = TorchFile(path, allowed=[Namespace])
+    arguments, stored_state = training_settings(file.content, path), file.tensors("model")
+    prefix, found = find_encoder(stored_state, path)
     rows, positions = (
         len(stored_state[found[name].stored_name])
         for name in ("embed_tokens.weight", "embed_positions.weight")
     )
     config = read_config(arguments, rows, positions)
-    published = {
-        theirs.format(i=i, p=p): name.format(i=i, p=p)
-        for theirs, name in NAMES
-        for i in range(config.num_hidden_layers)
-        for p in ("weight", "bias")
-    }
+    published = expand(NAMES, config.num_hidden_layers)
     by_name = {published.get(name, prefix + name): place for name, place in found.items()}
     tensors = {name: place.of(stored_state) for name, place in by_name.items()}
     # On torch's meta device it has a shape and no numbers.
@@ -241,7 +239,7 @@ def convert(options: Namespace) -> None:
         write_json(target / CONFIG_FILE, config.to_dict())
         copy_files(source, target, [SPM_FILE])
         write_fast_tokenizer((source / SPM_FILE).read_bytes(), target, config.max_length)
-        write_weights(weights, target)
+        stream_weights(weights, target)
         if options.verify:
             verify_tensors(weights, target)
     summarize(weights, options.folder)

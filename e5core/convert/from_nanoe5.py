@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from argparse import ArgumentParser, Namespace
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,11 @@ import torch
 from torch import Tensor
 
 from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.names import tensor_names
+from e5core.checkpoint.names import expand, tensor_shapes
 from e5core.checkpoint.sentence_transformers import write_sentence_transformers_files
 from e5core.config import CONFIG_FILE, EncoderConfig
-from e5core.convert.common import (
-    Weights,
-    replacing_folder,
-    summarize,
-    verify_tensors,
-    write_weights,
-)
-from e5core.encoder import Encoder
+from e5core.convert.folder import replacing_folder
+from e5core.convert.weights import Weights, stream_weights, summarize, verify_tensors
 from e5core.formats.files import write_json
 from e5core.formats.safetensors import TensorHeader
 from e5core.formats.sentencepiece import CHARSMAP, unigram_model
@@ -52,21 +47,21 @@ FLOAT32, BLOCKS4 = 0, 1
 # 16-bit scale d, then 32 nibbles: the low ones are values 0 to 15, the high ones 16 to 31.
 BLOCK = np.dtype([("d", "<f2"), ("nibbles", "u1", 16)])
 
-# Names in the file; {p} is w or b.
-NAMES = {
-    "emb.word": "embeddings.word_embeddings.weight",
-    "emb.pos": "embeddings.position_embeddings.weight",
-    "emb.type": "embeddings.token_type_embeddings.weight",
-    "emb.ln.{p}": "embeddings.LayerNorm.{p}",
-    "l{i}.q.{p}": "encoder.layer.{i}.attention.self.query.{p}",
-    "l{i}.k.{p}": "encoder.layer.{i}.attention.self.key.{p}",
-    "l{i}.v.{p}": "encoder.layer.{i}.attention.self.value.{p}",
-    "l{i}.ao.{p}": "encoder.layer.{i}.attention.output.dense.{p}",
-    "l{i}.aln.{p}": "encoder.layer.{i}.attention.output.LayerNorm.{p}",
-    "l{i}.fi.{p}": "encoder.layer.{i}.intermediate.dense.{p}",
-    "l{i}.fo.{p}": "encoder.layer.{i}.output.dense.{p}",
-    "l{i}.oln.{p}": "encoder.layer.{i}.output.LayerNorm.{p}",
-}
+# Name in the file ↔ published name. {i} runs over layers, {p} is w or b in the file.
+NAMES = (
+    ("emb.word", "embeddings.word_embeddings.weight"),
+    ("emb.pos", "embeddings.position_embeddings.weight"),
+    ("emb.type", "embeddings.token_type_embeddings.weight"),
+    ("emb.ln.{p}", "embeddings.LayerNorm.{p}"),
+    ("l{i}.q.{p}", "encoder.layer.{i}.attention.self.query.{p}"),
+    ("l{i}.k.{p}", "encoder.layer.{i}.attention.self.key.{p}"),
+    ("l{i}.v.{p}", "encoder.layer.{i}.attention.self.value.{p}"),
+    ("l{i}.ao.{p}", "encoder.layer.{i}.attention.output.dense.{p}"),
+    ("l{i}.aln.{p}", "encoder.layer.{i}.attention.output.LayerNorm.{p}"),
+    ("l{i}.fi.{p}", "encoder.layer.{i}.intermediate.dense.{p}"),
+    ("l{i}.fo.{p}", "encoder.layer.{i}.output.dense.{p}"),
+    ("l{i}.oln.{p}", "encoder.layer.{i}.output.LayerNorm.{p}"),
+)
 
 
 class Cursor:
@@ -176,21 +171,15 @@ def read_weights(cursor: Cursor, config: EncoderConfig) -> Weights:
     held = sum(values for _, values, _, _ in entries.values())
     if held != config.num_parameters:  # first: a damaged config could name billions of layers
         raise ValueError(f"holds {held} numbers, by its header {config.num_parameters}")
-    names = {
-        published.format(i=i, p=long): name.format(i=i, p=short)
-        for name, published in NAMES.items()
-        for i in range(config.num_hidden_layers)
-        for short, long in (("w", "weight"), ("b", "bias"))
-    }
+    table = expand(NAMES, config.num_hidden_layers, (("w", "weight"), ("b", "bias")))
+    names = {published: name for name, published in table.items()}
     unknown, missing = entries.keys() - names.values(), names.values() - entries.keys()
     if unknown or missing:
         raise ValueError(f"lacks the tensors {sorted(missing)}, has instead {sorted(unknown)}")
-    with torch.device("meta"):
-        state = Encoder(config).state_dict()
     headers = {}
-    for published, ours in tensor_names(config).items():
-        name, shape = names[published], tuple(state[ours].shape)
-        check_entry(name, len(cursor.data), *entries[name], expected=state[ours].numel())
+    for published, shape in tensor_shapes(config).items():
+        name = names[published]
+        check_entry(name, len(cursor.data), *entries[name], expected=prod(shape))
         headers[published] = TensorHeader(torch.float32, shape)
 
     def read(published: str) -> Tensor:
@@ -222,7 +211,7 @@ def convert_file(source: Path, options: Namespace) -> None:
         write_sentence_transformers_files(
             target, config.hidden_size, config.max_length, "mean", dict(E5_PROMPTS)
         )
-        write_weights(weights, target)
+        stream_weights(weights, target)
         if options.verify:
             verify_tensors(weights, target)
     summarize(weights, options.folder)

@@ -16,16 +16,13 @@ from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import StoredTensor, by_published_name, check_headers, shards
 from e5core.checkpoint.sentence_transformers import write_prompts
 from e5core.config import CONFIG_FILE
-from e5core.convert.common import (
+from e5core.convert.folder import (
     SENTENCE_TRANSFORMERS_PATTERNS,
     TOKENIZER_PATTERNS,
     copy_files,
     replacing_folder,
-    summarize,
-    verify_tensors,
-    weights_of,
-    write_weights,
 )
+from e5core.convert.weights import stream_weights, summarize, verify_tensors, weights_of
 from e5core.formats.torch_file import TorchFile, dtype_name
 
 BIN_FILE = "pytorch_model.bin"
@@ -69,7 +66,7 @@ def convert(options: Namespace) -> None:
             source, target, (CONFIG_FILE, *TOKENIZER_PATTERNS, *SENTENCE_TRANSFORMERS_PATTERNS)
         )
         write_prompts(target, folder.prompts)
-        write_weights(weights, target)
+        stream_weights(weights, target)
         if options.verify:
             verify_tensors(weights, target)
     summarize(weights, options.folder)

@@ -24,19 +24,14 @@ from torch import Tensor
 
 from e5core import E5
 from e5core.checkpoint.folder import ModelFolder
-from e5core.convert.common import (
-    Weights,
-    finite,
-    print_summary,
-    replacing_folder,
-    stored_weights,
-)
-from e5core.convert.dtype import lowered
+from e5core.convert.dtype import to_dtype
+from e5core.convert.folder import replacing_folder
 from e5core.convert.to_sentence_transformers import (
     add_prompt_options,
     warn_of_missing_prompts,
     write_all_but_weights,
 )
+from e5core.convert.weights import Weights, check_finite, print_summary, stored_weights
 from e5core.formats.safetensors import TensorHeader
 from e5core.parity.cases import LONGEST, encode_ids
 from e5core.parity.samples import QUERIES, SENTENCES, spread, text_of_length
@@ -71,7 +66,7 @@ def convert(options: Namespace) -> None:
     source = ModelFolder.open(options.source)
     with replacing_folder(options.folder, source.path, options.force) as target:
         result = write_all_but_weights(source, target, options)
-        weights = transposed(stored_weights(source))
+        weights = turn_matrices(stored_weights(source))
         (target / "onnx").mkdir()
         with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
             files = write_onnx(
@@ -83,15 +78,15 @@ def convert(options: Namespace) -> None:
                 lambda size: advance(size / 1e6),
             )
         if options.verify:
-            verify(source.path, files[0], min(LONGEST, source.max_length))
+            verify_in_onnxruntime(source.path, files[0], min(LONGEST, source.max_length))
     files = [options.folder / file.relative_to(target) for file in files]
     parameters = sum(prod(header.shape) for header in weights.headers.values())
     print_summary(options.folder, files, len(weights.headers), parameters)
     warn_of_missing_prompts(result)
 
 
-def transposed(weights: Weights) -> Weights:
-    """The encoder's weights as the graph wants them: in float32, and matrices turned."""
+def turn_matrices(weights: Weights) -> Weights:
+    """The encoder's weights as the graph wants them: in float32, matrices as [inputs, outputs]."""
     from e5core.convert.onnx_graph import is_matrix
 
     headers = {
@@ -101,13 +96,13 @@ def transposed(weights: Weights) -> Weights:
     }
 
     def read(name: str) -> Tensor:
-        tensor = lowered(name, finite(name, weights.read(name)), torch.float32)
+        tensor = to_dtype(name, check_finite(name, weights.read(name)), torch.float32)
         return tensor.T if is_matrix(name) else tensor
 
     return Weights(headers, read)
 
 
-def padded(ids: Ids, left: bool = False) -> dict[str, npt.NDArray[np.int64]]:
+def pad(ids: Ids, left: bool = False) -> dict[str, npt.NDArray[np.int64]]:
     """input_ids and attention_mask [batch, length] int64, padded behind or, if `left`, before."""
     length = max(len(text) for text in ids)
     input_ids = np.full((len(ids), length), PAD, np.int64)
@@ -119,7 +114,7 @@ def padded(ids: Ids, left: bool = False) -> dict[str, npt.NDArray[np.int64]]:
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
-def cases(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]:
+def batches_to_compare(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]:
     """Batches of ids, and whether their padding stands before them."""
     texts = [
         model.tokenizer.encode(text) for text in spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
@@ -134,14 +129,14 @@ def cases(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]:
     yield [longest[:2], longest, *texts[:6]], True
 
 
-def verify(source: Path, file: Path, max_length: int) -> None:
+def verify_in_onnxruntime(source: Path, file: Path, max_length: int) -> None:
     """Raise ValueError unless ONNX Runtime gives the vectors that e5core gives for the source."""
     import onnxruntime
 
     from e5core.convert.onnx_graph import OUTPUT
 
     model = E5.from_pretrained(source, dtype="float32", device="cpu", prompts="none")
-    batches = list(cases(model, max_length))
+    batches = list(batches_to_compare(model, max_length))
     expected = [encode_ids(model, ids, len(ids)) for ids, _ in batches]
     del model  # one model at a time is in memory
     try:
@@ -152,7 +147,7 @@ def verify(source: Path, file: Path, max_length: int) -> None:
         ) from error
     worst = 0.0
     for (ids, left), vectors in zip(batches, expected, strict=True):
-        (found,) = session.run([OUTPUT], padded(ids, left))
+        (found,) = session.run([OUTPUT], pad(ids, left))
         difference = float(np.abs(found - vectors).max())
         if not difference <= UNIT_VECTOR_FLOAT32:  # a NaN is not either
             raise ValueError(

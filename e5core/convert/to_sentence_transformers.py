@@ -16,17 +16,14 @@ from typing import Any
 
 from e5core import E5
 from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.hub import TOKENIZER_FILES
 from e5core.checkpoint.sentence_transformers import PROMPTS_FILE, write_sentence_transformers_files
-from e5core.convert.common import (
-    copy_files,
-    replacing_folder,
-    stored_weights,
-    summarize,
-    verify_tensors,
-    write_config,
-    write_weights,
-)
-from e5core.formats.tokenizer_json import copy_tokenizer
+from e5core.config import CONFIG_FILE
+from e5core.convert.folder import copy_files, replacing_folder
+from e5core.convert.weights import stored_weights, stream_weights, summarize, verify_tensors
+from e5core.formats.files import read_json_object, write_json
+from e5core.formats.sentencepiece import read_model
+from e5core.formats.tokenizer_json import write_fast_tokenizer
 from e5core.parity.samples import QUERIES, SENTENCES, spread
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
 from e5core.prompts import check_prompts
@@ -85,11 +82,29 @@ def verify_vectors(source: ModelFolder, target: Path) -> None:
     )
 
 
+def write_float32_config(source: Path, target: Path) -> None:
+    """The source's config.json, with the encoder's own type and the precision of e5core."""
+    content = read_json_object(source / CONFIG_FILE)
+    content["model_type"] = content.pop("encoder_type", content["model_type"])
+    # Where nothing is said, transformers computes in the precision of the file.
+    content.pop("torch_dtype", None)
+    write_json(target / CONFIG_FILE, {**content, "dtype": "float32"})
+
+
+def copy_tokenizer(source: ModelFolder, folder: Path) -> None:
+    """The SentencePiece model of a model's folder, and a fast tokenizer's files made from it."""
+    source.load_tokenizer()  # raises where it is damaged or does not fit the token table
+    assert source.tokenizer_file is not None  # it was loaded
+    content = read_model(source.tokenizer_file)
+    (folder / TOKENIZER_FILES[0]).write_bytes(content)
+    write_fast_tokenizer(content, folder, source.max_length)
+
+
 def write_all_but_weights(source: ModelFolder, target: Path, options: Namespace) -> ModelFolder:
     """Config, tokenizer, pooling and prompts; returns the source with the result's prompts."""
     prompts = check_prompts(options.prompts) if options.prompts else source.prompts
     prompts = with_task(prompts, options.task)
-    write_config(source.path, target)
+    write_float32_config(source.path, target)
     copy_files(source.path, target, [PROMPTS_FILE])
     copy_tokenizer(source, target)
     write_sentence_transformers_files(
@@ -107,7 +122,7 @@ def convert(options: Namespace) -> None:
     with replacing_folder(options.folder, source.path, options.force) as target:
         result = write_all_but_weights(source, target, options)
         weights = stored_weights(source)
-        write_weights(weights, target)
+        stream_weights(weights, target)
         if options.verify:
             verify_tensors(weights, target)
             verify_vectors(result, target)

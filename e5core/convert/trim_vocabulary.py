@@ -17,21 +17,15 @@ import torch
 from torch import Tensor
 
 from e5core import E5, SentencePieceTokenizer
+from e5core.bulk.sources import STDIN, read_texts
 from e5core.checkpoint import hub
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import weight_files
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.sentence_transformers import write_prompts
 from e5core.config import CONFIG_FILE
-from e5core.convert.common import (
-    SENTENCE_TRANSFORMERS_PATTERNS,
-    Weights,
-    copy_files,
-    replacing_folder,
-    stored_weights,
-    summarize,
-    write_weights,
-)
+from e5core.convert.folder import SENTENCE_TRANSFORMERS_PATTERNS, copy_files, replacing_folder
+from e5core.convert.weights import Weights, stored_weights, stream_weights, summarize
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.safetensors import TensorHeader
 from e5core.formats.sentencepiece import NORMAL, Piece, keep_pieces, read_model, read_pieces
@@ -43,24 +37,35 @@ from e5core.tokenizer import BOS, EOS, FAIRSEQ_OFFSET, PAD, UNKNOWN
 VERIFIED_TEXTS = 256
 
 
-def read_lines(files: Iterable[Path]) -> Iterator[str]:
+@dataclass(frozen=True)
+class Corpus:
+    """Texts that say what is kept: some of our own, and the lines of files. Can be read again."""
+
+    texts: Sequence[str]
+    files: Sequence[Path]
+
+    def check(self) -> None:
+        """Raise ValueError if there is nothing to read, or something to be read only once."""
+        if not self.texts and not self.files:
+            raise ValueError("nothing says what to keep; give --corpus or --languages")
+        for file in self.files:
+            if str(file) == STDIN or (file.exists() and not file.is_file()):
+                raise ValueError(
+                    f"{file} is not a file, and the corpus is read twice; save it as one"
+                )
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.texts
+        yield from read_corpus(self.files)
+
+
+def read_corpus(files: Sequence[Path]) -> Iterator[str]:
     """The lines of UTF-8 files that are not empty; ValueError names one that is not UTF-8."""
-    for file in files:
-        with file.open("rb") as content:
-            for number, line in enumerate(content, 1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"{file}, line {number}: byte {error.start} is not UTF-8; convert the "
-                        "file, for example with iconv -t UTF-8"
-                    ) from None
-                if text:
-                    yield text
+    return filter(None, read_texts(files)) if files else iter(())
 
 
 def sample_texts(languages: Collection[str]) -> list[str]:
-    """The sentences of scripts/data/sentences.tsv in some languages (ISO 639-1)."""
+    """The project's own sentences in some languages (ISO 639-1)."""
     if unknown := sorted(set(languages) - set(LANGUAGES)):
         raise ValueError(
             f"there are no sample texts in {', '.join(unknown)}, only in "
@@ -117,11 +122,6 @@ def trim_spm(content: bytes, rows: Sequence[int]) -> bytes:
     return keep_pieces(content, kept)
 
 
-def write_config(source: Path, target: Path, rows: Sequence[int]) -> None:
-    published = read_json_object(source / CONFIG_FILE)
-    write_json(target / CONFIG_FILE, {**published, "vocab_size": len(rows)})
-
-
 def trim_table(weights: Weights, rows: Sequence[int]) -> Weights:
     """The same weights with some rows of the token table; heads over it are left out already."""
     table = weights.headers[WORD_EMBEDDINGS]
@@ -164,7 +164,7 @@ def compare(
     return result
 
 
-def verify(source: Path, target: Path, texts: Sequence[str]) -> None:
+def verify_same_bits(source: Path, target: Path, texts: Sequence[str]) -> None:
     """Raise ValueError unless both folders give the same texts the same bits."""
     if not texts:
         raise ValueError(
@@ -185,7 +185,7 @@ def verify(source: Path, target: Path, texts: Sequence[str]) -> None:
     print(f"verified: {len(texts)} texts that are cut alike, vectors compared bit by bit")
 
 
-def saved(before: int, after: int) -> str:
+def in_numbers(before: int, after: int) -> str:
     return f"{before:,} → {after:,} ({1 - after / before:.1%} saved)"
 
 
@@ -193,14 +193,14 @@ def report(source: ModelFolder, target: ModelFolder, seen: Comparison) -> None:
     """What was saved, and how a sample of texts is cut now."""
     before, after = source.config, target.config
     share = before.vocab_size * before.hidden_size / before.num_parameters
-    print(f"rows of the token table: {saved(before.vocab_size, after.vocab_size)}")
+    print(f"rows of the token table: {in_numbers(before.vocab_size, after.vocab_size)}")
     if spare := before.vocab_size - source.load_tokenizer().vocab_size:
         print(f"  {spare} of them belonged to no id of the tokenizer and are left out")
     sizes = [
         sum(file.stat().st_size for file in weight_files(folder.path)[0])
         for folder in (source, target)
     ]
-    print(f"bytes of weights: {saved(*sizes)}; the table was {share:.0%} of the parameters")
+    print(f"bytes of weights: {in_numbers(*sizes)}; the table was {share:.0%} of the parameters")
     growth = seen.tokens_after / seen.tokens_before - 1
     print(f"texts cut differently: {seen.different:,} of {seen.texts:,}, {growth:+.1%} tokens")
 
@@ -227,55 +227,48 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def convert(options: Namespace) -> None:
-    texts = sample_texts(options.languages)
-    if not texts and not options.corpus:
-        raise ValueError("nothing says what to keep; give --corpus or --languages")
-    if pipes := [file for file in options.corpus if file.exists() and not file.is_file()]:
-        raise ValueError(f"{pipes[0]} is not a file, and the corpus is read twice; save it as one")
-
-    def corpus() -> Iterator[str]:
-        yield from texts
-        yield from read_lines(options.corpus)
-
+    corpus = Corpus(sample_texts(options.languages), options.corpus)
+    corpus.check()
     source = ModelFolder.open(options.source)
-    config = source.config
     with replacing_folder(options.folder, source.path, options.force) as target:
         if source.stored_dtype == torch.int8:
             raise ValueError("the weights are in int8; trim the model that they were made from")
         tokenizer = source.load_tokenizer()
-        if tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} ids, the token table "
-                f"{config.vocab_size} rows: they do not belong together"
-            )
-        used = used_ids(tokenizer, with_bar(corpus()))
+        used = used_ids(tokenizer, with_bar(corpus))
         if not used:
-            raise ValueError(f"{', '.join(map(str, options.corpus))}: there is no text")
+            raise ValueError(f"{', '.join(map(str, corpus.files))}: there is no text")
         used |= used_ids(tokenizer, (source.prompts or {}).values())
         assert source.tokenizer_file is not None  # it was loaded
-        content = read_model(source.tokenizer_file)
-        pieces = read_pieces(content)
-        rows = kept_ids(pieces, used)
+        model = read_model(source.tokenizer_file)
+        rows = kept_ids(read_pieces(model), used)
         weights = trim_table(stored_weights(source), rows)
+        result = write_result(source, target, trim_spm(model, rows), weights)
 
-        copy_files(source.path, target, SENTENCE_TRANSFORMERS_PATTERNS)
-        write_prompts(target, source.prompts)
-        trimmed = trim_spm(content, rows)
-        (target / hub.TOKENIZER_FILES[0]).write_bytes(trimmed)
-        write_fast_tokenizer(trimmed, target, source.max_length)
-        write_config(source.path, target, rows)
-        write_weights(weights, target)
-        result = ModelFolder.read(target, options.source)
-        for setting in ("pooling", "prompts", "max_length", "normalizes"):
-            before, after = getattr(source, setting), getattr(result, setting)
-            if before != after:
-                raise ValueError(f"its {setting} is {before}, the result's {after}")
-
-        sample = read_lines(options.sample) if options.sample else corpus()
+        sample = read_corpus(options.sample) if options.sample else corpus
         seen = compare(tokenizer, result.load_tokenizer(), rows, with_bar(sample))
         if not seen.texts:
             raise ValueError(f"{', '.join(map(str, options.sample))}: there is no text")
         if options.verify:
-            verify(source.path, target, seen.same)
+            verify_same_bits(source.path, target, seen.same)
         report(source, result, seen)
     summarize(weights, options.folder)
+
+
+def write_result(
+    source: ModelFolder, target: Path, tokenizer: bytes, weights: Weights
+) -> ModelFolder:
+    """Write the whole folder; ValueError unless it says of itself what the source says."""
+    copy_files(source.path, target, SENTENCE_TRANSFORMERS_PATTERNS)
+    write_prompts(target, source.prompts)
+    (target / hub.TOKENIZER_FILES[0]).write_bytes(tokenizer)
+    write_fast_tokenizer(tokenizer, target, source.max_length)
+    config = read_json_object(source.path / CONFIG_FILE)
+    vocab_size = weights.headers[WORD_EMBEDDINGS].shape[0]
+    write_json(target / CONFIG_FILE, {**config, "vocab_size": vocab_size})
+    stream_weights(weights, target)
+    result = ModelFolder.read(target, source.name)
+    for setting in ("pooling", "prompts", "max_length", "normalizes"):
+        before, after = getattr(source, setting), getattr(result, setting)
+        if before != after:
+            raise ValueError(f"its {setting} is {before}, the result's {after}")
+    return result

@@ -10,8 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from e5core.checkpoint.folder import ModelFolder
-from e5core.checkpoint.hub import TOKENIZER_FILES
 from e5core.formats.files import replacing, write_json
 from e5core.formats.sentencepiece import (
     CONTROL,
@@ -19,7 +17,6 @@ from e5core.formats.sentencepiece import (
     NORMAL,
     UNKNOWN,
     read_charsmap,
-    read_model,
     read_pieces,
 )
 
@@ -113,20 +110,3 @@ def write_fast_tokenizer(content: bytes, folder: Path, max_length: int) -> None:
         },
     )
     write_json(folder / "special_tokens_map.json", ROLES)
-
-
-def copy_tokenizer(source: ModelFolder, folder: Path) -> None:
-    """The SentencePiece model of a model's folder, and the files above made from it.
-
-    Raises ValueError if it has more ids than the token table has rows.
-    """
-    tokenizer, rows = source.load_tokenizer(), source.config.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the token table {rows} rows: they do "
-            "not belong together"
-        )
-    assert source.tokenizer_file is not None  # it was loaded
-    content = read_model(source.tokenizer_file)
-    (folder / TOKENIZER_FILES[0]).write_bytes(content)
-    write_fast_tokenizer(content, folder, source.max_length)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e5core.checkpoint.headers import CheckpointError
 from e5core.formats.safetensors import DTYPE_NAMES
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -25,7 +24,7 @@ class TorchFile:
     archive and is mapped anew for each access, so that its memory counts only while a tensor is
     in use; the form before that can only be read whole, once.
 
-    Raises CheckpointError naming the file and what is wrong with it.
+    Raises ValueError naming the file and what is wrong with it.
     """
 
     def __init__(self, path: Path, allowed: Sequence[type] = ()) -> None:
@@ -46,11 +45,11 @@ class TorchFile:
             state = state.get(key) if isinstance(state, Mapping) else None
         where = f"{self.path}: {key}" if keys else f"{self.path}"
         if not isinstance(state, Mapping):
-            raise CheckpointError(f"{where} is a {type(state).__name__}, expected names to tensors")
+            raise ValueError(f"{where} is a {type(state).__name__}, expected names to tensors")
         for name, tensor in state.items():
             if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
                 found = getattr(tensor, "layout", type(tensor).__name__)
-                raise CheckpointError(f"{where} holds {name!r}, a {found}, expected dense tensors")
+                raise ValueError(f"{where} holds {name!r}, a {found}, expected dense tensors")
         return dict(state)
 
     @cached_property
@@ -67,7 +66,7 @@ class TorchFile:
         except pickle.UnpicklingError as error:
             # The message says it amid advice on how to allow it.
             if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-                raise CheckpointError(
+                raise ValueError(
                     f"{self.path} wants {wanted[1]}, which is code and no weight; nothing of it "
                     "was run. Get the weights as safetensors, or from a source that you trust"
                 ) from error
@@ -76,8 +75,8 @@ class TorchFile:
             reason = str(error).strip().split("\n")[0][:200]
             raise self._damaged(reason or type(error).__name__) from error
 
-    def _damaged(self, reason: str) -> CheckpointError:
-        return CheckpointError(
+    def _damaged(self, reason: str) -> ValueError:
+        return ValueError(
             f"{self.path} ({self.path.stat().st_size} bytes) is not a whole file of torch.save: "
             f"{reason}; get it again"
         )

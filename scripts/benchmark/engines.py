@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.sentence_transformers import write_steps
-from e5core.convert.common import stored_weights
+from e5core.convert.weights import stored_weights
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.sentencepiece import CHARSMAP
 
@@ -282,11 +282,11 @@ def export_onnx(folder: Path, file: Path) -> None:
     """The graph of convert_onnx.py, which both take: faster in ONNX Runtime than what
     torch.onnx.export makes of transformers' model."""
     from e5core.convert.onnx_graph import encoder_model
-    from e5core.convert.to_onnx import LARGEST_IN_FILE, transposed
+    from e5core.convert.to_onnx import LARGEST_IN_FILE, turn_matrices
     from e5core.formats.onnx_file import write_onnx
 
     source = ModelFolder.read(folder)
-    weights = transposed(stored_weights(source))
+    weights = turn_matrices(stored_weights(source))
     with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
         path = Path(temporary) / file.name
         model = encoder_model(source.config, "mean")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.conversions import content, convert, convert_in_process, refused, run_convert
 from support.models import ROOT
 
-from e5core.convert.common import replacing_folder
+from e5core.convert.folder import replacing_folder
 from e5core.formats.safetensors import TensorHeader, write_tensors
 
 Make = Callable[..., Path]

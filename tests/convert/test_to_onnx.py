@@ -46,7 +46,7 @@ def session(folder: Path) -> Any:
 
 
 def run(model: Any, ids: Sequence[Sequence[int]], left: bool = False) -> Any:
-    (vectors,) = model.run(["sentence_embedding"], to_onnx.padded(ids, left))
+    (vectors,) = model.run(["sentence_embedding"], to_onnx.pad(ids, left))
     return vectors
 
 
@@ -79,7 +79,7 @@ def test_padding_changes_nothing(pooled_folder: Path, tmp_path: Path) -> None:
         for left in (False, True):
             found = run(exported, [text, longer], left)[0]
             assert np.abs(found - alone).max() < PADDING
-    inputs = to_onnx.padded([text, text])
+    inputs = to_onnx.pad([text, text])
     inputs["input_ids"][1], inputs["attention_mask"][1] = 119, 0  # nothing but padding
     found = exported.run(None, inputs)[0]
     assert np.abs(found[0] - alone).max() < PADDING
@@ -189,16 +189,16 @@ def test_a_difference_is_found(
     name: str,
 ) -> None:
     """One number of one tensor, a tenth off."""
-    finite = to_onnx.finite
+    check_finite = to_onnx.check_finite
 
     def changed(found: str, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = finite(found, tensor)
+        tensor = check_finite(found, tensor)
         if found == name:
             tensor = tensor.clone()
             tensor.view(-1)[tensor.numel() // 2] += 0.1
         return tensor
 
-    monkeypatch.setattr(to_onnx, "finite", changed)
+    monkeypatch.setattr(to_onnx, "check_finite", changed)
     line = refused("onnx", capsys, tmp_path / "new", tiny_folder, tmp_path / "new", "--verify")
     assert "tokens differ from e5core's by" in line
     assert not (tmp_path / "new").exists()
@@ -327,7 +327,7 @@ def test_lengths_and_batch_shapes(
 def test_the_hidden_states_are_those_that_were_pooled(long_model: tuple[E5, Any]) -> None:
     """As a library does that pools them itself."""
     _, exported = long_model
-    inputs = to_onnx.padded([[0, 5, 6, 7, 2], [0, 2], [0] * 40])
+    inputs = to_onnx.pad([[0, 5, 6, 7, 2], [0, 2], [0] * 40])
     vectors, states = exported.run(["sentence_embedding", "last_hidden_state"], inputs)
     assert states.shape == (3, 40, 24)
     sums = (states * inputs["attention_mask"][..., None]).sum(axis=1)
@@ -365,16 +365,16 @@ def test_a_runtime_that_is_too_old(
 
 
 KILLED = """
-import os, signal, e5core.convert.common as conversion
-finite, calls = conversion.finite, []
+import os, signal, e5core.convert.weights as weights
+check_finite, calls = weights.check_finite, []
 
 def killed(name, tensor):
     calls.append(name)
     if len(calls) == 30:
         os.kill(os.getpid(), signal.SIGKILL)
-    return finite(name, tensor)
+    return check_finite(name, tensor)
 
-conversion.finite = killed
+weights.check_finite = killed
 """
 
 
