@@ -247,7 +247,8 @@ class E5:
             bad = (~good).nonzero().flatten().tolist()
             raise TextError(
                 f"the vectors of {len(bad)} texts, the first of them {{}}, are zero or not finite "
-                f'in {self.encoder.dtype}; check the weights, or load them with dtype="float32"',
+                f"in {self.encoder.dtype}; check the weights, or load them with "
+                'dtype="float32" (--dtype float32)',
                 first + bad[0],
             )
 
