@@ -1,8 +1,8 @@
 """The files of a Hugging Face fast tokenizer, from a SentencePiece model.
 
-Written is what transformers 5 saves for an XLM-R tokenizer (tests/test_tokenizer_json.py
-compares the two), without transformers. Format: huggingface/tokenizers, "Tokenizer" in
-tokenizers/src/tokenizer/serialization.rs.
+This writes what transformers 5 saves for an XLM-R tokenizer, without transformers;
+tests/formats/test_tokenizer_json.py compares the two. Format: huggingface/tokenizers, "Tokenizer"
+in tokenizers/src/tokenizer/serialization.rs.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The libraries that benchmark.py compares: each loads a model and turns texts into unit vectors.
+"""The libraries that are compared: each loads a model and turns texts into unit vectors.
 
 Every peer gets what its documentation recommends, texts sorted by length, batches padded to
 their longest text, and the Hugging Face fast tokenizer. Exports are made once, beside the model
@@ -279,8 +279,10 @@ class CTranslate2(Engine):
 
 
 def export_onnx(folder: Path, file: Path) -> None:
-    """The graph of convert_onnx.py, which both take: faster in ONNX Runtime than what
-    torch.onnx.export makes of transformers' model."""
+    """Write the graph of `e5core convert onnx`, which ONNX Runtime and OpenVINO take.
+
+    In ONNX Runtime it is faster than the graph that torch.onnx.export makes of transformers' model.
+    """
     from e5core.convert.onnx_graph import encoder_model
     from e5core.convert.to_onnx import LARGEST_IN_FILE, turn_matrices
     from e5core.formats.onnx_file import write_onnx

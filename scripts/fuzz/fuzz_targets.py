@@ -1,4 +1,4 @@
-"""What scripts/fuzz and tests/test_hard_use.py feed with bytes: readers of files and of text.
+"""Readers of files and of text, which scripts/fuzz and tests/programs/test_hard_use.py feed bytes.
 
 Each target takes any bytes and returns whether they were accepted. It raises on what must never
 happen: another error than the documented one, or a result that an independent reading of the
