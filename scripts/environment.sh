@@ -16,8 +16,12 @@ install() {
         return 2
     fi
     stamp=$venv/e5core$extras.stamp
-    want=$(cat pyproject.toml scripts/constraints.txt hatch_build.py e5core/kernels/native/*.{cpp,h} |
-        cksum)
+    # What the installation depends on: the requirements, and all that is compiled.
+    want=$({
+        cat pyproject.toml scripts/constraints.txt hatch_build.py
+        find e5core/kernels/native \( -name '*.cpp' -o -name '*.h' -o -name build.py \) |
+            LC_ALL=C sort | xargs cat
+    } | cksum)
     if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
         return 0
     fi
