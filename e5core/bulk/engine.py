@@ -105,7 +105,7 @@ def embed_texts(model: E5, texts: list[str], options: EmbedOptions) -> Embedded:
 
 def describe(model: E5, options: EmbedOptions) -> dict[str, Any]:
     """What the vectors depend on, beside the model's files and the texts."""
-    device = model.encoder.embeddings.word.weight.device
+    device = model.encoder.device
     return {
         "hidden_size": model.config.hidden_size,
         "prefix": prefix_for(model.prompts, options.input_type, options.task),
