@@ -1,43 +1,37 @@
-"""The kernels in C++: how they are built, what they refuse, and how exact they are."""
+"""The kernels in C++: what they refuse, and how exact they are."""
 
 import copy
-import ctypes
-import importlib.util
-import shutil
 import threading
-from pathlib import Path
 
 import pytest
 import torch
-from support.models import tiny_encoder
+from support.models import CPU, tiny_encoder
 from torch import nn
 
-from e5core import E5, pack
+from e5core import pack
 from e5core.kernels import BACKENDS, native, select, why_not
-
-ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "e5core/kernels/native"
-CPU = torch.device("cpu")
+from e5core.kernels.native import library
 
 missing = why_not(BACKENDS["native"], CPU, torch.float32)
 usable = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("columns", [32, 16])
 @pytest.mark.parametrize("shapes", [[(64, 8)], [(32, 8), (96, 8)], [(3, 8), (40, 8)], [(5, 7)]])
-def test_panels_hold_every_weight_where_layers_h_looks(shapes, dtype):
+def test_panels_hold_every_weight_where_linear_h_looks(shapes, columns, dtype):
     weights = [torch.randint(-9, 9, shape).to(dtype) for shape in shapes]
-    panels, whole = native.panels(weights, dtype), torch.cat(weights)
-    count, units, columns, numbers = panels.shape
-    assert (columns, numbers) == (32, 4 // dtype.itemsize)
+    panels, whole = native.panels(weights, dtype, columns), torch.cat(weights)
+    count, units, _, numbers = panels.shape
+    assert panels.shape[2:] == (columns, 4 // dtype.itemsize)
     assert panels.is_contiguous()
     assert panels.data_ptr() % 64 == 0
     for output in range(count * columns):
-        for column in range(units * numbers):
-            inside = output < whole.shape[0] and column < whole.shape[1]
-            expected = whole[output, column] if inside else 0
-            place = output // 32, column // numbers, output % 32, column % numbers
-            assert panels[place] == expected, (output, column)
+        for number in range(units * numbers):
+            inside = output < whole.shape[0] and number < whole.shape[1]
+            expected = whole[output, number] if inside else 0
+            place = output // columns, number // numbers, output % columns, number % numbers
+            assert panels[place] == expected, (output, number)
 
 
 @usable
@@ -71,12 +65,12 @@ def test_products_of_every_shape(inputs, outputs, rows, threads):
         torch.set_num_threads(before)
 
 
-@pytest.fixture(params=[native.BFLOAT16, native.WIDENED], ids=["instruction", "widened"])
+@pytest.fixture(params=[library.BFLOAT16, library.WIDENED], ids=["instruction", "widened"])
 def bfloat16_kernels(request, monkeypatch):
     """Both ways to multiply bfloat16, whichever this CPU prefers."""
-    if reason := missing or native.unsupported(request.param):
+    if reason := missing or library.unsupported(request.param):
         pytest.skip(reason)
-    monkeypatch.setattr(native, "bfloat16_kind", lambda: request.param)
+    monkeypatch.setattr(library, "bfloat16_kind", lambda: request.param)
     return select("native", dtype=torch.bfloat16)
 
 
@@ -242,15 +236,15 @@ def test_tensors_that_are_not_contiguous():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize(
-    "prefers", [native.BFLOAT16, native.WIDENED], ids=["instruction", "widened"]
+    "prefers", [library.BFLOAT16, library.WIDENED], ids=["instruction", "widened"]
 )
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("lengths", [[1], [5, 20], [3, *[20] * 9]])
 def test_all_layers_at_once_are_the_operations_one_by_one(
     monkeypatch, dialect, dtype, prefers, threads, lengths
 ):
-    monkeypatch.setattr(native, "bfloat16_kind", lambda: prefers)  # int8's attention follows it
-    if reason := missing or native.unsupported(prefers):
+    monkeypatch.setattr(library, "bfloat16_kind", lambda: prefers)  # int8's attention follows it
+    if reason := missing or library.unsupported(prefers):
         pytest.skip(reason)
     if reason := why_not(BACKENDS["native"], CPU, dtype):
         pytest.skip(reason)
@@ -352,115 +346,3 @@ def test_an_encoder_that_holds_pointers_is_not_copied(dialect):
     encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
     with pytest.raises(TypeError, match="cannot be copied or pickled; load the model anew"):
         copy.deepcopy(encoder)
-
-
-# ------------------------------------------------------------------------------ the library
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with the source, in place of that of the package."""
-    monkeypatch.setattr(native, "FOLDER", tmp_path)
-    for file in SOURCE.glob("*.[ch]*"):
-        shutil.copy(file, tmp_path)
-    native.load.cache_clear()
-    yield tmp_path
-    native.load.cache_clear()
-
-
-def test_without_a_library_the_others_take_over(place, tiny_folder):
-    for dtype, instead in (("float32", "onednn"), ("bfloat16", "onednn"), ("int8", "onednn")):
-        if why_not(BACKENDS[instead], CPU, getattr(torch, dtype)) is None:
-            assert E5.from_pretrained(tiny_folder, dtype=dtype).encoder.kernels.name == instead
-    with pytest.raises(ValueError, match=r"'native' cannot be used: they were not compiled: e5c"):
-        E5.from_pretrained(tiny_folder, kernels="native")
-
-
-@usable
-def test_a_library_of_another_source_is_not_called(place):
-    shutil.copy(SOURCE / native.LIBRARY, place)
-    assert why_not(BACKENDS["native"], CPU, torch.float32) is None
-    native.load.cache_clear()
-    with (place / "layers.h").open("a") as source:
-        source.write("// changed\n")
-    reason = why_not(BACKENDS["native"], CPU, torch.float32)
-    assert reason.endswith("compiled from another source; install e5core again")
-
-
-@pytest.mark.parametrize("content", [b"", b"no library"])
-def test_a_library_that_is_none_is_a_reason(place, content):
-    (place / "libnative.so").write_bytes(content)
-    assert "they cannot be loaded: " in why_not(BACKENDS["native"], CPU, torch.float32)
-
-
-def test_a_foreign_library_is_a_reason(place):
-    torch_library = Path(torch.__file__).parent / "lib" / "libtorch_global_deps.so"
-    if not torch_library.exists():
-        pytest.skip("this PyTorch has no small library")
-    (place / "libnative.so").symlink_to(torch_library)
-    reason = why_not(BACKENDS["native"], CPU, torch.float32)
-    assert reason.endswith("libnative.so is not of e5core")
-
-
-class OlderCpu:
-    """One with AVX-512, but without what came later, or without that either."""
-
-    def __init__(self, *kinds):
-        self.kinds = [kind.number for kind in kinds]
-
-    def e5core_supports(self, kind):
-        return kind in self.kinds
-
-    def e5core_prefers_bfloat16(self):
-        return native.BFLOAT16.number in self.kinds
-
-
-@pytest.mark.parametrize(
-    ("kinds", "dtype", "reason"),
-    [
-        ((), torch.float32, "this CPU has no AVX-512"),
-        ((), torch.bfloat16, "this CPU has no AVX-512"),
-        ((native.FLOAT32, native.WIDENED), torch.int8, "this CPU has no AVX512-VNNI"),
-        ((native.FLOAT32, native.WIDENED), torch.float32, None),
-        ((native.FLOAT32, native.WIDENED), torch.bfloat16, None),
-    ],
-)
-@usable
-def test_a_cpu_without_the_instructions_is_a_reason(monkeypatch, kinds, dtype, reason):
-    monkeypatch.setattr(native, "load", lambda: OlderCpu(*kinds))
-    assert why_not(BACKENDS["native"], CPU, dtype) == reason
-
-
-@pytest.fixture
-def hook():
-    pytest.importorskip("hatchling")
-    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def tree(tmp_path):
-    shutil.copytree(SOURCE, tmp_path / "e5core/kernels/native")
-    return tmp_path
-
-
-@usable
-def test_the_hook_compiles_the_library(hook, tree):
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
-    assert hook.build(tree)
-    built = ctypes.CDLL(str(tree / "e5core/kernels/native" / native.LIBRARY))
-    built.e5core_source.restype = ctypes.c_uint32
-    assert built.e5core_source() == native.source_checksum()
-    assert built.e5core_supports(0) == 1
-
-
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_the_hook_goes_on_without_a_compiler(hook, tree, monkeypatch, compiler):
-    monkeypatch.setenv("CXX", compiler)
-    library = tree / "e5core/kernels/native" / native.LIBRARY
-    library.write_text("of an earlier source")
-    assert not hook.build(tree)
-    assert not library.exists()

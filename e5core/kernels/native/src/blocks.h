@@ -1,0 +1,229 @@
+// Blocks of rows times panels of columns, the product that everything else is made of.
+//
+//   unit   32 bits of a row: one float32, two bfloat16 or four int8, taken in one instruction
+//   block  up to BLOCK rows of the left matrix, unit by unit: [units][rows]
+//   panel  V vectors of columns of the right matrix, unit by unit: [units][V][LANES]; V is
+//          PANEL_VECTORS, or 1 for the queries of a short text
+//
+// The result of a block and a panel stays in registers until it is complete.
+
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "math.h"
+#include "scratch.h"
+
+namespace {
+
+constexpr int VECTOR_BYTES = 4 * LANES;
+constexpr int AHEAD = 8192 / VECTOR_BYTES;  // vectors of a panel that are prefetched
+constexpr int STRETCH = 384;  // units added up before they join the sum: this rounds less
+
+// Fetch what is needed soon into the first-level cache, what is needed later into the second.
+void prefetch_soon(const void* place) { __builtin_prefetch(place, 0, 3); }
+void prefetch_later(const void* place) { __builtin_prefetch(place, 0, 2); }
+
+// A kind of product says
+//
+//   Activation      what activations are in memory
+//   Number          what a unit holds, and NUMBERS how many
+//   STORED_UNITS    how many units a vector of a panel holds in memory
+//   unpack          one of these units, ready to be multiplied
+//   multiply_add    a vector of sums plus a unit of a row times a unit of columns
+//   AttentionKinds  the kinds in which attention may multiply what these linears give
+//
+// An instruction set defines the kinds that need an instruction of their own.
+struct Float32 {
+    using Activation = float;
+    using Number = float;
+    using Sum = Vector;
+    using AttentionKinds = KindList<Float32>;
+    static constexpr KindNumber NUMBER = KindNumber::float32;
+    static constexpr int NUMBERS = 1, STORED_UNITS = 1;
+
+    static Integers unpack(Integers stored, int) { return stored; }
+
+    static Sum multiply_add(Sum sum, uint32_t unit, Integers columns) {
+        return fmadd(from_bits(splat_bits(unit)), from_bits(columns), sum);
+    }
+};
+
+// bfloat16 in memory, multiplied as float32: twice as fast as the instruction for bfloat16 on
+// Intel's CPUs (vdpbf16ps every four cycles, 170 against 350 GFLOP/s on two cores of model 207,
+// 2026-11; on Zen 4 it is half as fast). Blocks have an even number of units.
+struct Widened : Float32 {
+    using Activation = plain_bfloat16;
+    static constexpr KindNumber NUMBER = KindNumber::widened;
+    static constexpr int STORED_UNITS = 2;
+
+    static Integers unpack(Integers stored, int i) {
+        return i ? stored & splat_bits(0xFFFF0000) : stored << 16;
+    }
+};
+
+// `call` with the kind of that number. Returns whether the list has it.
+template <class... Kind, class Call>
+bool with_kind(KindList<Kind...>, int number, Call call) {
+    return ((number == int(Kind::NUMBER) && (call(Kind()), true)) || ...);
+}
+
+// Vectors that hold a row of numbers in memory, and the units in them.
+template <class Kind>
+int stored_units(int numbers) {
+    int size = Kind::NUMBERS * Kind::STORED_UNITS;
+    return (numbers + size - 1) / size;
+}
+template <class Kind>
+int units_of(int numbers) { return stored_units<Kind>(numbers) * Kind::STORED_UNITS; }
+
+// Where a share starts when `total` is shared out as equally as can be.
+int64_t share_start(int64_t total, int shares, int share) { return total * share / shares; }
+
+// `call(start, height)` for each block that the rows are divided into. Inlined, because the compiler
+// would otherwise put all that `call` refers to on the stack for each product.
+template <class Call>
+[[gnu::always_inline]] inline void for_each_block(int rows, Call call) {
+    int count = (rows + BLOCK - 1) / BLOCK;
+    for (int i = 0; i < count; i++) {
+        int start = share_start(rows, count, i);
+        call(start, int(share_start(rows, count, i + 1) - start));
+    }
+}
+
+// ---------------------------------------------------------------- multiplying
+
+// A block times a panel, added to `result` or put in its place.
+template <class Kind, int V, int HEIGHT>
+void multiply_block(const uint32_t* block, const Integers* panel, int units, bool add,
+                    typename Kind::Sum* result) {
+    using Sum = typename Kind::Sum;
+    Sum sums[HEIGHT][V];
+#pragma GCC unroll BLOCK * PANEL_VECTORS
+    for (int i = 0; i < HEIGHT * V; i++) sums[i / V][i % V] = Sum{};
+    for (; units > 0; units -= Kind::STORED_UNITS, panel += V) {
+        Integers stored[V], columns[V];
+        for (int v = 0; v < V; v++) {
+            stored[v] = panel[v];
+            prefetch_later(panel + v + AHEAD);
+        }
+#pragma GCC unroll 2
+        for (int i = 0; i < Kind::STORED_UNITS; i++, block += HEIGHT) {
+            for (int v = 0; v < V; v++) columns[v] = Kind::unpack(stored[v], i);
+#pragma GCC unroll BLOCK
+            for (int row = 0; row < HEIGHT; row++) {
+                for (int v = 0; v < V; v++) {
+                    sums[row][v] = Kind::multiply_add(sums[row][v], block[row], columns[v]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll BLOCK * PANEL_VECTORS
+    for (int i = 0; i < HEIGHT * V; i++) {
+        Sum sum = sums[i / V][i % V];
+        result[i] = add ? result[i] + sum : sum;
+    }
+}
+
+// multiply_block for each height that a block may have.
+template <class Kind, int V, int... I>
+constexpr auto by_height(std::integer_sequence<int, I...>) {
+    return std::array{multiply_block<Kind, V, I + 1>...};
+}
+
+// `count` units, from `first_unit` on, of blocks that have `units` each, times a panel of `count`
+// units. The result is [rows][V] vectors.
+template <class Kind, int V>
+void multiply_units(int rows, const uint32_t* blocks, int units, int first_unit, int count,
+                    const Integers* panel, bool add, typename Kind::Sum* result) {
+    static constexpr auto multiply = by_height<Kind, V>(std::make_integer_sequence<int, BLOCK>{});
+    for_each_block(rows, [&](int start, int height) {
+        const uint32_t* block = blocks + (int64_t)start * units + (int64_t)first_unit * height;
+        multiply[height - 1](block, panel, count, add, result + (int64_t)start * V);
+    });
+}
+
+// A panel of Widened as one of Float32.
+template <int V>
+const Integers* widen(const Integers* panel, int units) {
+    auto wide = static_cast<Integers*>(scratch<For::widened>((size_t)units * V * VECTOR_BYTES));
+    for (int i = 0; i < units * V; i++) {
+        wide[i] = Widened::unpack(panel[i / (2 * V) * V + i % V], i / V % 2);
+    }
+    return wide;
+}
+
+// Blocks of rows times a panel, by stretches of units. What one stretch needs of the panel stays
+// in the first-level cache. The result is [rows][V] vectors.
+template <class Kind, int V>
+void multiply(int rows, const uint32_t* blocks, const Integers* panel, int units,
+              typename Kind::Sum* result) {
+    for (int start = 0; start < units; start += STRETCH) {
+        int count = std::min(STRETCH, units - start);
+        const Integers* part = panel + (int64_t)start / Kind::STORED_UNITS * V;
+        if constexpr (std::is_same_v<Kind, Widened>) {
+            if (rows > BLOCK) {  // once for all blocks
+                const Integers* wide = widen<V>(part, count);
+                multiply_units<Float32, V>(rows, blocks, units, start, count, wide, start, result);
+                continue;
+            }
+        }
+        multiply_units<Kind, V>(rows, blocks, units, start, count, part, start, result);
+    }
+}
+
+// ---------------------------------------------------------------- blocking rows
+
+// Up to max(BLOCK, LANES) rows, `stride` bytes apart, as units that are `height` apart. Missing
+// rows of the first LANES, and what the last unit lacks, are 0. The vector behind the last unit
+// may be overwritten.
+void transpose_bytes(const void* from, int64_t stride, int rows, int bytes, uint32_t* to,
+                     int height) {
+    constexpr int SQUARES = (std::max(BLOCK, LANES) + LANES - 1) / LANES;
+    for (int start = 0; start < bytes; start += VECTOR_BYTES) {
+        int left = std::min(bytes - start, VECTOR_BYTES);
+        Integers squares[SQUARES][LANES];
+        for (int row = 0; row < SQUARES * LANES; row++) {
+            auto place = static_cast<const char*>(from) + row * stride + start;
+            prefetch_soon(place + LANES * stride);
+            squares[row / LANES][row % LANES] = row < rows ? load_bytes(place, left) : Integers{};
+        }
+        for (auto& square : squares) transpose(square);
+        for (int unit = 0; unit < (left + 3) / 4; unit++) {
+            uint32_t* place = to + (start / 4 + unit) * height;
+            store(place, squares[0][unit]);
+            // What this writes too far is overwritten by the next unit.
+            for (int i = 1; i < SQUARES && i * LANES < rows; i++) {
+                store(place + i * LANES, squares[i][unit]);
+            }
+        }
+    }
+}
+
+// Rows of `numbers`, `stride` numbers apart, as units of a kind that are `height` apart, as in
+// transpose_bytes(). Numbers of another type are converted first.
+template <class Kind, class Input>
+void transpose_rows(const Input* from, int64_t stride, int rows, int numbers, uint32_t* to,
+                    int height) {
+    using Number = typename Kind::Number;
+    if constexpr (std::is_same_v<Input, Number>) {
+        transpose_bytes(from, stride * sizeof(Input), rows, numbers * sizeof(Number), to, height);
+    } else {
+        int width = units_of<Kind>(numbers) * Kind::NUMBERS, bytes = width * sizeof(Number);
+        size_t size = (size_t)std::max(BLOCK, LANES) * bytes;
+        auto converted = static_cast<Number*>(scratch<For::converted>(size));
+        for (int row = 0; row < rows; row++, from += stride) {
+            prefetch_soon(from + LANES * stride);
+            for (int i = 0; i < width; i += LANES) {
+                store(converted + row * width + i, load(from + i, numbers - i), width - i);
+            }
+        }
+        transpose_bytes(converted, bytes, rows, bytes, to, height);
+    }
+}
+
+}  // namespace

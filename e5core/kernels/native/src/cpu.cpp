@@ -1,0 +1,58 @@
+// What Python asks a library before it calls its kernels.
+//
+// Each library has its own copy of this file, compiled with NEED as its instruction set, but without
+// the compiler's flags for it, because nobody knows yet whether this CPU has it.
+
+#include "kinds.h"
+
+namespace {
+
+// The instructions that a kind needs, and whether this CPU has them.
+struct Need {
+    const char* instructions;
+    bool is_met;
+};
+
+Need avx512(KindNumber kind) {
+    __builtin_cpu_init();
+    bool has_all = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("fma");
+    switch (kind) {
+        case KindNumber::float32:
+        case KindNumber::widened: return {"AVX-512", has_all};
+        case KindNumber::bfloat16:
+            return {"AVX512-BF16", has_all && __builtin_cpu_supports("avx512bf16")};
+        case KindNumber::int8:
+            return {"AVX512-VNNI", has_all && __builtin_cpu_supports("avx512vnni")};
+    }
+    return {nullptr, false};
+}
+
+}  // namespace
+
+extern "C" {
+
+// build.py looks for this text in the file, so that a library of another source is never loaded.
+__attribute__((used)) extern const char e5core_source[] = E5CORE_SOURCE;
+
+// Whether the CPU has the instructions of a kind, and their name for the reader.
+int e5core_supports(int kind) { return NEED(KindNumber(kind)).is_met; }
+const char* e5core_instructions(int kind) { return NEED(KindNumber(kind)).instructions; }
+
+// Whether BFloat16 is faster than Widened and Float32.
+int e5core_prefers_bfloat16() {
+    return e5core_supports(int(KindNumber::bfloat16)) && __builtin_cpu_is("amd");
+}
+
+// The name of a kind as Python has it; null if there is no such kind.
+const char* e5core_kind_name(int kind) {
+    switch (KindNumber(kind)) {
+        case KindNumber::float32: return "float32";
+        case KindNumber::bfloat16: return "bfloat16";
+        case KindNumber::int8: return "int8";
+        case KindNumber::widened: return "widened";
+    }
+    return nullptr;
+}
+}
