@@ -82,7 +82,7 @@ def build(folder: Path = FOLDER) -> list[Path]:
 def compile_library(instructions: InstructionSet, path: Path) -> bool:
     """Compile one library beside its place, and put it there if that succeeds."""
     compiler = os.environ.get("CXX", "g++").split()
-    if shutil.which(compiler[0]) is None:
+    if shutil.which(compiler[0]) is None or not os.access(path.parent, os.W_OK):
         return False
     source = path.parent / "src"
     checksum = MARK.decode() + str(source_checksum(path.parent))
