@@ -13,18 +13,14 @@ from collections.abc import Iterator
 
 from e5core.checkpoint.folder import DTYPES
 from e5core.cli.program import Parser
-from e5core.parity.cases import (
-    LONGEST,
-    SAMPLE,
-    Case,
-    against_copy,
-    against_published,
-    against_transformers,
-    table,
-)
+from e5core.parity.against_copy import against_copy
+from e5core.parity.against_published import against_published
+from e5core.parity.against_transformers import SAMPLE, against_transformers
+from e5core.parity.cases import Case, table
 from e5core.parity.published import PUBLISHED
 from e5core.parity.samples import SENTENCES
 from e5core.parity.tolerances import COPY_BOUNDS
+from e5core.parity.vectors import LONGEST
 from e5core.progress import progress_bar
 
 HOLDS, BROKEN = 0, 1  # exit codes; 2 is an error's

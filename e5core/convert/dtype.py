@@ -31,7 +31,8 @@ from e5core.convert.weights import Weights, check_finite, stored_weights, stream
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.safetensors import TensorHeader
 from e5core.kernels.int8_rows import quantize_rows
-from e5core.parity.cases import against_copy, table
+from e5core.parity.against_copy import against_copy
+from e5core.parity.cases import table
 
 TARGETS = {name: dtype for name, dtype in DTYPES.items() if name != "float64"}
 BLOCK_ROWS = 1 << 14  # of the token table, which is quantised in blocks to save memory

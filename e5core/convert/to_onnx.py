@@ -33,9 +33,9 @@ from e5core.convert.to_sentence_transformers import (
 )
 from e5core.convert.weights import Weights, check_finite, print_summary, stored_weights
 from e5core.formats.safetensors import TensorHeader
-from e5core.parity.cases import LONGEST, encode_ids
 from e5core.parity.samples import QUERIES, SENTENCES, spread, text_of_length
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
+from e5core.parity.vectors import LONGEST, encode_ids
 from e5core.progress import progress_bar
 from e5core.tokenizer import PAD, cut
 

@@ -2,7 +2,9 @@
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def change(folder: Path, **changes: torch.Tensor | None) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_every_tensor_is_rounded_once(tiny_folder, dtype):
+def test_every_tensor_is_rounded_once(tiny_folder: Path, dtype: str) -> None:
     source, result = (load_file(f / WEIGHTS) for f in (tiny_folder, converted(tiny_folder, dtype)))
     assert result.keys() == source.keys()
     for name, tensor in result.items():
@@ -50,17 +52,17 @@ def test_every_tensor_is_rounded_once(tiny_folder, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_there_and_back_again_gives_the_same_bytes(tiny_folder, dtype):
+def test_there_and_back_again_gives_the_same_bytes(tiny_folder: Path, dtype: str) -> None:
     low = converted(tiny_folder, dtype)
     again = converted(converted(low, "float32", "wide"), dtype, "again")
     assert content(again) == content(low)
 
 
-def test_float32_to_float32_is_the_same_file(tiny_folder):
+def test_float32_to_float32_is_the_same_file(tiny_folder: Path) -> None:
     assert content(converted(tiny_folder, "float32"))[WEIGHTS] == content(tiny_folder)[WEIGHTS]
 
 
-def test_everything_else_travels_along(tiny_folder):
+def test_everything_else_travels_along(tiny_folder: Path) -> None:
     config = json.loads((tiny_folder / "config.json").read_text())
     (tiny_folder / "config.json").write_text(
         json.dumps({**config, "torch_dtype": "float32", "dtype": "float32", "own": [1]})
@@ -74,7 +76,7 @@ def test_everything_else_travels_along(tiny_folder):
         assert result[name] == source[name]
 
 
-def test_int8_is_stored_as_documented(tiny_folder, dialect):
+def test_int8_is_stored_as_documented(tiny_folder: Path, dialect: str) -> None:
     source, folder = load_file(tiny_folder / WEIGHTS), converted(tiny_folder, "int8")
     result = load_file(folder / WEIGHTS)
     integers = {name for name, tensor in result.items() if tensor.dtype == torch.int8}
@@ -93,7 +95,7 @@ def test_int8_is_stored_as_documented(tiny_folder, dialect):
     assert (config["model_type"], config["encoder_type"]) == ("e5core-int8", dialect)
 
 
-def test_int8_to_float32_is_what_the_integers_stand_for(tiny_folder):
+def test_int8_to_float32_is_what_the_integers_stand_for(tiny_folder: Path) -> None:
     low = converted(tiny_folder, "int8")
     integers, floats = load_file(low / WEIGHTS), load_file(converted(low, "float32") / WEIGHTS)
     assert floats.keys() == {name for name in integers if not name.endswith("_scale")}
@@ -104,7 +106,7 @@ def test_int8_to_float32_is_what_the_integers_stand_for(tiny_folder):
 
 
 @usable
-def test_a_folder_in_int8_computes_in_int8(tiny_folder):
+def test_a_folder_in_int8_computes_in_int8(tiny_folder: Path) -> None:
     low = converted(tiny_folder, "int8")
     model = E5.from_pretrained(low)
     assert model.encoder.kernels.name in ("native", "onednn")
@@ -122,7 +124,9 @@ def test_a_folder_in_int8_computes_in_int8(tiny_folder):
 
 @pytest.mark.parametrize("kernels", ["auto", "sdpa", "plain"])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-def test_a_folder_in_int8_computes_in_floats_too(tiny_folder, dtype, kernels):
+def test_a_folder_in_int8_computes_in_floats_too(
+    tiny_folder: Path, dtype: str, kernels: str
+) -> None:
     low = converted(tiny_folder, "int8")
     options = {"dtype": dtype, "kernels": kernels}
     expected = E5.from_pretrained(converted(low, "float32"), **options).encode_query(QUERIES)
@@ -130,14 +134,14 @@ def test_a_folder_in_int8_computes_in_floats_too(tiny_folder, dtype, kernels):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_without_int8_kernels_a_folder_in_int8_is_float32(tiny_folder):
+def test_without_int8_kernels_a_folder_in_int8_is_float32(tiny_folder: Path) -> None:
     low = converted(tiny_folder, "int8")
     model = E5.from_pretrained(low, kernels="plain")
     assert model.encoder.dtype == torch.float32
     assert model.encoder.embeddings.word.weight.dtype == torch.float32
 
 
-def test_a_file_in_int8_can_be_trained_from(tiny_folder, dialect):
+def test_a_file_in_int8_can_be_trained_from(tiny_folder: Path, dialect: str) -> None:
     low = converted(tiny_folder, "int8")
     encoder = Encoder(TINY[dialect])
     load_checkpoint(encoder, low)
@@ -149,7 +153,9 @@ def test_a_file_in_int8_can_be_trained_from(tiny_folder, dialect):
 
 
 @usable
-def test_quality_of_the_real_model(real_folder, real_model, tmp_path, measured):
+def test_quality_of_the_real_model(
+    real_folder: Path, real_model: E5, tmp_path: Path, measured: Callable[[str], None]
+) -> None:
     """The gate of a mode in int8, token table included."""
     low = tmp_path / "small"
     convert("dtype", real_folder, low, "--dtype", "int8", "--verify")
@@ -165,7 +171,9 @@ def test_quality_of_the_real_model(real_folder, real_model, tmp_path, measured):
     assert cosines.min() >= INT8_WORST_COSINE
 
 
-def test_memory_is_that_of_the_largest_tensor(real_folder, tmp_path, measured):
+def test_memory_is_that_of_the_largest_tensor(
+    real_folder: Path, tmp_path: Path, measured: Callable[[str], None]
+) -> None:
     with safe_open(real_folder / WEIGHTS, framework="pt") as reader:
         largest = 4 * np.prod(reader.get_slice(WORD).get_shape())
     for dtype in ("bfloat16", "int8"):
@@ -179,7 +187,9 @@ def test_memory_is_that_of_the_largest_tensor(real_folder, tmp_path, measured):
         assert grown < 2 * largest
 
 
-def test_a_number_that_float16_does_not_hold_is_named(tiny_folder, capsys):
+def test_a_number_that_float16_does_not_hold_is_named(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     weight = load_file(tiny_folder / WEIGHTS)[QUERY]
     weight[3, 4] = -70000
     change(tiny_folder, **{QUERY: weight})
@@ -189,7 +199,7 @@ def test_a_number_that_float16_does_not_hold_is_named(tiny_folder, capsys):
     convert("dtype", tiny_folder, target, "--dtype", "bfloat16")
 
 
-def test_what_is_no_number_is_named(tiny_folder, capsys):
+def test_what_is_no_number_is_named(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weight = load_file(tiny_folder / WEIGHTS)[QUERY]
     weight[3, 4] = torch.nan
     change(tiny_folder, **{QUERY: weight})
@@ -218,7 +228,9 @@ def test_what_is_no_number_is_named(tiny_folder, capsys):
         ),
     ],
 )
-def test_damaged_files_in_int8_are_refused(tiny_folder, changes, message):
+def test_damaged_files_in_int8_are_refused(
+    tiny_folder: Path, changes: dict[str, Any], message: str
+) -> None:
     low = change(converted(tiny_folder, "int8"), **changes)
     for dtype in ("auto", "float32"):
         with pytest.raises(CheckpointError) as caught:
@@ -226,13 +238,15 @@ def test_damaged_files_in_int8_are_refused(tiny_folder, changes, message):
         assert message in str(caught.value)
 
 
-def test_transformers_refuses_integers(tiny_folder):
+def test_transformers_refuses_integers(tiny_folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="e5core-int8"):
         transformers.AutoModel.from_pretrained(converted(tiny_folder, "int8"))
 
 
-def test_an_existing_target_stays_without_force(tiny_folder, capsys):
+def test_an_existing_target_stays_without_force(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = converted(tiny_folder, "int8")
     line = refused("dtype", capsys, target, tiny_folder, target, "--dtype", "bfloat16")
     assert "is there already; pass --force to replace it" in line
@@ -249,14 +263,19 @@ def test_an_existing_target_stays_without_force(tiny_folder, capsys):
         (lambda f: f.joinpath("config.json").write_text('{"model_type": "t5"}'), "'t5'"),
     ],
 )
-def test_bad_sources_are_refused_with_one_line(tiny_folder, capsys, damage, message):
+def test_bad_sources_are_refused_with_one_line(
+    tiny_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+    message: str,
+) -> None:
     damage(tiny_folder)
     target = tiny_folder.parent / "out"
     line = refused("dtype", capsys, target, tiny_folder, target, "--dtype", "int8")
     assert message in line
 
 
-def test_a_full_disk_leaves_nothing(tiny_folder):
+def test_a_full_disk_leaves_nothing(tiny_folder: Path) -> None:
     target = tiny_folder.parent / "out"
     done = convert_in_process("dtype", tiny_folder, target, "--dtype", "int8", limit=20_000)
     assert done.returncode == 2
@@ -265,7 +284,7 @@ def test_a_full_disk_leaves_nothing(tiny_folder):
     assert [path.name for path in target.parent.iterdir()] == [tiny_folder.name]
 
 
-def test_a_killed_run_leaves_no_target_and_the_next_one_works(tiny_folder):
+def test_a_killed_run_leaves_no_target_and_the_next_one_works(tiny_folder: Path) -> None:
     target = tiny_folder.parent / "out"
     # Killed as it is about to give the finished folder its name.
     killer = (

@@ -184,11 +184,7 @@ class Shell(Bomb):
 @pytest.mark.parametrize("bomb", [Bomb, Shell])
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 def test_code_is_refused_and_not_run(
-    make_tiny: Make,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    bomb: type[Bomb],
-    form: str,
+    make_tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], bomb: type[Bomb], form: str
 ) -> None:
     folder, trace = make_tiny(), tmp_path / "trace"
     state: Any = {**published("bert"), "x": bomb(trace)}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,7 @@ from e5core.parity.samples import LANGUAGES, SENTENCES
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
 
 SPM_FILE = "sentencepiece.bpe.model"
+Make = Callable[..., Path]
 KEPT_LANGUAGES = ("de", "en", "tr")
 IDS = len(tiny_vocabulary()) + 1  # of a tiny model's tokenizer, `<mask>` included
 
@@ -190,7 +192,9 @@ def test_pieces_that_are_not_used_are_gone(tiny_folder: Path, tmp_path: Path, co
     assert not np.array_equal(ours.encode_passage("aing"), theirs.encode_passage("aing"))
 
 
-def test_the_piece_that_scores_unknown_characters_stays(make_tiny, corpus, tmp_path) -> None:
+def test_the_piece_that_scores_unknown_characters_stays(
+    make_tiny: Make, corpus: Path, tmp_path: Path
+) -> None:
     pieces = tiny_vocabulary()
     pieces += [("longer", -90.0), ("longest", -99.0)]
     folder = make_tiny()
@@ -201,7 +205,7 @@ def test_the_piece_that_scores_unknown_characters_stays(make_tiny, corpus, tmp_p
 
 
 def test_a_sample_tells_what_is_cut_differently(
-    make_tiny, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+    make_tiny: Make, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample = tmp_path / "sample.txt"
     sample.write_text("the the\na ing\ner\n", encoding="utf-8")
@@ -243,7 +247,9 @@ def test_the_rest_of_the_folder(tiny_folder: Path, tmp_path: Path, corpus: Path)
     assert E5.from_pretrained(out).max_length == 40
 
 
-def test_prompts_known_by_the_name_alone_are_not_lost(make_tiny, tmp_path, corpus) -> None:
+def test_prompts_known_by_the_name_alone_are_not_lost(
+    make_tiny: Make, tmp_path: Path, corpus: Path
+) -> None:
     folder = make_tiny(name="multilingual-e5-small")
     (folder / "config_sentence_transformers.json").unlink()
     trim(folder, tmp_path / "out", "--corpus", corpus)
@@ -268,7 +274,7 @@ def test_hugging_faces_tokenizer_is_trimmed_alike(
 
 
 def test_a_folder_with_tokenizer_json_alone(
-    oracle: ModuleType, make_tiny, tmp_path: Path, corpus: Path
+    oracle: ModuleType, make_tiny: Make, tmp_path: Path, corpus: Path
 ) -> None:
     folder = make_tiny()
     trim(folder, tmp_path / "expected", "--corpus", corpus)
@@ -278,7 +284,9 @@ def test_a_folder_with_tokenizer_json_alone(
     assert pieces_of(tmp_path / "out") == pieces_of(tmp_path / "expected")
 
 
-def test_names_heads_and_dtype_of_a_task_model(make_tiny, tmp_path: Path, corpus: Path) -> None:
+def test_names_heads_and_dtype_of_a_task_model(
+    make_tiny: Make, tmp_path: Path, corpus: Path
+) -> None:
     folder = make_tiny("xlm-roberta")
     tensors = load_file(folder / "model.safetensors")
     stored = {f"roberta.{name}": tensor.half() for name, tensor in tensors.items()}
@@ -295,14 +303,16 @@ def test_names_heads_and_dtype_of_a_task_model(make_tiny, tmp_path: Path, corpus
     assert written[WORD_EMBEDDINGS].dtype == torch.float16
 
 
-def test_weights_in_int8_are_refused(make_tiny, tmp_path: Path, corpus: Path, capsys) -> None:
+def test_weights_in_int8_are_refused(
+    make_tiny: Make, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     convert("dtype", make_tiny(), tmp_path / "int8", "--dtype", "int8")
     capsys.readouterr()
     arguments = [tmp_path / "int8", tmp_path / "out", "--corpus", corpus]
     assert_refused(arguments, capsys, "the weights are in int8; trim the model that they were")
 
 
-def test_shards_become_one_file(make_tiny, tmp_path: Path, corpus: Path) -> None:
+def test_shards_become_one_file(make_tiny: Make, tmp_path: Path, corpus: Path) -> None:
     folder = make_tiny()
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
@@ -357,7 +367,14 @@ def damaged(folder: Path, name: str) -> None:
         (SPM_FILE, "is not a SentencePiece model"),
     ],
 )
-def test_a_damaged_source(make_tiny, tmp_path: Path, corpus: Path, capsys, name, message) -> None:
+def test_a_damaged_source(
+    make_tiny: Make,
+    tmp_path: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    message: str,
+) -> None:
     folder = make_tiny()
     damaged(folder, name)
     assert_refused([folder, tmp_path / "out", "--corpus", corpus], capsys, message)
@@ -377,7 +394,14 @@ def test_a_damaged_source(make_tiny, tmp_path: Path, corpus: Path, capsys, name,
         (["--language"], "--help"),
     ],
 )
-def test_bad_arguments(make_tiny, tmp_path: Path, capsys, monkeypatch, arguments, message) -> None:
+def test_bad_arguments(
+    make_tiny: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
     folder = make_tiny()
     (tmp_path / "empty.txt").write_text("\n\n")
     os.mkfifo(tmp_path / "pipe")
@@ -387,14 +411,16 @@ def test_bad_arguments(make_tiny, tmp_path: Path, capsys, monkeypatch, arguments
     assert not Path("out").exists()
 
 
-def test_a_source_that_is_none(tmp_path: Path, corpus: Path, capsys) -> None:
+def test_a_source_that_is_none(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "folder").mkdir()
     arguments = [tmp_path / "folder", tmp_path / "out", "--corpus", corpus]
     assert_refused(arguments, capsys, "has no config.json")
 
 
 def test_a_model_in_place_is_replaced_only_by_force(
-    make_tiny, tmp_path: Path, corpus: Path, capsys
+    make_tiny: Make, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = make_tiny(), tmp_path / "out"
     arguments = [folder, out, "--corpus", corpus]
@@ -416,7 +442,9 @@ def test_a_model_in_place_is_replaced_only_by_force(
 
 
 @pytest.mark.parametrize("target", ["model", ".", "model/config.json"])
-def test_the_source_is_never_replaced(make_tiny, tmp_path, corpus, capsys, target) -> None:
+def test_the_source_is_never_replaced(
+    make_tiny: Make, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
     folder = make_tiny()
     write_json(tmp_path / "config.json", {})
     arguments = [folder, tmp_path / target, "--corpus", corpus, "--force"]
@@ -425,7 +453,11 @@ def test_the_source_is_never_replaced(make_tiny, tmp_path, corpus, capsys, targe
 
 
 def test_verify_finds_a_table_in_another_order(
-    make_tiny, tmp_path: Path, corpus: Path, capsys, monkeypatch
+    make_tiny: Make,
+    tmp_path: Path,
+    corpus: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trim_table = trim_vocabulary.trim_table
     monkeypatch.setattr(
@@ -439,7 +471,9 @@ def test_verify_finds_a_table_in_another_order(
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_with_nothing_to_compare(make_tiny, tmp_path: Path, capsys) -> None:
+def test_verify_with_nothing_to_compare(
+    make_tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "corpus.txt").write_text("x\n")
     (tmp_path / "sample.txt").write_text("singer\n")
     arguments = ["--corpus", tmp_path / "corpus.txt", "--sample", tmp_path / "sample.txt"]

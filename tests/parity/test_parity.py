@@ -9,7 +9,7 @@ import torch
 from support.models import CHARSMAP, spread_weights
 
 from e5core import E5, Encoder, EncoderConfig
-from e5core.parity.cases import RUNNING
+from e5core.parity.against_transformers import RUNNING
 from e5core.parity.samples import QUERIES, SENTENCES, text_of_length
 from e5core.parity.tolerances import (
     BATCH_INVARIANCE_FLOAT32,
