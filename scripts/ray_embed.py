@@ -9,20 +9,19 @@ of vectors is added; the order of the rows is not kept.
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from e5core.checkpoint import hub
 from e5core.checkpoint.folder import AUTO, DTYPES
+from e5core.cli.program import Parser, run_program
 from e5core.integrations.ray import BATCH_ROWS, Embedder, check_columns
-
-USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("ray_embed.py", description=__doc__)
     parser.add_argument("input", help="a Parquet file or a folder of them; a path or a URI")
     parser.add_argument("output", help="a folder that is empty or not there")
     parser.add_argument("--model", required=True, help="a folder or a hub id")
@@ -34,16 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpus", type=int, default=1, help="CPUs, and threads, of a worker")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of a worker")
     parser.add_argument("--address", help="of a Ray cluster; auto for the one this runs on")
-    options = parser.parse_args(arguments)
-    try:
-        embed(options)
-    except (OSError, ValueError) as error:
-        print(f"ray_embed.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE_ERROR
-    return 0
+    parser.set_defaults(run=run)
+    return run_program(parser, arguments)
 
 
-def embed(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> int:
     local = "://" not in options.output
     if local and Path(options.output).is_dir() and any(Path(options.output).iterdir()):
         raise ValueError(
@@ -51,7 +45,6 @@ def embed(options: argparse.Namespace) -> None:
         )
     if "://" not in options.input and not Path(options.input).exists():
         raise FileNotFoundError(f"{options.input} does not exist; give a Parquet file or a folder")
-
     if options.address is None:
         hub.resolve(options.model)  # said before Ray starts, and downloaded once
 
@@ -64,9 +57,21 @@ def embed(options: argparse.Namespace) -> None:
         start = {"include_dashboard": False, "num_cpus": options.workers * options.cpus + 1}
     ray.init(address=options.address, logging_level="ERROR", log_to_driver=False, **start)
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    try:
+        embed(ray, options)
+    finally:
+        ray.shutdown()
+    return 0
+
+
+def embed(ray: Any, options: argparse.Namespace) -> None:
+    from ray.util.queue import Queue
+
     rows = ray.data.read_parquet(options.input)
     check_columns(rows.schema().names, options.text_column, options.vector_column)
+    failures = Queue()
     constructor = {
+        "failures": failures,
         "model": options.model,
         "input_type": None if options.input_type == "none" else options.input_type,
         "text_column": options.text_column,
@@ -75,7 +80,7 @@ def embed(options: argparse.Namespace) -> None:
     }
     try:
         rows.map_batches(
-            Embedder,
+            Worker,
             fn_constructor_kwargs=constructor,
             compute=ray.data.ActorPoolStrategy(size=options.workers),
             batch_format="pyarrow",
@@ -84,14 +89,27 @@ def embed(options: argparse.Namespace) -> None:
             num_gpus=options.gpus,
         ).write_parquet(options.output)
     except ray.exceptions.RayError as error:
-        # The text of a worker's error holds the frames of all processes on its way; what the
-        # worker said is its last line of a plain or an e5core error.
-        said = re.findall(r"^(?:e5core\.\S+\.)?[A-Z]\w*Error: (.+)$", str(error), re.MULTILINE)
-        if not said:
+        if failures.empty():
             raise
-        raise ValueError(f"a worker failed: {said[-1]}") from error
-    finally:
-        ray.shutdown()
+        raise ValueError(f"a worker failed: {failures.get()}") from error
+
+
+class Worker:
+    """An Embedder that tells why it failed: Ray's own errors hold text from many processes."""
+
+    def __init__(self, failures: Any, **options: Any) -> None:
+        self.failures = failures
+        self.embedder: Any = self.call(Embedder, **options)
+
+    def __call__(self, rows: Any) -> Any:
+        return self.call(self.embedder, rows)
+
+    def call(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except Exception as error:
+            self.failures.put(str(error))
+            raise
 
 
 if __name__ == "__main__":
