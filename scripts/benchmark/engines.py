@@ -5,22 +5,14 @@ their longest text, and the Hugging Face fast tokenizer. Exports are made once, 
 files that the peers share.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from exports import LIMIT, export_onnx, peer_folder
 
-from e5core.checkpoint.folder import ModelFolder
-from e5core.checkpoint.sentence_transformers import write_steps
-from e5core.convert.weights import stored_weights
-from e5core.formats.files import read_json_object, write_json
-from e5core.formats.sentencepiece import CHARSMAP
-
-EXPORTS = Path(__file__).parents[2] / "models" / "benchmark"
-LIMIT = 512
 Vectors = npt.NDArray[np.float32]
 
 
@@ -53,28 +45,6 @@ class Engine:
 
     def encode_batch(self, texts: Sequence[str]) -> npt.NDArray[Any]:
         raise NotImplementedError
-
-
-def peer_folder(folder: Path) -> Path:
-    """The model's files with the tokenizer and settings that transformers wants beside them."""
-    target = EXPORTS / folder.name
-    if (target / "tokenizer.json").is_file():
-        return target
-    from e5core.parity.oracle import fast_tokenizer
-
-    target.mkdir(parents=True, exist_ok=True)
-    tokenizer = fast_tokenizer(folder, CHARSMAP)
-    tokenizer.model_max_length = LIMIT
-    weights = target / "model.safetensors"
-    weights.unlink(missing_ok=True)
-    weights.symlink_to((folder / "model.safetensors").resolve())
-    config = read_json_object(folder / "config.json")
-    # CTranslate2 4.8 reads an attribute that transformers 5 no longer gives by itself.
-    write_json(target / "config.json", config | {"position_embedding_type": "absolute"})
-    write_steps(target, config["hidden_size"], "mean")
-    (target / "2_Normalize").mkdir(exist_ok=True)
-    tokenizer.save_pretrained(target)  # last: it says that the folder is whole
-    return target
 
 
 def fast(folder: Path) -> Any:
@@ -276,25 +246,6 @@ class CTranslate2(Engine):
         return np.stack(
             [row[: len(text)].mean(axis=0) for row, text in zip(states, ids, strict=True)]
         )
-
-
-def export_onnx(folder: Path, file: Path) -> None:
-    """Write the graph of `e5core convert onnx`, which ONNX Runtime and OpenVINO take.
-
-    In ONNX Runtime it is faster than the graph that torch.onnx.export makes of transformers' model.
-    """
-    from e5core.convert.onnx_graph import encoder_model
-    from e5core.convert.to_onnx import LARGEST_IN_FILE, turn_matrices
-    from e5core.formats.onnx_file import write_onnx
-
-    source = ModelFolder.read(folder)
-    weights = turn_matrices(stored_weights(source))
-    with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
-        path = Path(temporary) / file.name
-        model = encoder_model(source.config, "mean")
-        files = write_onnx(model, weights.headers, weights.read, path, LARGEST_IN_FILE)
-        for written in reversed(files):  # the model last, by which the next run knows of it
-            written.replace(file.with_name(written.name))
 
 
 ENGINES: dict[str, type[Engine]] = {

@@ -7,8 +7,11 @@ import statistics
 import benchmark
 import numpy as np
 import pytest
-from benchmark import Contestant, bars, flop, ratio, workload
-from support.models import TINY
+import workloads
+from contestants import Contestant, disagreement, ratio
+from report import bars
+from support.models import ROOT, TINY
+from workloads import flop, workload
 
 from e5core import SentencePieceTokenizer
 
@@ -74,10 +77,10 @@ def test_bars_name_the_best_peer_and_what_was_missed():
 
 def test_a_run_of_two_libraries(make_tiny, tmp_path, capsys, monkeypatch, oracle):
     """Real processes, two rounds; every figure of the table comes from the run."""
-    monkeypatch.setenv("PYTHONPATH", str(benchmark.SMALL.parent.parent / "scripts" / "benchmark"))
-    monkeypatch.setattr(benchmark, "LIMIT", 64)
-    monkeypatch.setattr(benchmark, "LONGEST", 60)
-    monkeypatch.setattr("engines.EXPORTS", tmp_path / "exports")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "scripts" / "benchmark"))
+    monkeypatch.setattr(workloads, "LIMIT", 64)
+    monkeypatch.setattr(workloads, "LONGEST", 60)
+    monkeypatch.setattr("exports.EXPORTS", tmp_path / "exports")
     folder = make_tiny("xlm-roberta")
     file = tmp_path / "figures.json"
     code = benchmark.main(
@@ -125,6 +128,6 @@ def test_wrong_vectors_are_not_compared():
     right, wrong = contestant("e5core"), contestant("onnxruntime")
     right.vectors["mixed"] = np.eye(2, dtype=np.float32)
     wrong.vectors["mixed"] = np.array([[1, 0], [0.6, 0.8]], dtype=np.float32)
-    assert benchmark.disagreement([right]) is None
-    found = benchmark.disagreement([right, wrong])
+    assert disagreement([right]) is None
+    found = disagreement([right, wrong])
     assert found == "onnxruntime float32 has a cosine of 0.80000 to e5core float32 on mixed"
