@@ -12,7 +12,8 @@ from e5core.pipeline import Pipeline
 from e5core.pooling import cls_pool, l2_normalize, mean_pool
 from e5core.tokenizer import SentencePieceTokenizer, TextError
 from e5core.vectors.compress import quantize_vectors
-from e5core.vectors.search import SearchResult, search, similarity
+from e5core.vectors.cosine import similarity
+from e5core.vectors.search import SearchResult, search
 
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.integrations import as_model
 from e5core.model import E5
-from e5core.vectors.search import similarity
+from e5core.vectors.cosine import similarity
 
 
 class SentenceTransformer:

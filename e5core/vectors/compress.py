@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from e5core.vectors.search import vector_lengths
+from e5core.vectors.cosine import vector_lengths
 
 LARGEST_NUMBER = 127  # of an int8 vector; -128 is left out, so that the range is symmetric
 Form = Literal["int8", "binary"]

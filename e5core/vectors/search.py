@@ -1,16 +1,27 @@
-"""Cosine similarity and search: exact, or with candidates from a smaller form of the vectors."""
+"""Search: exact, or with candidates from a smaller form of the vectors."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from e5core.vectors.best import Best
+from e5core.vectors.cosine import (
+    check_same_size,
+    exact_cosines,
+    rough_lengths,
+    unit_vectors,
+    vector_lengths,
+)
+
 # A block of scores takes 16 MB, whatever the size of the collection.
 BLOCK_PASSAGES = 16_384
 BLOCK_QUERIES = 256
 
-_FLOAT32 = np.finfo(np.float32)
+EXACT_ROWS = 2048  # passages that are scored exactly at a time, in float64
 
 
 @dataclass(frozen=True)
@@ -23,22 +34,6 @@ class SearchResult:
 
     indices: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
-
-
-def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Cosine similarity of every vector of `a` with every vector of `b`.
-
-    a, b     [n, hidden_size] and [m, hidden_size], of any length, or [hidden_size] for one vector
-    returns  [n, m] float32, without the axis of a single vector
-
-    For E5 most values lie between 0.7 and 1.0: the models were trained with a temperature of
-    0.01, so only their order means something (microsoft/unilm#1588).
-    Raises ValueError if sizes differ, or if a vector is zero or has a NaN or an infinity.
-    """
-    unit_a, unit_b = _unit("a", a), _unit("b", b)
-    _same_size("a", unit_a, "b", unit_b)
-    scores: npt.NDArray[np.float32] = unit_a @ unit_b.T
-    return scores.reshape(np.shape(a)[:-1] + np.shape(b)[:-1])
 
 
 def search(
@@ -65,22 +60,33 @@ def search(
 
     Without `quantized` the search is exact over the numbers in `passages`. Scores are computed in
     blocks, so memory does not grow with n * m. If scores are equal, the passage that comes first
-    wins. Raises ValueError as `similarity` does.
+    wins. An Index does the same, and keeps what it knows of the passages for the next search.
+    Raises ValueError as `similarity` does.
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}, expected 1 or more")
     vectors = np.asarray(passages)
     if quantized is None:
-        return _search(queries, vectors, top_k, center)
+        return Collection(vectors, center).search(queries, top_k)
+    return rescored(queries, vectors, Collection(np.asarray(quantized), center), top_k, oversample)
+
+
+def rescored(
+    queries: npt.ArrayLike,
+    vectors: npt.NDArray[Any],
+    small: "Collection",
+    top_k: int,
+    oversample: int,
+) -> SearchResult:
+    """The best of the candidates that a smaller form of the vectors gives, by the vectors."""
     if oversample < 1:
         raise ValueError(f"oversample is {oversample}, expected 1 or more")
-    small = np.asarray(quantized)
-    if len(small) != len(vectors):
-        raise ValueError(f"quantized has {len(small)} vectors, passages {len(vectors)}")
+    if len(small.vectors) != len(vectors):
+        raise ValueError(f"quantized has {len(small.vectors)} vectors, passages {len(vectors)}")
     # Ascending, so that a stable sort prefers the lower index.
-    near = np.sort(_search(queries, small, top_k * oversample, center).indices)
+    near = np.sort(small.search(queries, top_k * oversample).indices)
     wide = np.atleast_2d(np.asarray(queries))
-    _same_size("queries", wide, "passages", vectors)
+    check_same_size("queries", wide, "passages", vectors)
     near = near.reshape(len(wide), -1)
     k = min(top_k, near.shape[1])
     scores = np.empty((len(wide), k), dtype=np.float32)
@@ -88,67 +94,117 @@ def search(
     for query, found in enumerate(near):
         rows = vectors[found]
         vector_lengths("passages", rows, numbers=found)
-        exact = _cosines(wide[query], rows)
+        exact = exact_cosines(wide[query], rows)
         best = np.argsort(-exact, kind="stable")[:k]
         scores[query], indices[query] = exact[best], found[best]
     shape = (*np.shape(queries)[:-1], k)
     return SearchResult(indices.reshape(shape), scores.reshape(shape))
 
 
-def _search(
-    queries: npt.ArrayLike,
-    vectors: npt.NDArray[Any],
-    top_k: int,
-    center: npt.ArrayLike | None,
-) -> SearchResult:
-    """Search exactly over `vectors`, which hold numbers, or the signs of numbers as bits."""
-    raw_queries = np.atleast_2d(np.asarray(queries))
-    unit_queries = _unit("queries", raw_queries)
-    if vectors.ndim != 2:
-        raise ValueError(f"passages has the shape {vectors.shape}, expected [m, hidden_size]")
-    hidden_size = raw_queries.shape[1]
-    packed = vectors.dtype == np.uint8 and vectors.shape[1] == -(-hidden_size // 8) != hidden_size
-    if packed:
-        raw_queries = raw_queries - _center(center, hidden_size)
-        unit_queries = _unit("queries", raw_queries)
-    else:
-        _same_size("queries", unit_queries, "passages", vectors)
-        if center is not None:
-            raise ValueError("center is given, but there are no bits; leave it out")
-    k = min(top_k, len(vectors))
-    scores = np.full((len(unit_queries), k), -np.inf, dtype=np.float32)
-    indices = np.zeros((len(unit_queries), k), dtype=np.int64)
+class Collection:
+    """Vectors that are searched in one form: numbers, or the signs of numbers as bits.
 
-    # The matrix product finds the candidates. Its rounding depends on a vector's place in the
-    # matrix: the scores of equal passages were seen to differ by 1e-7. Therefore every score that
-    # rounding could have moved into or out of the best is computed again, each pair by itself. The
-    # margin bounds the error of two float32 scores: hidden_size roundings for each and a few for
-    # the lengths.
-    margin = (hidden_size + 8) * _FLOAT32.eps
-    for start in range(0, len(vectors), BLOCK_PASSAGES):
-        block = vectors[start : start + BLOCK_PASSAGES]
+    Their lengths are computed in the first search, on the way, and kept.
+    """
+
+    def __init__(self, vectors: npt.NDArray[Any], center: npt.ArrayLike | None = None) -> None:
+        """vectors [m, hidden_size], or [m, hidden_size / 8] uint8 with the center of the bits."""
+        if vectors.ndim != 2:
+            raise ValueError(f"passages has the shape {vectors.shape}, expected [m, hidden_size]")
+        self.vectors = vectors
+        self._center = center
+        self._lengths: npt.NDArray[np.float32] | None = None  # once all are known
+
+    def search(self, queries: npt.ArrayLike, top_k: int) -> SearchResult:
+        """The `top_k` vectors of highest cosine similarity, as `search` describes them."""
+        raw = np.atleast_2d(np.asarray(queries))
+        unit = unit_vectors("queries", raw)
+        hidden_size = raw.shape[1]
+        packed = self._holds_bits(hidden_size)
         if packed:
-            block = _signs(block, hidden_size)
-        # Dividing the scores by the lengths is cheaper than dividing the vectors.
-        lengths = vector_lengths("passages", block, first=start).astype(np.float32)
-        columns = block.astype(np.float32, copy=False).T
-        for row in range(0, len(unit_queries), BLOCK_QUERIES):
-            rough = unit_queries[row : row + BLOCK_QUERIES] @ columns
-            rough /= lengths
-            for query, found in enumerate(rough, row):
-                near = _candidates(found, k, scores[query, -1], margin)
-                if not len(near):
-                    continue
-                # Earlier blocks come first, so that a stable sort prefers the lower index.
-                exact = np.concatenate([scores[query], _cosines(raw_queries[query], block[near])])
-                positions = np.concatenate([indices[query], start + near])
-                best = np.argsort(-exact, kind="stable")[:k]
-                scores[query], indices[query] = exact[best], positions[best]
-    shape = (*np.shape(queries)[:-1], k)
-    return SearchResult(indices.reshape(shape), scores.reshape(shape))
+            raw = raw - _check_center(self._center, hidden_size)
+            unit = unit_vectors("queries", raw)
+        else:
+            check_same_size("queries", unit, "passages", self.vectors)
+            if self._center is not None:
+                raise ValueError("center is given, but there are no bits; leave it out")
+        k = min(top_k, len(self.vectors))
+        indices = np.zeros((len(unit), k), dtype=np.int64)
+        scores = np.empty((len(unit), k), dtype=np.float32)
+        if k and len(unit):
+            self._fill(indices, scores, raw, unit, packed)
+        shape = (*np.shape(queries)[:-1], k)
+        return SearchResult(indices.reshape(shape), scores.reshape(shape))
+
+    def _fill(
+        self,
+        indices: npt.NDArray[np.int64],
+        scores: npt.NDArray[np.float32],
+        raw: npt.NDArray[Any],
+        unit: npt.NDArray[np.float32],
+        packed: bool,
+    ) -> None:
+        """Write the best k of each query, [queries, k], and their scores."""
+        # It bounds the error of two float32 scores: hidden_size roundings for each, as many for
+        # the lengths, and a few.
+        margin = float((2 * unit.shape[1] + 8) * np.finfo(np.float32).eps)
+        parts = [slice(row, row + BLOCK_QUERIES) for row in range(0, len(unit), BLOCK_QUERIES)]
+        best = [
+            Best(len(unit[part]), indices.shape[1], margin, partial(self._exact, raw[part], packed))
+            for part in parts
+        ]
+        # One for all blocks: fresh memory for each would cost more than looking at the scores.
+        room = min(BLOCK_PASSAGES, len(self.vectors)) * min(BLOCK_QUERIES, len(unit))
+        rough, mask = np.empty(room, dtype=np.float32), np.empty(room, dtype=np.bool_)
+        for start, block, lengths in self._blocks(unit.shape[1], packed):
+            for part, kept in zip(parts, best, strict=True):
+                queries = unit[part].T
+                shape = (len(block), queries.shape[1])
+                found = rough[: shape[0] * shape[1]].reshape(shape)
+                # The passages first: BLAS is faster so for a few queries.
+                np.matmul(block, queries, out=found)
+                # Dividing the scores by the lengths is cheaper than dividing the vectors.
+                found /= lengths[:, None]
+                kept.offer(found, start, mask[: found.size].reshape(shape))
+        for part, kept in zip(parts, best, strict=True):
+            indices[part], scores[part] = kept.result()
+
+    def _blocks(
+        self, hidden_size: int, packed: bool
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Blocks of vectors: where each starts, its numbers and their lengths [b]."""
+        lengths = np.empty(0 if packed else len(self.vectors), dtype=np.float32)
+        for start in range(0, len(self.vectors), BLOCK_PASSAGES):
+            rows = slice(start, start + BLOCK_PASSAGES)
+            if packed:
+                signs = _signs(self.vectors[rows], hidden_size, np.float32)
+                yield start, signs, np.full(len(signs), hidden_size**0.5, dtype=np.float32)
+                continue
+            block = self.vectors[rows].astype(np.float32, copy=False)
+            if self._lengths is None:
+                lengths[rows] = rough_lengths("passages", block, start)
+            yield start, block, (lengths if self._lengths is None else self._lengths)[rows]
+        if not packed and self._lengths is None:
+            self._lengths = lengths
+
+    def _exact(
+        self, raw: npt.NDArray[Any], packed: bool, query: int, passages: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """The scores [n] of some passages for one of the queries."""
+        scores = np.empty(len(passages), dtype=np.float32)
+        for start in range(0, len(passages), EXACT_ROWS):
+            rows = self.vectors[passages[start : start + EXACT_ROWS]]
+            if packed:
+                rows = _signs(rows, raw.shape[1], np.float64)
+            scores[start : start + len(rows)] = exact_cosines(raw[query], rows)
+        return scores
+
+    def _holds_bits(self, hidden_size: int) -> bool:
+        size = self.vectors.shape[1]
+        return self.vectors.dtype == np.uint8 and size == -(-hidden_size // 8) != hidden_size
 
 
-def _center(center: npt.ArrayLike | None, hidden_size: int) -> npt.NDArray[Any]:
+def _check_center(center: npt.ArrayLike | None, hidden_size: int) -> npt.NDArray[Any]:
     if center is None:
         raise ValueError(
             f"there are bits of {hidden_size} dimensions, but no center; pass the one that "
@@ -160,62 +216,11 @@ def _center(center: npt.ArrayLike | None, hidden_size: int) -> npt.NDArray[Any]:
     return array
 
 
-def _signs(bits: npt.NDArray[np.uint8], hidden_size: int) -> npt.NDArray[np.int8]:
+# Eight signs for each byte: 0 stands for -1. Looking them up is faster than unpacking bits.
+_SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * np.float32(2) - 1
+
+
+def _signs(bits: npt.NDArray[np.uint8], hidden_size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """[m, hidden_size] of 1 and -1 from the bits of as many vectors."""
-    return np.unpackbits(bits, axis=1, count=hidden_size).astype(np.int8) * 2 - 1
-
-
-def _candidates(
-    scores: npt.NDArray[np.float32], k: int, least: np.float32, margin: np.float32
-) -> npt.NDArray[np.int64]:
-    """The places, ascending, of scores that may be among the k best and above `least`."""
-    near = np.flatnonzero(scores >= least - margin)
-    if len(near) > k:
-        found = scores[near]
-        near = near[found >= np.partition(found, -k)[-k] - margin]
-    return near
-
-
-def _cosines(query: npt.NDArray[Any], passages: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Cosines [m], summed row by row in float64, so that each depends on its own pair alone."""
-    wide, query = passages.astype(np.float64), query.astype(np.float64)
-    squares = (wide * wide).sum(axis=1) * (query * query).sum()
-    cosines: npt.NDArray[np.float64] = (wide * query).sum(axis=1) / np.sqrt(squares)
-    return cosines.astype(np.float32)
-
-
-def _unit(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Vectors as [n, hidden_size] float32 of unit length."""
-    array = np.atleast_2d(np.asarray(vectors))
-    if array.ndim != 2:
-        raise ValueError(f"{name} has the shape {array.shape}, expected [n, hidden_size]")
-    unit: npt.NDArray[np.float64] = array / vector_lengths(name, array)[:, None]
-    return unit.astype(np.float32)
-
-
-def vector_lengths(
-    name: str,
-    vectors: npt.NDArray[Any],
-    first: int = 0,
-    numbers: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.float64]:
-    """Lengths [n] of vectors [n, hidden_size].
-
-    Raises ValueError if a vector is zero or not finite. The error numbers vectors from `first` on,
-    or by `numbers`, which holds a number for each.
-    """
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-    lengths: npt.NDArray[np.float64] = np.sqrt(squares)
-    good = (lengths >= _FLOAT32.tiny) & (lengths <= _FLOAT32.max)  # NaN is neither
-    if not good.all():
-        place = first + np.argmin(good) if numbers is None else numbers[np.argmin(good)]
-        raise ValueError(f"vector {place} of {name} is zero or not finite")
-    return lengths
-
-
-def _same_size(a_name: str, a: npt.NDArray[Any], b_name: str, b: npt.NDArray[Any]) -> None:
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(
-            f"{a_name} has vectors of {a.shape[1]} numbers, {b_name} of {b.shape[1]}: "
-            "they come from different models"
-        )
+    wide = np.take(_SIGNS, bits, axis=0).reshape(len(bits), -1)
+    return wide[:, :hidden_size].astype(dtype, copy=False)
