@@ -13,6 +13,7 @@ from e5core.pooling import cls_pool, l2_normalize, mean_pool
 from e5core.tokenizer import SentencePieceTokenizer, TextError
 from e5core.vectors.compress import quantize_vectors
 from e5core.vectors.cosine import similarity
+from e5core.vectors.index import Index
 from e5core.vectors.search import SearchResult, search
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ __all__ = [
     "EmbedResult",
     "Encoder",
     "EncoderConfig",
+    "Index",
     "LoadOptions",
     "PackedBatch",
     "Pipeline",

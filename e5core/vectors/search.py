@@ -63,12 +63,17 @@ def search(
     wins. An Index does the same, and keeps what it knows of the passages for the next search.
     Raises ValueError as `similarity` does.
     """
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}, expected 1 or more")
+    check_top_k(top_k)
     vectors = np.asarray(passages)
     if quantized is None:
         return Collection(vectors, center).search(queries, top_k)
     return rescored(queries, vectors, Collection(np.asarray(quantized), center), top_k, oversample)
+
+
+def check_top_k(top_k: int) -> None:
+    """ValueError unless something is asked for."""
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}, expected 1 or more")
 
 
 def rescored(
