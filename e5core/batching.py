@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from e5core.config import EncoderConfig
+from e5core.formats.texts import describe_item
 from e5core.tokenizer import TextError
 
 Item = TypeVar("Item")
@@ -116,9 +117,7 @@ def slices(texts: Iterable[str]) -> Iterator[list[str]]:
     characters = 0
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(
-                f"text {index} is {text!r:.80} of type {type(text).__name__}, expected str"
-            )
+            raise TypeError(describe_item(index, text))
         some.append(text)
         characters += len(text)
         if len(some) == SLICE_TEXTS or characters >= SLICE_CHARACTERS:

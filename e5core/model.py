@@ -15,6 +15,7 @@ from e5core.batching import prefetch, slices
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.encoder import Encoder
+from e5core.formats.texts import note_blank, several
 from e5core.pipeline import Pipeline
 from e5core.pooling import l2_normalize
 from e5core.progress import progress_bar
@@ -42,11 +43,14 @@ class EmbedResult:
     vectors       [texts, hidden_size] float32; [hidden_size] for a single str
     token_counts  [texts] int64  tokens of each text before any cut, with prefix, `<s>`, `</s>`
     truncated     [texts] bool   whether the end of the text was cut off
+    blank         [texts] bool   whether nothing of the text can be seen: such vectors are near
+                                 many queries and mean nothing
     """
 
     vectors: Vectors
     token_counts: npt.NDArray[np.int64]
     truncated: npt.NDArray[np.bool_]
+    blank: npt.NDArray[np.bool_]
 
 
 class E5:
@@ -164,19 +168,17 @@ class E5:
         check_truncate(truncate)
         max_tokens = self.pipeline.budget(max_tokens_per_batch)
         single = isinstance(texts, str)
-        if isinstance(texts, str):
-            texts = [texts]
-        elif isinstance(texts, (bytes, Mapping)) or not isinstance(texts, Iterable):
-            raise TypeError(f"texts is a {type(texts).__name__}, expected a str or several")
+        texts = [texts] if isinstance(texts, str) else several(texts)
         if truncate == "none":
             texts = list(texts)
             self._refuse_long(texts, prefix)
 
         vectors: deque[Vectors] = deque()
         counts: list[int] = []
+        blank: list[bool] = []
         total = len(texts) if isinstance(texts, Sequence) else None
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
-            for ids in self._tokenized(texts, prefix):
+            for ids in self._tokenized(note_blank(texts, blank), prefix):
                 pooled = self._pool(ids, prefix, truncate, max_tokens, advance)
                 self._check_vectors(pooled, first=len(counts))
                 vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
@@ -184,7 +186,8 @@ class E5:
         token_counts = np.array(counts, dtype=np.int64)
         truncated = (token_counts > self.max_length) & (truncate == "end")
         stacked = _stack(vectors, len(counts), self.config.hidden_size)
-        return EmbedResult(stacked[0] if single else stacked, token_counts, truncated)
+        shaped = stacked[0] if single else stacked
+        return EmbedResult(shaped, token_counts, truncated, np.array(blank, dtype=np.bool_))
 
     def _tokenized(self, texts: Iterable[str], prefix: str) -> Iterator[list[list[int]]]:
         """The ids of each text, slice by slice; beside a GPU a thread tokenizes the next slice.
@@ -205,10 +208,17 @@ class E5:
         ids = []
         for index, text in enumerate(texts, first):
             try:
-                ids.append(self.tokenizer.encode(prefix + text))
+                ids.append(self._encode(prefix, text))
             except ValueError as error:
                 raise TextError(f"{{}}: {error}", index) from None
         return ids
+
+    def _encode(self, prefix: str, text: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(prefix + text)
+        except ValueError:
+            self.tokenizer.encode(text)  # its error counts the characters that the caller gave
+            raise
 
     def _pool(
         self, ids: list[list[int]], prefix: str, truncate: str, max_tokens: int, advance: Any

@@ -5,10 +5,27 @@ prefixes: wherever an interface tells queries and documents apart, each gets its
 interface does not, the adapter's docstring says which prefix its texts get.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from e5core.model import E5
+
+
+@contextmanager
+def extra(name: str, *libraries: str) -> Iterator[None]:
+    """Import the libraries of an extra; ImportError names the extra where one is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in libraries:
+            raise  # a library is there and lacks something of its own
+        raise ImportError(
+            f"e5core.integrations.{name.replace('-', '_')} needs {error.name}; "
+            f"pip install 'e5core[{name}]'",
+            name=error.name,
+        ) from error
 
 
 def as_model(model: E5 | str | Path, options: dict[str, Any]) -> E5:

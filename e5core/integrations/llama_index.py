@@ -4,11 +4,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.bridge.pydantic import PrivateAttr
-
-from e5core.integrations import as_model
+from e5core.formats.texts import one, several
+from e5core.integrations import as_model, extra
 from e5core.model import E5
+
+with extra("llama-index", "llama_index"):
+    from llama_index.core.base.embeddings.base import BaseEmbedding
+    from llama_index.core.bridge.pydantic import PrivateAttr
 
 # How many texts LlamaIndex hands over at a time. Its own default of 10 leaves packed batches half
 # empty. A larger number costs no memory, because e5core cuts batches by tokens.
@@ -54,12 +56,31 @@ class E5Embedding(BaseEmbedding):
     def class_name(cls) -> str:
         return "E5Embedding"
 
+    # LlamaIndex takes lists apart before it hands them over; anything else would be misread there.
+
+    def get_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **options: Any
+    ) -> list[list[float]]:
+        """Vectors of passages; TypeError for what holds no texts in an order."""
+        vectors: list[list[float]] = super().get_text_embedding_batch(
+            _list(texts), show_progress, **options
+        )
+        return vectors
+
+    async def aget_text_embedding_batch(
+        self, texts: list[str], show_progress: bool = False, **options: Any
+    ) -> list[list[float]]:
+        vectors: list[list[float]] = await super().aget_text_embedding_batch(
+            _list(texts), show_progress, **options
+        )
+        return vectors
+
     def _get_query_embedding(self, query: str) -> list[float]:
-        vector: list[float] = self._model.encode_query(query, task=self.task).tolist()
+        vector: list[float] = self._model.encode_query(one(query, "query"), task=self.task).tolist()
         return vector
 
     def _get_text_embedding(self, text: str) -> list[float]:
-        return self._get_text_embeddings([text])[0]
+        return self._get_text_embeddings([one(text)])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         vectors = self._model.encode_passage(texts, show_progress=False)
@@ -76,3 +97,9 @@ class E5Embedding(BaseEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+
+def _list(texts: Any) -> list[str]:
+    if isinstance(texts, str):
+        raise TypeError("texts is one str, expected several texts; pass [text]")
+    return list(several(texts))

@@ -1,14 +1,18 @@
 """mteb: its encoder protocol. Needs mteb, the extra `mteb`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mteb.models import ModelMeta
-from mteb.models.abs_encoder import AbsEncoder
-from mteb.models.model_meta import ScoringFunction
-from mteb.types import PromptType
-
+from e5core.formats.texts import several
+from e5core.integrations import extra
 from e5core.model import E5, Vectors
+
+with extra("mteb", "mteb"):
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+    from mteb.types import PromptType
 
 
 class E5Encoder(AbsEncoder):
@@ -76,10 +80,21 @@ class E5Encoder(AbsEncoder):
 
         returns  [texts, hidden_size] float32, of unit length
         """
-        texts = [text for batch in inputs for text in batch["text"]]
+        texts = [text for batch in inputs for text in _texts(batch)]
         if prompt_type == PromptType.document:
             return self.model.encode_passage(texts, show_progress=show_progress_bar)
         task = None
         if "{task}" in (self.model.prompts or {}).get("query", ""):
             task = self.get_instruction(task_metadata, prompt_type)
         return self.model.encode_query(texts, task=task, show_progress=show_progress_bar)
+
+
+def _texts(batch: Any) -> list[str]:
+    """The texts of one batch of a data loader."""
+    if not isinstance(batch, Mapping) or "text" not in batch:
+        raise TypeError(
+            f"inputs holds {batch!r:.80} of type {type(batch).__name__}, expected batches with "
+            'the texts under "text", as a DataLoader of mteb gives them; for texts of your own '
+            "call encode_query and encode_passage of .model"
+        )
+    return list(several(batch["text"], 'batch["text"]'))

@@ -4,7 +4,7 @@
         Embedder,
         fn_constructor_kwargs={"model": "intfloat/multilingual-e5-small", "input_type": "passage"},
         compute=ray.data.ActorPoolStrategy(size=4),
-        batch_format="pyarrow",
+        batch_format="pyarrow",  # or "pandas", or none: Ray's default is a dict of arrays
         batch_size=BATCH_ROWS,
     )
 
@@ -12,13 +12,17 @@ scripts/ray_embed.py is a whole program around it. This file imports pyarrow, wh
 stands on, and no ray.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from e5core.bulk.engine import EmbedOptions
-from e5core.model import E5, InputType, Truncate
+from e5core.formats.texts import several
+from e5core.integrations import extra
+from e5core.model import E5, InputType, Truncate, Vectors
+
+with extra("ray", "pyarrow"):
+    import pyarrow as pa
 
 # Rows of a call: enough that texts of like length find together, few enough that a worker's
 # progress is seen and little is lost with it.
@@ -54,20 +58,32 @@ class Embedder:
         self.text_column = text_column
         self.vector_column = vector_column
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """The rows with `vector_column`, a list of hidden_size float32 in each.
+    def __call__(self, rows: Any) -> Any:
+        """The rows with `vector_column`, hidden_size float32 in each.
+
+        rows  in any of Ray's batch formats: a pyarrow table gets a column of lists, a pandas frame
+              one of arrays, a dict of arrays ("numpy", Ray's default) an array [rows, hidden_size]
 
         Raises ValueError if there is no `text_column` or a `vector_column` already, and what
         E5.embed raises: TypeError for a row that holds no text, TextError with the indices of
         rows that cannot be embedded. Both count from 0 in these rows.
         """
-        check_columns(rows.column_names, self.text_column, self.vector_column)
-        texts = rows[self.text_column].to_pylist()
-        vectors = self.model.embed(texts, show_progress=False, **vars(self.options)).vectors
+        if isinstance(rows, Mapping):
+            return {**rows, self.vector_column: self._embed(list(rows), rows)}
+        if not isinstance(rows, pa.Table):
+            vectors = self._embed(list(getattr(rows, "columns", [])), rows)
+            return rows.assign(**{self.vector_column: list(vectors)})
+        vectors = self._embed(rows.column_names, rows)
         # Every reader of Parquet knows lists; Ray would store an array in a type of its own.
         flat = pa.array(vectors.reshape(-1))
         lists = pa.FixedSizeListArray.from_arrays(flat, self.model.config.hidden_size)
         return rows.append_column(self.vector_column, lists)
+
+    def _embed(self, names: list[str], rows: Any) -> Vectors:
+        """Vectors [rows, hidden_size] of the text column, if it is among the names."""
+        check_columns(names, self.text_column, self.vector_column)
+        texts = list(several(rows[self.text_column], f"column {self.text_column!r}"))
+        return self.model.embed(texts, show_progress=False, **vars(self.options)).vectors
 
 
 def check_columns(names: list[str], text_column: str, vector_column: str) -> None:

@@ -13,15 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
+from e5core.formats.texts import several
 from e5core.integrations import as_model
+from e5core.integrations.missing import Module, name_device, refuse_arguments
 from e5core.model import E5
+from e5core.tokenizer import PAD, TextError, cut
 from e5core.vectors.cosine import similarity
 
 
-class SentenceTransformer:
+class SentenceTransformer(Module):
     """An E5 model behind the methods of a SentenceTransformer.
 
     `encode` puts no prefix before a text unless one is asked for, as there: code that writes
@@ -29,14 +33,15 @@ class SentenceTransformer:
     put the model's own. (sentence-transformers 6.2 leaves documents without one where a folder
     calls it "passage", as E5's do.)
 
-    Arguments that are missing here, such as `precision` and `truncate_dim`, are a TypeError.
+    Whatever the library has and this class lacks is a TypeError that names what to use: see
+    missing.py.
     """
 
     def __init__(
         self,
         model_name_or_path: E5 | str | Path,
         *,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         prompts: dict[str, str] | None = None,
         default_prompt_name: str | None = None,
         cache_folder: str | Path | None = None,
@@ -44,18 +49,21 @@ class SentenceTransformer:
         local_files_only: bool = False,
         token: str | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        **others: Any,
     ) -> None:
         """Load a model, or take one that is loaded.
 
         prompts              prefixes by name, beside the model's own "query" and "document"
         default_prompt_name  the one that `encode` puts where it is given none
         model_kwargs         further options of E5.from_pretrained, such as dtype
+        others               refused where they ask for anything: see missing.py
 
         The vectors have unit length where the folder's modules.json has the step Normalize, as
         those of E5 have, and those of a loaded model; elsewhere on request.
         """
+        refuse_arguments(others)
         names = ("device", "cache_dir", "revision", "local_files_only", "token")
-        values = (device, cache_folder, revision, local_files_only, token)
+        values = (name_device(device), cache_folder, revision, local_files_only, token)
         given = zip(names, values, strict=True)
         options: dict[str, Any] = {name: value for name, value in given if value}
         options |= model_kwargs or {}
@@ -93,6 +101,21 @@ class SentenceTransformer:
         if not 3 <= tokens <= limit:
             raise ValueError(f"max_seq_length is {tokens}, this model takes 3 to {limit}")
         self.model.max_length = tokens
+
+    def tokenize(self, texts: Iterable[str], **others: Any) -> dict[str, Tensor]:
+        """Ids of texts as the library gives them: cut, and padded to the longest.
+
+        returns  input_ids and attention_mask, each [texts, tokens of the longest] int64
+        """
+        refuse_arguments(others)
+        limit = self.max_seq_length
+        ids = [torch.tensor(cut(self.tokenizer.encode(text), limit)) for text in several(texts)]
+        padded = pad_sequence(ids, batch_first=True, padding_value=PAD)
+        lengths = torch.tensor([len(text) for text in ids])
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        return {"input_ids": padded, "attention_mask": mask}
+
+    preprocess = tokenize
 
     def get_max_seq_length(self) -> int:
         return self.max_seq_length
@@ -135,6 +158,8 @@ class SentenceTransformer:
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = False,
+        device: Any = None,
+        **others: Any,
     ) -> Any:
         """Vectors of texts, with no prefix but the one asked for.
 
@@ -144,6 +169,7 @@ class SentenceTransformer:
         batch_size   a pass takes at most the tokens of so many longest texts; None leaves it to
                      e5core, whose packed batches count tokens anyway
         show_progress_bar  None shows one on a terminal
+        device, others  refused where they ask for anything that is not done: see missing.py
 
         returns  [texts, hidden_size] float32: an array, with convert_to_tensor a tensor on the
                  model's device, with neither a list of tensors; without the first axis for a
@@ -151,6 +177,8 @@ class SentenceTransformer:
 
         Raises ValueError for an unknown prompt_name, and as E5.embed does.
         """
+        refuse_arguments(others)
+        self.check_device(device)
         prefix = self._prefix(prompt_name, prompt)
         budget = self.model.pipeline.budget(None)
         if batch_size is not None:
@@ -158,11 +186,10 @@ class SentenceTransformer:
                 raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
             budget = min(budget, batch_size * self.max_seq_length)
         single = isinstance(sentences, str)
-        texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        vectors = self.model.encode(
-            # What is no text is named by its place further down.
-            [prefix + text if isinstance(text, str) else text for text in texts],
-            input_type=None,
+        texts = [sentences] if isinstance(sentences, str) else list(several(sentences, "sentences"))
+        vectors = self._embed(
+            texts,
+            prefix,
             normalize=self._normalizes or normalize_embeddings,
             max_tokens_per_batch=budget,
             show_progress=show_progress_bar,
@@ -173,6 +200,34 @@ class SentenceTransformer:
         if convert_to_numpy:
             return vectors[0] if single else vectors if texts else np.array([])
         return torch.from_numpy(vectors[0]) if single else list(torch.from_numpy(vectors))
+
+    def _embed(self, texts: list[str], prefix: str, **options: Any) -> npt.NDArray[np.float32]:
+        # What is no text is named by its place further down.
+        prefixed = [prefix + text if isinstance(text, str) else text for text in texts]
+        try:
+            return self.model.encode(prefixed, input_type=None, **options)
+        except TextError as error:
+            for index in error.indices:  # which counts the characters of the prefix too
+                try:
+                    self.tokenizer.encode(texts[index])
+                except ValueError as fault:
+                    raise TextError(f"{{}}: {fault}", index) from None
+            raise
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """Cosines [n] float32 of row i of the one with row i of the other."""
+        left, right = _rows(embeddings1), _rows(embeddings2)
+        if left.shape != right.shape:
+            raise ValueError(
+                f"embeddings1 has the shape {list(left.shape)}, embeddings2 {list(right.shape)}; "
+                "pairs need as many rows in both"
+            )
+        pairs = [similarity(one, other) for one, other in zip(left, right, strict=True)]
+        return torch.tensor(np.array(pairs, dtype=np.float32))
+
+    @property
+    def similarity_fn_name(self) -> str:
+        return "cosine"
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosines [n, m] float32 of two arrays or tensors [n, hidden_size], [m, hidden_size]."""

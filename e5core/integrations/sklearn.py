@@ -1,14 +1,18 @@
 """scikit-learn: texts to features. Needs scikit-learn, the extra `sklearn`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
+from e5core.formats.texts import several
+from e5core.integrations import extra
 from e5core.model import E5, InputType, Truncate, Vectors
+
+with extra("sklearn", "sklearn"):
+    from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 
 class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -31,7 +35,7 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         dtype: str = "auto",
         device: str | None = None,
         kernels: str = "auto",
-        prompts: str | None = None,
+        prompts: str | Mapping[str, str] | None = None,
     ) -> None:
         """Set the parameters; the model is loaded when it is first needed.
 
@@ -74,7 +78,10 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     @property
     def _loaded(self) -> E5:
-        return _load(str(self.model), self.dtype, self.device, self.kernels, self.prompts)
+        # The cache wants what can be hashed.
+        given = self.prompts
+        prompts = tuple(sorted(given.items())) if isinstance(given, Mapping) else given
+        return _load(str(self.model), self.dtype, self.device, self.kernels, prompts)
 
     @property
     def _n_features_out(self) -> int:
@@ -93,8 +100,15 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
 # A grid search clones the estimator by the dozen; all clones share the weights through this cache.
 @lru_cache(maxsize=2)
-def _load(model: str, dtype: str, device: str | None, kernels: str, prompts: str | None) -> E5:
-    return E5.from_pretrained(model, dtype=dtype, device=device, kernels=kernels, prompts=prompts)
+def _load(
+    model: str,
+    dtype: str,
+    device: str | None,
+    kernels: str,
+    prompts: str | tuple[tuple[str, str], ...] | None,
+) -> E5:
+    chosen = dict(prompts) if isinstance(prompts, tuple) else prompts
+    return E5.from_pretrained(model, dtype=dtype, device=device, kernels=kernels, prompts=chosen)
 
 
 def _texts(X: Any) -> list[str]:  # noqa: N803
@@ -109,4 +123,6 @@ def _texts(X: Any) -> list[str]:  # noqa: N803
             f"X is a {type(X).__name__} of the shape {np.shape(X)}, expected one column of texts; "
             'pass X["name"], in a ColumnTransformer the name as a str, not in a list'
         )
-    return list(X)
+    if isinstance(X, Iterator):  # fit would leave nothing of it to transform
+        raise ValueError(f"X is a {type(X).__name__}, which can be read only once; pass list(X)")
+    return list(several(X, "X"))
