@@ -53,6 +53,7 @@ class EncoderConfig:
     layer_norm_eps: float
     hidden_dropout: float = 0.1  # in training only
     attention_dropout: float = 0.1  # in training only
+    num_labels: int = 0  # outputs of a classification head; 0 for an encoder without one
 
     def __post_init__(self) -> None:
         _check_model_type(self.model_type)
@@ -135,6 +136,7 @@ class EncoderConfig:
             layer_norm_eps=fraction("layer_norm_eps"),
             hidden_dropout=fraction("hidden_dropout_prob"),
             attention_dropout=fraction("attention_probs_dropout_prob"),
+            num_labels=_count_labels(published),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,8 +151,11 @@ class EncoderConfig:
                 f"first_position is {self.first_position} in a {self.model_type} config, but as "
                 "published bert counts from 0 and xlm-roberta from pad_token_id + 1"
             )
+        task = "ForSequenceClassification" if self.num_labels else "Model"
+        head = {"id2label": {str(i): f"LABEL_{i}" for i in range(self.num_labels)}}
         return {
-            "architectures": ["BertModel" if bert else "XLMRobertaModel"],
+            "architectures": [("Bert" if bert else "XLMRoberta") + task],
+            **(head if self.num_labels else {}),
             "model_type": self.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -167,6 +172,18 @@ class EncoderConfig:
             "pad_token_id": 0 if bert else self.first_position - 1,
             "eos_token_id": 2,
         }
+
+
+def _count_labels(published: dict[str, Any]) -> int:
+    """The outputs of the head that a config.json describes, as transformers counts them."""
+    names = published.get("architectures") or ()
+    if not any(str(name).endswith("ForSequenceClassification") for name in names):
+        return 0
+    labels = published.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else published.get("num_labels", 2)
+    if type(count) is not int or count < 1:
+        raise ValueError(f"num_labels is {count!r}, expected a whole number from 1 on")
+    return count
 
 
 def _check_model_type(model_type: Any) -> str:

@@ -241,6 +241,35 @@ class Encoder(nn.Module):
         return self
 
 
+class ClassificationHead(nn.Module):
+    """Logits from the states of the first tokens: output(tanh(dense(x))).
+
+    Both dialects have it, under other names. It computes in float32 or wider, since logits that
+    are rounded tie.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.num_labels)
+        self.dropout = config.hidden_dropout
+        self.kernels = Kernels()
+        self.weights: tuple[Prepared, Prepared] = ((self.dense,), (self.output,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """logits [texts, num_labels] of x [texts, hidden_size]"""
+        dense, output = self.weights
+        x = apply_dropout(x.to(self.kernels.dtype), self.dropout, self.training)
+        x = self.kernels.linear(x, dense).tanh()
+        return self.kernels.linear(apply_dropout(x, self.dropout, self.training), output)
+
+    def prepare(self, kernels: Kernels) -> None:
+        """Compute on kernels like these, or on plain ones where they have nothing so wide."""
+        wide = torch.promote_types(kernels.hidden_dtype, torch.float32)
+        self.kernels = type(kernels)(wide) if wide in kernels.dtypes else Kernels(wide)
+        self.weights = self.kernels.prepare(self.dense), self.kernels.prepare(self.output)
+
+
 def _table(rows: int, hidden_size: int) -> nn.Embedding:
     """An embedding that is not filled yet.
 

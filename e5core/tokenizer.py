@@ -25,6 +25,8 @@ class TextError(ValueError):
     the lines of a file, asks for `naming`.
     """
 
+    noun = "text"
+
     def __init__(self, sentence: str, *indices: int) -> None:
         super().__init__(sentence, *indices)  # all of it, so that pickling keeps it
         self.sentence = sentence
@@ -36,10 +38,16 @@ class TextError(ValueError):
 
     def renumbered(self, number: Callable[[int], int]) -> "TextError":
         """The same error for a caller who counts the texts otherwise."""
-        return TextError(self.sentence, *map(number, self.indices))
+        return type(self)(self.sentence, *map(number, self.indices))
 
     def __str__(self) -> str:
-        return self.naming("text {}".format)
+        return self.naming(f"{self.noun} {{}}".format)
+
+
+class PairError(TextError):
+    """Pairs of texts that cannot be scored: "pair 0", "pair 1", …"""
+
+    noun = "pair"
 
 
 class SentencePieceTokenizer:
@@ -185,3 +193,27 @@ def windows(ids: Sequence[int], max_length: int, prefix: Sequence[int] = ()) -> 
     return [
         [ids[0], *lead, *body[start : start + room], ids[-1]] for start in range(0, len(body), room)
     ]
+
+
+PAIR_SPECIALS = 4  # tokens of a pair beside the pieces of its two texts
+
+
+def join_pair(query: Sequence[int], passage: Sequence[int]) -> list[int]:
+    """The ids of a cross-encoder's input: `<s> query </s></s> passage </s>`, from pieces."""
+    return [BOS, *query, EOS, EOS, *passage, EOS]
+
+
+def cut_longest_first(query: int, passage: int, room: int) -> tuple[int, int]:
+    """How many pieces of a query and of a passage are kept, so that both fit into `room`.
+
+    The longer one is cut down to the other, then both alike; a piece that is left over goes to
+    the longer one. This is the strategy "longest_first" of Hugging Face's tokenizers
+    (tokenizers/src/utils/truncation.rs).
+    """
+    if query + passage <= room:
+        return query, passage
+    shorter = min(query, passage)
+    longer = max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter, longer = room // 2, room // 2 + room % 2
+    return (longer, shorter) if query > passage else (shorter, longer)

@@ -13,7 +13,7 @@ from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.options import LoadOptions
 from e5core.checkpoint.sentence_transformers import read_limit, read_prompts, read_steps
 from e5core.config import CONFIG_FILE, EncoderConfig
-from e5core.encoder import Encoder
+from e5core.encoder import ClassificationHead, Encoder
 from e5core.formats.safetensors import DTYPES_BY_NAME
 from e5core.kernels import BACKENDS, select, why_not
 from e5core.tokenizer import SentencePieceTokenizer
@@ -134,6 +134,20 @@ class ModelFolder:
         assert self.tensors is not None, "read with weights=False"
         chosen = select(kernels, device, torch_dtype)
         return load.load_encoder(self.config, self.tensors, torch_dtype, device, chosen)
+
+    def load_head(self) -> ClassificationHead:
+        """The head of a cross-encoder, in float32 or wider.
+
+        Raises ValueError if the model has none, or one that does not give a single score.
+        """
+        if self.config.num_labels != 1:
+            found = f"a head of {self.config.num_labels} labels" if self.config.num_labels else ""
+            raise ValueError(
+                f"{self.name} has {found or 'no classification head'}, a reranker has one of 1 "
+                "label; " + ("" if found else "load an embedding model with E5.from_pretrained")
+            )
+        assert self.tensors is not None, "read with weights=False"
+        return load.load_head(self.config, self.tensors)
 
     def load_tokenizer(self) -> SentencePieceTokenizer:
         """The tokenizer; FileNotFoundError says so if there is none.

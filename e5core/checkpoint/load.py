@@ -17,9 +17,15 @@ from e5core.checkpoint.headers import (
     check_headers,
     read_headers,
 )
-from e5core.checkpoint.names import SCALE_SUFFIX, WORD_EMBEDDINGS, names_by_part, tensor_names
+from e5core.checkpoint.names import (
+    SCALE_SUFFIX,
+    WORD_EMBEDDINGS,
+    head_names,
+    names_by_part,
+    tensor_names,
+)
 from e5core.config import EncoderConfig
-from e5core.encoder import Embeddings, Encoder, EncoderLayer
+from e5core.encoder import ClassificationHead, Embeddings, Encoder, EncoderLayer
 from e5core.formats.safetensors import open_tensors
 from e5core.kernels import Kernels
 from e5core.kernels.int8_rows import dequantize_rows
@@ -82,6 +88,22 @@ def fill(
         # A vector that stays would keep the whole file mapped.
         state[names[name]] = tensor.clone() if tensor.dim() == 1 else tensor
     part.load_state_dict(state, assign=True)
+
+
+def load_head(config: EncoderConfig, stored: Mapping[str, StoredTensor]) -> ClassificationHead:
+    """The classification head of checked tensors, on the CPU, in float32 or wider.
+
+    Raises CheckpointError for values that are not finite.
+    """
+    with torch.device("meta"):
+        head = ClassificationHead(config)
+    names, state = head_names(config), {}
+    for name, tensor in read_weights(stored, names):
+        _check_values(stored[name], tensor, torch.float32)
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        state[names[name]] = tensor.to(dtype, copy=True)  # or the file would stay mapped
+    head.load_state_dict(state, assign=True)
+    return head.requires_grad_(False)
 
 
 def load_checkpoint(encoder: Encoder, path: str | Path) -> None:

@@ -58,11 +58,25 @@ TENSORS = (
 )
 WORD_EMBEDDINGS, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS = (row[0] for row in TENSORS[:3])
 
+# The classification head of each dialect, as TENSORS. Sources: XLMRobertaForSequenceClassification
+# and BertForSequenceClassification in transformers.
+HEADS = {
+    "xlm-roberta": (
+        ("classifier.dense.{p}", "dense.{p}", "hidden_size hidden_size"),
+        ("classifier.out_proj.{p}", "output.{p}", "num_labels hidden_size"),
+    ),
+    "bert": (
+        ("pooler.dense.{p}", "dense.{p}", "hidden_size hidden_size"),
+        ("classifier.{p}", "output.{p}", "num_labels hidden_size"),
+    ),
+}
+
 # The scales [rows] of a tensor in int8 stand beside it in a file, under its name and this.
 SCALE_SUFFIX = "_scale"
 
 # The encoder's tensors carry the name of the model inside a file saved from a task model.
 PREFIXES = ("", "roberta.", "bert.")
+TASK_PREFIXES = {"xlm-roberta": "roberta.", "bert": "bert."}
 
 # What else such files hold, by the start of the name after the prefix, and why it is left.
 IGNORED = {
@@ -103,14 +117,28 @@ def tensor_names(config: EncoderConfig) -> dict[str, str]:
     return expand(((published, ours) for published, ours, _ in TENSORS), config.num_hidden_layers)
 
 
+def head_names(config: EncoderConfig) -> dict[str, str]:
+    """Published name → name in ClassificationHead; empty for an encoder without a head."""
+    rows = HEADS[config.model_type] if config.num_labels else ()
+    return expand(((published, ours) for published, ours, _ in rows), 0)
+
+
 def tensor_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Published name → shape, for every tensor of an encoder of this size."""
-    table = ((published, axes) for published, _, axes in TENSORS)
+    """Published name → shape, for every tensor of an encoder of this size and of its head."""
+    rows = (*TENSORS, *(HEADS[config.model_type] if config.num_labels else ()))
+    table = ((published, axes) for published, _, axes in rows)
     shapes = {}
     for name, axes in expand(table, config.num_hidden_layers).items():
         shape = tuple(getattr(config, axis) for axis in axes.split())
         shapes[name] = shape[:1] if name.endswith(".bias") else shape
     return shapes
+
+
+def task_name(name: str, config: EncoderConfig) -> str:
+    """What a published name is in the file of a model with a head, or of one without."""
+    if not config.num_labels or name.startswith("classifier."):
+        return name
+    return TASK_PREFIXES[config.model_type] + name
 
 
 def names_by_part(config: EncoderConfig) -> list[dict[str, str]]:

@@ -1,0 +1,272 @@
+"""A query and passages to scores: a cross-encoder on packed pairs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import LoadOptions
+from e5core.encoder import ClassificationHead, Encoder
+from e5core.pipeline import Pipeline
+from e5core.progress import progress_bar
+from e5core.tokenizer import (
+    PAIR_SPECIALS,
+    PairError,
+    SentencePieceTokenizer,
+    cut_longest_first,
+    join_pair,
+)
+
+Scores = npt.NDArray[np.float32]
+TruncatePair = Literal["passage", "longest", "none"]
+
+# Pairs are tokenized, sorted by length and scored in slices that end after this many tokens, so
+# that memory does not grow with the input.
+SLICE_TOKENS = 1_000_000
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What `Reranker.compute` returns.
+
+    scores        [pairs] float32  logits, or values from 0 to 1 if they are normalised
+    token_counts  [pairs] int64    tokens of each pair before any cut, special ones included
+    truncated     [pairs] bool     whether something of the pair was cut off
+    """
+
+    scores: Scores
+    token_counts: npt.NDArray[np.int64]
+    truncated: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """The best passages of a query, best first; equal scores in the order of the passages.
+
+    indices    [k] int64    positions in the passages
+    scores     [k] float32  logits, or values from 0 to 1 if they are normalised
+    truncated  [k] bool     whether something of the pair was cut off
+    """
+
+    indices: npt.NDArray[np.int64]
+    scores: Scores
+    truncated: npt.NDArray[np.bool_]
+
+
+class Reranker:
+    """A cross-encoder such as BAAI/bge-reranker-v2-m3: it reads query and passage together.
+
+    Its scores are logits, which order passages; only the order counts. On a CPU a pair's score
+    has the same bits alone, in any batch and in any order.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: ClassificationHead,
+        tokenizer: SentencePieceTokenizer,
+        *,
+        max_length: int | None = None,
+    ) -> None:
+        """Put a model together from its parts; `from_pretrained` does it from files.
+
+        max_length  tokens a pair may have; None takes the encoder's limit
+        """
+        self.encoder = encoder
+        self.config = encoder.config
+        self.tokenizer = tokenizer
+        self.head = head.eval()
+        self.pipeline = Pipeline(encoder, self._logits)
+        self.max_length = self.config.max_length if max_length is None else max_length
+        if not PAIR_SPECIALS + 2 <= self.max_length <= self.config.max_length:
+            raise ValueError(
+                f"max_length is {max_length}, this model takes {PAIR_SPECIALS + 2} to "
+                f"{self.config.max_length}"
+            )
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **options: Any) -> "Reranker":
+        """Load a model from a folder in Hugging Face layout or from the hub.
+
+        The arguments are those of E5.from_pretrained, without prompts: a cross-encoder reads
+        the texts as they are.
+        """
+        chosen = LoadOptions(**options)
+        return cls.from_folder(ModelFolder.open(model, chosen), chosen)
+
+    @classmethod
+    def from_folder(cls, folder: ModelFolder, options: LoadOptions = LoadOptions()) -> "Reranker":
+        """Load a model from a folder that was opened and read already."""
+        if options.prompts is not None:
+            raise ValueError(
+                f"prompts is {options.prompts!r}, but a cross-encoder reads texts as they are; "
+                "leave it out"
+            )
+        head = folder.load_head()  # first, since it says so if the model has none
+        encoder = folder.load_encoder(options.dtype, options.device, options.kernels)
+        head.to(encoder.device).prepare(encoder.kernels)
+        limit = folder.max_length if options.max_length is None else options.max_length
+        return cls(encoder, head, folder.load_tokenizer(), max_length=limit)
+
+    def score(self, query: str, passages: Iterable[str], **options: Any) -> Scores:
+        """The scores [n] float32 of a query with each of n passages, in the caller's order.
+
+        options  those of `compute`
+        """
+        return self.compute(_pairs(query, passages), **options).scores
+
+    def score_pairs(self, pairs: Iterable[tuple[str, str]], **options: Any) -> Scores:
+        """The scores [n] float32 of n pairs (query, passage); options as in `compute`."""
+        return self.compute(pairs, **options).scores
+
+    def rank(
+        self, query: str, passages: Iterable[str], top_k: int | None = None, **options: Any
+    ) -> RankResult:
+        """The `top_k` passages with the highest scores, all if it is None; options as `compute`."""
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}, expected 1 or more")
+        normalize = options.pop("normalize", False)  # equal values may come of unequal logits
+        found = self.compute(_pairs(query, passages), **options)
+        best = np.argsort(-found.scores, kind="stable")[:top_k]
+        scores = _sigmoid(found.scores[best]) if normalize else found.scores[best]
+        return RankResult(best, scores, found.truncated[best])
+
+    def compute(
+        self,
+        pairs: Iterable[tuple[str, str]],
+        *,
+        truncate: TruncatePair = "passage",
+        normalize: bool = False,
+        max_tokens_per_batch: int | None = None,
+        show_progress: bool | None = None,
+    ) -> ScoreResult:
+        """Score pairs of a query and a passage, in the caller's order.
+
+        pairs      (query, passage), read as they are needed
+        truncate   what happens to a pair over `max_length` tokens: "passage" cuts the passage,
+                   and raises for a query that fills three quarters of them; "longest" cuts the
+                   longer of the two, then both; "none" raises
+        normalize  return the sigmoid of the logits, from 0 to 1
+        max_tokens_per_batch, show_progress  as for E5.embed
+
+        Raises TypeError or ValueError (PairError) naming the pair at fault.
+        """
+        if truncate not in ("passage", "longest", "none"):
+            raise ValueError(f"truncate is {truncate!r}, expected 'passage', 'longest' or 'none'")
+        max_tokens = self.pipeline.budget(max_tokens_per_batch)
+        logits: list[Tensor] = []
+        counts: list[int] = []
+        lengths: list[int] = []
+        total = len(pairs) if isinstance(pairs, Sequence) else None
+        with progress_bar(total, show_progress, " pairs") as advance, torch.inference_mode():
+            for sequences, whole in self._slices(pairs, truncate):
+                rows = self.pipeline.run(sequences, max_tokens, lambda batch: advance(len(batch)))
+                logits.append(rows.float().cpu())
+                self._check_scores(logits[-1], first=len(counts))
+                counts += whole
+                lengths += map(len, sequences)
+        scores: Scores = torch.cat(logits).numpy() if logits else np.empty(0, np.float32)
+        token_counts = np.array(counts, dtype=np.int64)
+        truncated = np.array(lengths, dtype=np.int64) < token_counts
+        return ScoreResult(_sigmoid(scores) if normalize else scores, token_counts, truncated)
+
+    def _logits(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The logit [pairs] of each sequence, from the state of its first token."""
+        logits: Tensor = self.head(hidden_states[cu_seqlens[:-1].long()])
+        return logits[:, 0]
+
+    def _slices(
+        self, pairs: Iterable[tuple[str, str]], truncate: str
+    ) -> Iterator[tuple[list[list[int]], list[int]]]:
+        """Sequences of ids that fit, and the tokens that each had before it was cut."""
+        sequences: list[list[int]] = []
+        counts: list[int] = []
+        known, query_pieces = None, []  # a query is tokenized once for all its passages
+        tokens = 0
+        for index, pair in enumerate(pairs):
+            query, passage = _checked(pair, index)
+            try:
+                if query != known:
+                    known, query_pieces = query, self.tokenizer.encode_pieces(query)
+                passage_pieces = self.tokenizer.encode_pieces(passage)
+            except ValueError as error:
+                raise PairError(f"{{}}: {error}", index) from None
+            counts.append(len(query_pieces) + len(passage_pieces) + PAIR_SPECIALS)
+            sequences.append(self._fit(query_pieces, passage_pieces, truncate, index))
+            tokens += len(sequences[-1])
+            if tokens >= SLICE_TOKENS:
+                yield sequences, counts
+                sequences, counts, tokens = [], [], 0
+        if sequences:
+            yield sequences, counts
+
+    def _fit(
+        self, query: Sequence[int], passage: Sequence[int], truncate: str, index: int
+    ) -> list[int]:
+        """A pair's ids, cut to what the model takes."""
+        room, found = self.max_length - PAIR_SPECIALS, len(query) + len(passage)
+        if found > room:
+            takes = f"the model takes {self.max_length}"
+            if truncate == "none":
+                raise PairError(
+                    f"{{}} has {found + PAIR_SPECIALS} tokens, {takes} (four special ones "
+                    'included); pass truncate="passage" (--truncate passage) or "longest"',
+                    index,
+                )
+            if truncate == "longest":
+                first, second = cut_longest_first(len(query), len(passage), room)
+                return join_pair(query[:first], passage[:second])
+            # FlagEmbedding's rule; it cuts such a query, which silently changes the question.
+            if len(query) > (most := self.max_length * 3 // 4):
+                raise PairError(
+                    f"{{}} has a query of {len(query)} tokens, {takes} and leaves {most} to the "
+                    'query; shorten it, or pass truncate="longest" (--truncate longest)',
+                    index,
+                )
+        return join_pair(query, passage[: room - len(query)])
+
+    def _check_scores(self, logits: Tensor, first: int) -> None:
+        """No score leaves that is no number: NaN and infinities raise."""
+        bad = (~logits.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise PairError(
+                f"the scores of {len(bad)} pairs, the first of them {{}}, are not finite in "
+                f'{self.encoder.dtype}; check the weights, or load them with dtype="float32" '
+                "(--dtype float32)",
+                first + bad[0],
+            )
+
+
+def _pairs(query: str, passages: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """A query with each of its passages; TypeError for what is no query or no passages."""
+    if not isinstance(query, str):
+        raise TypeError(f"query is {query!r:.80} of type {type(query).__name__}, expected str")
+    if isinstance(passages, (str, bytes)) or not isinstance(passages, Iterable):
+        raise TypeError(f"passages is a {type(passages).__name__}, expected several str")
+    if isinstance(passages, Sequence):  # of known length, for the progress bar
+        return [(query, passage) for passage in passages]
+    return ((query, passage) for passage in passages)
+
+
+def _checked(pair: Any, index: int) -> tuple[str, str]:
+    """A pair of str; TypeError names what is none."""
+    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+        raise TypeError(f"pair {index} is {pair!r:.80}, expected (query, passage)")
+    for name, text in zip(("query", "passage"), pair, strict=True):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"{name} {index} is {text!r:.80} of type {type(text).__name__}, expected str"
+            )
+    return pair[0], pair[1]
+
+
+def _sigmoid(logits: Scores) -> Scores:
+    """1 / (1 + exp(-x)), computed in float64."""
+    values: Scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
+    return values
