@@ -11,7 +11,8 @@ from e5core.model import E5, EmbedResult
 from e5core.pipeline import Pipeline
 from e5core.pooling import cls_pool, l2_normalize, mean_pool
 from e5core.reranker import RankResult, Reranker, ScoreResult
-from e5core.tokenizer import SentencePieceTokenizer, TextError
+from e5core.texts.errors import TextError
+from e5core.tokenizer import SentencePieceTokenizer
 from e5core.vectors.compress import quantize_vectors
 from e5core.vectors.cosine import similarity
 from e5core.vectors.index import Index

@@ -1,25 +1,14 @@
 """Packed batches: the tokens of all texts one after another, without padding."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from e5core.config import EncoderConfig
-from e5core.formats.texts import describe_item
-from e5core.tokenizer import TextError
-
-Item = TypeVar("Item")
-_END: Any = object()
-
-# Texts are tokenized, sorted by length and embedded in slices of at most this many texts
-# and about this many characters, so that memory does not grow with the input.
-SLICE_TEXTS = 4096
-SLICE_CHARACTERS = 4_000_000
+from e5core.texts.errors import TextError
 
 
 @dataclass(frozen=True)
@@ -106,31 +95,3 @@ def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             tokens = lengths[index]
         batches[-1].append(index)
     return batches
-
-
-def slices(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Cut a stream of texts into lists of bounded size, in order.
-
-    Raises TypeError, naming the text, if one is not a str.
-    """
-    some: list[str] = []
-    characters = 0
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(describe_item(index, text))
-        some.append(text)
-        characters += len(text)
-        if len(some) == SLICE_TEXTS or characters >= SLICE_CHARACTERS:
-            yield some
-            some, characters = [], 0
-    if some:
-        yield some
-
-
-def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the same items in the same order; a thread makes the next one meanwhile."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        pending = executor.submit(next, items, _END)
-        while (item := pending.result()) is not _END:
-            pending = executor.submit(next, items, _END)
-            yield item

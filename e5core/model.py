@@ -11,23 +11,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from e5core.batching import prefetch, slices
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.encoder import Encoder
-from e5core.formats.texts import note_blank, several
 from e5core.pipeline import Pipeline
 from e5core.pooling import l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
-from e5core.tokenizer import (
-    SentencePieceTokenizer,
-    TextError,
-    check_truncate,
-    cut,
-    describe_limit,
-    windows,
-)
+from e5core.texts.containers import note_blank, several
+from e5core.texts.cutting import check_truncate, cut, describe_limit, windows
+from e5core.texts.errors import TextError
+from e5core.texts.slices import prefetch, slices
+from e5core.tokenizer import SentencePieceTokenizer
 
 Vectors = npt.NDArray[np.float32]
 InputType = Literal["query", "passage"] | None

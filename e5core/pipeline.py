@@ -12,7 +12,7 @@ from torch import Tensor
 from e5core.batching import pack, plan_batches
 from e5core.encoder import Encoder
 from e5core.pooling import POOLINGS
-from e5core.tokenizer import TextError
+from e5core.texts.errors import TextError
 
 # Tokens of one forward pass. On a CPU the activations of about 1,024 tokens stay in its
 # cache (measured on Zen 4 with small and large); a GPU needs many more to be busy.

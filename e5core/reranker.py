@@ -15,13 +15,9 @@ from e5core.checkpoint.options import LoadOptions
 from e5core.encoder import ClassificationHead, Encoder
 from e5core.pipeline import Pipeline
 from e5core.progress import progress_bar
-from e5core.tokenizer import (
-    PAIR_SPECIALS,
-    PairError,
-    SentencePieceTokenizer,
-    cut_longest_first,
-    join_pair,
-)
+from e5core.texts.errors import PairError
+from e5core.texts.pairs import PAIR_SPECIALS, check_pair, check_truncate_pair, fit_pair, pair_with
+from e5core.tokenizer import SentencePieceTokenizer
 
 Scores = npt.NDArray[np.float32]
 TruncatePair = Literal["passage", "longest", "none"]
@@ -119,7 +115,7 @@ class Reranker:
 
         options  those of `compute`
         """
-        return self.compute(_pairs(query, passages), **options).scores
+        return self.compute(pair_with(query, passages), **options).scores
 
     def score_pairs(self, pairs: Iterable[tuple[str, str]], **options: Any) -> Scores:
         """The scores [n] float32 of n pairs (query, passage); options as in `compute`."""
@@ -132,7 +128,7 @@ class Reranker:
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}, expected 1 or more")
         normalize = options.pop("normalize", False)  # equal values may come of unequal logits
-        found = self.compute(_pairs(query, passages), **options)
+        found = self.compute(pair_with(query, passages), **options)
         best = np.argsort(-found.scores, kind="stable")[:top_k]
         scores = _sigmoid(found.scores[best]) if normalize else found.scores[best]
         return RankResult(best, scores, found.truncated[best])
@@ -157,8 +153,7 @@ class Reranker:
 
         Raises TypeError or ValueError (PairError) naming the pair at fault.
         """
-        if truncate not in ("passage", "longest", "none"):
-            raise ValueError(f"truncate is {truncate!r}, expected 'passage', 'longest' or 'none'")
+        check_truncate_pair(truncate)
         max_tokens = self.pipeline.budget(max_tokens_per_batch)
         logits: list[Tensor] = []
         counts: list[int] = []
@@ -190,7 +185,7 @@ class Reranker:
         known, query_pieces = None, []  # a query is tokenized once for all its passages
         tokens = 0
         for index, pair in enumerate(pairs):
-            query, passage = _checked(pair, index)
+            query, passage = check_pair(pair, index)
             try:
                 if query != known:
                     known, query_pieces = query, self.tokenizer.encode_pieces(query)
@@ -198,38 +193,15 @@ class Reranker:
             except ValueError as error:
                 raise PairError(f"{{}}: {error}", index) from None
             counts.append(len(query_pieces) + len(passage_pieces) + PAIR_SPECIALS)
-            sequences.append(self._fit(query_pieces, passage_pieces, truncate, index))
+            sequences.append(
+                fit_pair(query_pieces, passage_pieces, self.max_length, truncate, index)
+            )
             tokens += len(sequences[-1])
             if tokens >= SLICE_TOKENS:
                 yield sequences, counts
                 sequences, counts, tokens = [], [], 0
         if sequences:
             yield sequences, counts
-
-    def _fit(
-        self, query: Sequence[int], passage: Sequence[int], truncate: str, index: int
-    ) -> list[int]:
-        """A pair's ids, cut to what the model takes."""
-        room, found = self.max_length - PAIR_SPECIALS, len(query) + len(passage)
-        if found > room:
-            takes = f"the model takes {self.max_length}"
-            if truncate == "none":
-                raise PairError(
-                    f"{{}} has {found + PAIR_SPECIALS} tokens, {takes} (four special ones "
-                    'included); pass truncate="passage" (--truncate passage) or "longest"',
-                    index,
-                )
-            if truncate == "longest":
-                first, second = cut_longest_first(len(query), len(passage), room)
-                return join_pair(query[:first], passage[:second])
-            # FlagEmbedding's rule; it cuts such a query, which silently changes the question.
-            if len(query) > (most := self.max_length * 3 // 4):
-                raise PairError(
-                    f"{{}} has a query of {len(query)} tokens, {takes} and leaves {most} to the "
-                    'query; shorten it, or pass truncate="longest" (--truncate longest)',
-                    index,
-                )
-        return join_pair(query, passage[: room - len(query)])
 
     def _check_scores(self, logits: Tensor, first: int) -> None:
         """No score leaves that is no number: NaN and infinities raise."""
@@ -241,29 +213,6 @@ class Reranker:
                 "(--dtype float32)",
                 first + bad[0],
             )
-
-
-def _pairs(query: str, passages: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """A query with each of its passages; TypeError for what is no query or no passages."""
-    if not isinstance(query, str):
-        raise TypeError(f"query is {query!r:.80} of type {type(query).__name__}, expected str")
-    if isinstance(passages, (str, bytes)) or not isinstance(passages, Iterable):
-        raise TypeError(f"passages is a {type(passages).__name__}, expected several str")
-    if isinstance(passages, Sequence):  # of known length, for the progress bar
-        return [(query, passage) for passage in passages]
-    return ((query, passage) for passage in passages)
-
-
-def _checked(pair: Any, index: int) -> tuple[str, str]:
-    """A pair of str; TypeError names what is none."""
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-        raise TypeError(f"pair {index} is {pair!r:.80}, expected (query, passage)")
-    for name, text in zip(("query", "passage"), pair, strict=True):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"{name} {index} is {text!r:.80} of type {type(text).__name__}, expected str"
-            )
-    return pair[0], pair[1]
 
 
 def _sigmoid(logits: Scores) -> Scores:

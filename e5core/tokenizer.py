@@ -1,6 +1,6 @@
 """Text to token ids: SentencePiece with the numbering of fairseq."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -13,41 +13,6 @@ BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # <s>, <pad>, </s>, <unk>
 # Its three specials stand in another order, and of those only the unknown one is emitted.
 FAIRSEQ_OFFSET = 1
 SP_UNKNOWN = 0
-
-
-class TextError(ValueError):
-    """Texts that cannot be embedded: which ones, and why.
-
-    sentence  what is wrong, with one `{}` for the name of each text at fault
-    indices   the places of these texts among those that the caller gave, counted from 0
-
-    The message calls them "text 0", "text 1", …; whoever knows them by other names, such as
-    the lines of a file, asks for `naming`.
-    """
-
-    noun = "text"
-
-    def __init__(self, sentence: str, *indices: int) -> None:
-        super().__init__(sentence, *indices)  # all of it, so that pickling keeps it
-        self.sentence = sentence
-        self.indices = indices
-
-    def naming(self, name: Callable[[int], str]) -> str:
-        """The sentence with the texts under the names that `name` gives their indices."""
-        return self.sentence.format(*map(name, self.indices))
-
-    def renumbered(self, number: Callable[[int], int]) -> "TextError":
-        """The same error for a caller who counts the texts otherwise."""
-        return type(self)(self.sentence, *map(number, self.indices))
-
-    def __str__(self) -> str:
-        return self.naming(f"{self.noun} {{}}".format)
-
-
-class PairError(TextError):
-    """Pairs of texts that cannot be scored: "pair 0", "pair 1", …"""
-
-    noun = "pair"
 
 
 class SentencePieceTokenizer:
@@ -149,71 +114,3 @@ class SentencePieceTokenizer:
             elif i > UNKNOWN and i != self.mask_id:
                 pieces.append(int(i) - FAIRSEQ_OFFSET)
         return str(self._processor.DecodeIds(pieces))
-
-
-def check_truncate(truncate: str) -> None:
-    """ValueError unless it is one of the ways to treat a text that is too long."""
-    if truncate not in ("end", "none", "window"):
-        raise ValueError(f"truncate is {truncate!r}, expected 'end', 'none' or 'window'")
-
-
-def describe_limit(max_length: int) -> str:
-    """The end of a sentence about a text that has too many tokens."""
-    return (
-        f"the model takes {max_length} (prefix, <s> and </s> included); pass "
-        'truncate="end" (--truncate end) or truncate="window" (--truncate window)'
-    )
-
-
-def cut(ids: Sequence[int], max_length: int) -> list[int]:
-    """Keep `<s>`, the first `max_length - 2` pieces and `</s>`, as the published models do."""
-    return list(ids) if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
-
-
-def windows(ids: Sequence[int], max_length: int, prefix: Sequence[int] = ()) -> list[list[int]]:
-    """Split a long text into sequences of at most `max_length` tokens.
-
-    ids     `<s> pieces </s>`
-    prefix  pieces of the prompt: where the text starts with them, every window does
-
-    The windows do not overlap; together they hold each piece of the text once.
-    Raises ValueError if the prefix leaves no room for text.
-    """
-    if len(ids) <= max_length:
-        return [list(ids)]
-    pieces = list(ids[1:-1])
-    lead = list(prefix) if pieces[: len(prefix)] == list(prefix) else []
-    room = max_length - 2 - len(lead)
-    if room < 1:
-        raise ValueError(
-            f"the prefix has {len(lead)} tokens and leaves no room for text in windows of "
-            f"{max_length}; shorten the task or raise max_length"
-        )
-    body = pieces[len(lead) :]
-    return [
-        [ids[0], *lead, *body[start : start + room], ids[-1]] for start in range(0, len(body), room)
-    ]
-
-
-PAIR_SPECIALS = 4  # tokens of a pair beside the pieces of its two texts
-
-
-def join_pair(query: Sequence[int], passage: Sequence[int]) -> list[int]:
-    """The ids of a cross-encoder's input: `<s> query </s></s> passage </s>`, from pieces."""
-    return [BOS, *query, EOS, EOS, *passage, EOS]
-
-
-def cut_longest_first(query: int, passage: int, room: int) -> tuple[int, int]:
-    """How many pieces of a query and of a passage are kept, so that both fit into `room`.
-
-    The longer one is cut down to the other, then both alike; a piece that is left over goes to
-    the longer one. This is the strategy "longest_first" of Hugging Face's tokenizers
-    (tokenizers/src/utils/truncation.rs).
-    """
-    if query + passage <= room:
-        return query, passage
-    shorter = min(query, passage)
-    longer = max(shorter, room - shorter)
-    if shorter + longer > room:
-        shorter, longer = room // 2, room // 2 + room % 2
-    return (longer, shorter) if query > passage else (shorter, longer)

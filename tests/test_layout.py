@@ -15,7 +15,7 @@ NAMES = {file: ".".join(file.relative_to(ROOT).with_suffix("").parts) for file i
 MODULES = {name.removesuffix(".__init__"): file for file, name in NAMES.items()}
 
 # What everybody may stand on; all other folders of the package are wings above it.
-GROUND = {"checkpoint", "formats", "kernels", "vectors"}
+GROUND = {"checkpoint", "formats", "kernels", "texts", "vectors"}
 
 
 def wing(file: Path) -> str:

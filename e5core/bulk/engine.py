@@ -12,7 +12,8 @@ from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.model import E5, InputType, Truncate, Vectors
 from e5core.prompts import prefix_for
-from e5core.tokenizer import TextError, describe_limit
+from e5core.texts.cutting import describe_limit
+from e5core.texts.errors import TextError
 
 
 @dataclass(frozen=True)

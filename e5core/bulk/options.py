@@ -9,7 +9,7 @@ from e5core.bulk.partial import PARQUET, published_names
 from e5core.bulk.sinks import HEADERS
 from e5core.bulk.sources import is_hidden
 from e5core.checkpoint.options import LoadOptions
-from e5core.tokenizer import check_truncate
+from e5core.texts.cutting import check_truncate
 
 
 @dataclass(frozen=True, kw_only=True)

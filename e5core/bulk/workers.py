@@ -30,7 +30,7 @@ from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.kernels.forking import forks
 from e5core.model import E5
-from e5core.tokenizer import TextError
+from e5core.texts.errors import TextError
 
 SHARED = sys.platform == "linux"  # macOS can fork too, but its libraries do not survive it
 _KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG, from Linux' sys/prctl.h

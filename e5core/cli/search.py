@@ -8,7 +8,7 @@ from e5core.bulk.sources import read_texts
 from e5core.cli.options import add_model_options, load_options
 from e5core.cli.program import Parser
 from e5core.model import E5
-from e5core.tokenizer import TextError
+from e5core.texts.errors import TextError
 from e5core.vectors.search import SearchResult, search
 
 

@@ -37,7 +37,8 @@ from e5core.parity.samples import QUERIES, SENTENCES, spread, text_of_length
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
 from e5core.parity.vectors import LONGEST, encode_ids
 from e5core.progress import progress_bar
-from e5core.tokenizer import PAD, cut
+from e5core.texts.cutting import cut
+from e5core.tokenizer import PAD
 
 VERIFIED_TEXTS = 32
 LARGEST_IN_FILE = 2_000_000_000  # bytes of weights; a protobuf message ends at 2³¹ - 1

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from e5core.formats.texts import one, several
 from e5core.integrations import as_model, extra
 from e5core.model import E5
+from e5core.texts.containers import one, several
 
 with extra("langchain", "langchain_core"):
     from langchain_core.embeddings import Embeddings

@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from e5core.formats.texts import one, several
 from e5core.integrations import as_model, extra
 from e5core.model import E5
+from e5core.texts.containers import one, several
 
 with extra("llama-index", "llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding

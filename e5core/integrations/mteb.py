@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from e5core.formats.texts import several
 from e5core.integrations import extra
 from e5core.model import E5, Vectors
+from e5core.texts.containers import several
 
 with extra("mteb", "mteb"):
     from mteb.models import ModelMeta

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from e5core.bulk.engine import EmbedOptions
-from e5core.formats.texts import several
 from e5core.integrations import extra
 from e5core.model import E5, InputType, Truncate, Vectors
+from e5core.texts.containers import several
 
 with extra("ray", "pyarrow"):
     import pyarrow as pa

@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
-from e5core.formats.texts import several
 from e5core.integrations import as_model
 from e5core.integrations.missing import Module, name_device, refuse_arguments
 from e5core.model import E5
+from e5core.texts.containers import several
 from e5core.tokenizer import PAD, TextError, cut
 from e5core.vectors.cosine import similarity
 

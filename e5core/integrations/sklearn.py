@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from e5core.formats.texts import several
 from e5core.integrations import extra
 from e5core.model import E5, InputType, Truncate, Vectors
+from e5core.texts.containers import several
 
 with extra("sklearn", "sklearn"):
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin

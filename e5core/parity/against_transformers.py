@@ -22,7 +22,8 @@ from e5core.parity.tolerances import (
 )
 from e5core.parity.vectors import LONGEST, Kind, Vectors, embed, encode_ids, load, task_of
 from e5core.prompts import prefix_for
-from e5core.tokenizer import BOS, EOS, cut
+from e5core.texts.cutting import cut
+from e5core.tokenizer import BOS, EOS
 
 CPU = torch.device("cpu")
 BATCH_SIZES = (1, 2, 7, 64)

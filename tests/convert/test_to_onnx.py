@@ -18,7 +18,7 @@ from e5core.formats.files import read_json_object, write_json
 from e5core.parity.samples import QUERIES, SENTENCES, spread, spread_weights
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
 from e5core.parity.vectors import encode_ids
-from e5core.tokenizer import cut
+from e5core.texts.cutting import cut
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.models import TINY
 
-from e5core import batching, pack
-from e5core.batching import plan_batches, slices
+from e5core import pack
+from e5core.batching import plan_batches
+from e5core.texts import slices as slicing
+from e5core.texts.slices import slices
 
 
 def test_pack_lays_texts_end_to_end(dialect):
@@ -53,14 +55,14 @@ def test_plan_keeps_every_text_once_within_the_budget(lengths, max_tokens):
 
 
 def test_slices_bound_texts_and_characters(monkeypatch):
-    monkeypatch.setattr(batching, "SLICE_TEXTS", 3)
-    monkeypatch.setattr(batching, "SLICE_CHARACTERS", 10)
+    monkeypatch.setattr(slicing, "SLICE_TEXTS", 3)
+    monkeypatch.setattr(slicing, "SLICE_CHARACTERS", 10)
     texts = ["a", "b", "c", "dddddddddddd", "e", "ffffffffff"]
     assert list(slices(iter(texts))) == [["a", "b", "c"], ["dddddddddddd"], ["e", "ffffffffff"]]
 
 
 def test_slices_read_no_further_than_they_need(monkeypatch):
-    monkeypatch.setattr(batching, "SLICE_TEXTS", 2)
+    monkeypatch.setattr(slicing, "SLICE_TEXTS", 2)
     read = []
     stream = slices(read.append(i) or str(i) for i in range(100))
     next(stream)

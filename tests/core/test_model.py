@@ -8,9 +8,10 @@ import pytest
 import torch
 from support.models import TINY, tiny_encoder
 
-from e5core import E5, batching, cls_pool, l2_normalize, mean_pool, pack
+from e5core import E5, cls_pool, l2_normalize, mean_pool, pack
 from e5core.parity.samples import SENTENCES, text_of_length
 from e5core.parity.tolerances import BATCH_INVARIANCE_FLOAT32, UNIT_VECTOR_FLOAT32
+from e5core.texts import slices as slicing
 
 TEXTS = ["the cat", "日本 xyz", "a", "", "hello there, passage", "query: a"]
 
@@ -69,7 +70,7 @@ def test_every_kind_of_iterable(model, kind):
 
 
 def test_the_order_is_the_callers_across_chunks_and_batches(model, monkeypatch):
-    monkeypatch.setattr(batching, "SLICE_TEXTS", 7)
+    monkeypatch.setattr(slicing, "SLICE_TEXTS", 7)
     texts = [("word " * (i * 7 % 11) + str(i)) for i in range(40)]
     vectors = model.embed(texts, input_type="passage", max_tokens_per_batch=30)
     for i, text in enumerate(texts):
@@ -79,7 +80,7 @@ def test_the_order_is_the_callers_across_chunks_and_batches(model, monkeypatch):
 
 
 def test_a_generator_is_read_as_it_is_needed(model, monkeypatch):
-    monkeypatch.setattr(batching, "SLICE_TEXTS", 4)
+    monkeypatch.setattr(slicing, "SLICE_TEXTS", 4)
     taken = []
 
     def stream():
@@ -380,7 +381,7 @@ def test_dtypes(tiny_folder, dtype):
 def test_a_tokenizer_of_another_model(real_folder, tiny_folder):
     (tiny_folder / "sentencepiece.bpe.model").unlink()
     (tiny_folder / "sentencepiece.bpe.model").symlink_to(real_folder / "sentencepiece.bpe.model")
-    with pytest.raises(ValueError, match="tokenizer has 250002 ids, the model's vocabulary 120"):
+    with pytest.raises(ValueError, match="tokenizer has 250002 ids, the token table 120"):
         E5.from_pretrained(tiny_folder)
 
 

@@ -25,7 +25,7 @@ from e5core import E5, Encoder, PackedBatch, l2_normalize, mean_pool, pack
 from e5core.checkpoint.names import tensor_names
 from e5core.kernels import BACKENDS, Kernels
 from e5core.parity.tolerances import STORED_FLOAT32, STORED_FLOAT64
-from e5core.tokenizer import cut
+from e5core.texts.cutting import cut
 
 PARITY = Path(__file__).parent / "data"
 LONGEST = 48

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from e5core import E5, TextError
-from e5core.formats.texts import is_blank, several
+from e5core.texts.containers import is_blank, several
 
 TEXTS = ["a text", "another one"]
 ROWS = {"title": TEXTS, "body": TEXTS}
