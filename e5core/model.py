@@ -19,9 +19,10 @@ from e5core.pooling import l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
 from e5core.texts.containers import note_blank, several
-from e5core.texts.cutting import check_truncate, cut, describe_limit, windows
+from e5core.texts.cutting import check_truncate, cut, describe_limit
 from e5core.texts.errors import TextError
 from e5core.texts.slices import prefetch, slices
+from e5core.texts.windows import Windows, windows
 from e5core.tokenizer import SentencePieceTokenizer
 
 Vectors = npt.NDArray[np.float32]
@@ -229,14 +230,11 @@ class E5:
             rows = self.pipeline.run(sequences, max_tokens, lambda batch: advance(len(batch)))
             return rows.float().cpu()
         lead = self.tokenizer.encode_pieces(prefix)
-        parts = [windows(text_ids, self.max_length, lead) for text_ids in ids]
-        sequences = [window for text_windows in parts for window in text_windows]
-        owners = [text for text, text_windows in enumerate(parts) for _ in text_windows]
-        shares = [1 / len(parts[text]) for text in owners]
+        parts = Windows([windows(text_ids, self.max_length, lead) for text_ids in ids])
         rows = self.pipeline.run(
-            sequences, max_tokens, lambda batch: advance(sum(shares[i] for i in batch))
+            parts.sequences, max_tokens, lambda batch: advance(parts.count_texts(batch))
         )
-        return _average(rows.float().cpu(), [len(window) for window in sequences], owners)
+        return parts.average(rows.float().cpu())
 
     def _refuse_long(self, texts: list[str], prefix: str) -> None:
         long: dict[int, int] = {}  # index → tokens
@@ -261,23 +259,6 @@ class E5:
                 'dtype="float32" (--dtype float32)',
                 first + bad[0],
             )
-
-
-def _average(rows: Tensor, lengths: list[int], owners: list[int]) -> Tensor:
-    """The average of each text's windows, weighted by their tokens.
-
-    With mean pooling that is the average of all token states of the text.
-
-    rows     [windows, hidden_size] float32
-    lengths  tokens of each window
-    owners   the text of each window, counted from 0
-    """
-    texts = owners[-1] + 1
-    if len(owners) == texts:  # one window each
-        return rows
-    weights, index = torch.tensor(lengths, dtype=torch.float32), torch.tensor(owners)
-    sums = rows.new_zeros(texts, rows.shape[1]).index_add_(0, index, rows * weights[:, None])
-    return sums / torch.zeros(texts).index_add_(0, index, weights)[:, None]
 
 
 def _stack(parts: deque[Vectors], rows: int, hidden_size: int) -> Vectors:

@@ -21,7 +21,9 @@ from e5core.integrations import as_model
 from e5core.integrations.missing import Module, name_device, refuse_arguments
 from e5core.model import E5
 from e5core.texts.containers import several
-from e5core.tokenizer import PAD, TextError, cut
+from e5core.texts.cutting import cut
+from e5core.texts.errors import TextError
+from e5core.tokenizer import PAD
 from e5core.vectors.cosine import similarity
 
 

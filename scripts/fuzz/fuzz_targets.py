@@ -25,7 +25,8 @@ from e5core.formats.sentencepiece import CHARSMAP, FAIRSEQ_SPECIALS, unigram_mod
 from e5core.model import Vectors
 from e5core.parity.samples import spread_weights
 from e5core.parity.tolerances import BATCH_INVARIANCE_FLOAT32
-from e5core.texts.cutting import cut, windows
+from e5core.texts.cutting import cut
+from e5core.texts.windows import windows
 from e5core.tokenizer import BOS, EOS, UNKNOWN
 
 # The smallest encoder with every tensor; its file is 4 KB.

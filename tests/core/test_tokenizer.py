@@ -11,7 +11,8 @@ from support.models import CHARSMAP, tiny_vocabulary
 from e5core import SentencePieceTokenizer
 from e5core.formats.sentencepiece import CONTROL, NORMAL, UNKNOWN, unigram_model
 from e5core.parity.samples import LANGUAGES, QUERIES, SENTENCES
-from e5core.texts.cutting import cut, windows
+from e5core.texts.cutting import cut
+from e5core.texts.windows import windows
 
 # From transformers' test_tokenization_xlm_roberta.py, where they hold for xlm-roberta-base.
 PUBLISHED_IDS = {
