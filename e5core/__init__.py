@@ -12,6 +12,7 @@ from e5core.pipeline import Pipeline
 from e5core.pooling import cls_pool, l2_normalize, mean_pool
 from e5core.reranker import RankResult, Reranker, ScoreResult
 from e5core.texts.errors import TextError
+from e5core.texts.passages import Passage
 from e5core.tokenizer import SentencePieceTokenizer
 from e5core.vectors.compress import quantize_vectors
 from e5core.vectors.cosine import similarity
@@ -29,6 +30,7 @@ __all__ = [
     "Index",
     "LoadOptions",
     "PackedBatch",
+    "Passage",
     "Pipeline",
     "RankResult",
     "Reranker",

@@ -18,9 +18,10 @@ from e5core.pipeline import Pipeline
 from e5core.pooling import l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
-from e5core.texts.containers import note_blank, several
+from e5core.texts.containers import note_blank, one, several
 from e5core.texts.cutting import check_truncate, cut, describe_limit
 from e5core.texts.errors import TextError
+from e5core.texts.passages import Passage, split_text
 from e5core.texts.slices import prefetch, slices
 from e5core.texts.windows import Windows, windows
 from e5core.tokenizer import SentencePieceTokenizer
@@ -189,6 +190,13 @@ class E5:
         stacked = _stack(vectors, len(counts), self.config.hidden_size)
         shaped = stacked[0] if single else stacked
         return EmbedResult(shaped, token_counts, truncated, np.array(blank, dtype=np.bool_))
+
+    def split(
+        self, text: str, tokens: int = 256, overlap: int = 32, *, input_type: InputType = "passage"
+    ) -> list[Passage]:
+        """Split a long text into passages of at most `tokens` tokens, as `split_text` says."""
+        prefix = prefix_for(self.prompts, input_type)
+        return split_text(one(text), self.tokenizer, prefix, tokens, overlap, self.max_length)
 
     def _tokenized(self, texts: Iterable[str], prefix: str) -> Iterator[list[list[int]]]:
         """The ids of each text, slice by slice; beside a GPU a thread tokenizes the next slice.
