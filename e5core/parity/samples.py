@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from e5core import Encoder, SentencePieceTokenizer
+from e5core.encoder import ClassificationHead
 
 DATA = Path(__file__).parent / "data"
 
@@ -77,3 +78,14 @@ def spread_weights(encoder: Encoder, seed: int = 0) -> Encoder:
             else:
                 parameter.copy_(1.5 * noise / math.sqrt(parameter.shape[-1]))
     return encoder
+
+
+def spread_head(head: ClassificationHead, seed: int = 0) -> ClassificationHead:
+    """The same for a cross-encoder's head, whose logits then are tens apart; returns the head."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for linear, scale in ((head.dense, 1.5), (head.output, 20.0)):
+            noise = torch.randn(linear.weight.shape, generator=generator)
+            linear.weight.copy_(scale * noise / math.sqrt(linear.in_features))
+            linear.bias.copy_(0.1 * torch.randn(linear.bias.shape, generator=generator))
+    return head

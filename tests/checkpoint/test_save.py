@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.checkpoints import IDS, Tensors, assert_restored, load, states
-from support.models import TINY, tiny_encoder
+from support.models import TINY, tiny_encoder, write_tiny_reranker
 
 from e5core import Encoder, EncoderConfig, load_checkpoint, save_checkpoint
 from e5core.checkpoint.headers import WEIGHTS_FILE
 from e5core.checkpoint.names import tensor_names
+from e5core.encoder import ClassificationHead
 from e5core.formats.files import read_json
 from e5core.parity.tolerances import STORED_FLOAT32
 
@@ -117,3 +119,25 @@ def test_saving_again_replaces_both_files(folder: Path, dialect: str) -> None:
     plain.touch()
     assert {file.stat().st_mode for file in folder.iterdir()} == {plain.stat().st_mode}
     assert read_json(folder / "config.json") == TINY[dialect].to_dict()
+
+
+def test_a_cross_encoder_keeps_its_head(oracle: ModuleType, tmp_path: Path, dialect: str) -> None:
+    """transformers finds every tensor under the name that it publishes, and gives our logits."""
+    folder = write_tiny_reranker(tmp_path / "reranker", dialect)
+    theirs, info = oracle.transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    theirs.save_pretrained(tmp_path / "theirs")
+    before, after = (load_file(path / WEIGHTS_FILE) for path in (tmp_path / "theirs", folder))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_head_and_its_config_belong_together(tmp_path: Path, dialect: str) -> None:
+    config = replace(TINY[dialect], num_labels=1)
+    with pytest.raises(ValueError, match=r"counts 1 labels, the head gives 0; pass .* as head="):
+        save_checkpoint(Encoder(config), tmp_path)
+    with pytest.raises(ValueError, match="counts 0 labels, the head gives 1"):
+        save_checkpoint(tiny_encoder(dialect), tmp_path, ClassificationHead(config))
+    assert not list(tmp_path.iterdir())

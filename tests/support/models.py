@@ -1,14 +1,16 @@
 """What tests share: places, the real model, and tiny seeded checkpoints of each dialect."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from e5core import Encoder, EncoderConfig, save_checkpoint
+from e5core.encoder import ClassificationHead
 from e5core.formats.files import write_json
 from e5core.formats.sentencepiece import CHARSMAP, FAIRSEQ_SPECIALS, unigram_model
 from e5core.kernels import BACKENDS, made_for
-from e5core.parity.samples import spread_weights
+from e5core.parity.samples import spread_head, spread_weights
 from e5core.prompts import E5_PROMPTS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,6 +50,16 @@ def write_tiny_model(folder: Path, dialect: str, seed: int = 0) -> Path:
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
     write_json(folder / "config_sentence_transformers.json", {"prompts": E5_PROMPTS})
+    return folder
+
+
+def write_tiny_reranker(folder: Path, dialect: str, seed: int = 0) -> Path:
+    """A folder in the layout of BAAI/bge-reranker-base, or of the same head on a BERT."""
+    config = replace(TINY[dialect], num_labels=1)
+    encoder = spread_weights(Encoder(config), seed)
+    save_checkpoint(encoder, folder, spread_head(ClassificationHead(config), seed))
+    content = unigram_model(tiny_vocabulary(), CHARSMAP.read_bytes())
+    (folder / "sentencepiece.bpe.model").write_bytes(content)
     return folder
 
 
