@@ -8,39 +8,64 @@ import numpy as np
 import torch
 
 from e5core.bulk.chunks import Chunk
+from e5core.bulk.rows import Span
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.model import E5, InputType, Truncate, Vectors
 from e5core.prompts import prefix_for
 from e5core.texts.cutting import describe_limit
 from e5core.texts.errors import TextError
+from e5core.texts.passages import check_split, split_text
+
+OVERLAP = 32  # tokens that a passage shares with the one before it, unless something else is asked
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """The options of `E5.embed` that the vectors depend on."""
+    """The options of `E5.embed` that the vectors depend on, and how texts are split before.
+
+    split    tokens of the passages that long texts are split into; None leaves texts whole
+    overlap  tokens that a passage may share with the one before it; None takes OVERLAP
+    """
 
     input_type: InputType
     task: str | None = None
     truncate: Truncate = "end"
     normalize: bool = True
     max_tokens_per_batch: int | None = None
+    split: int | None = None
+    overlap: int | None = None
+
+    @property
+    def passages(self) -> tuple[int, int] | None:
+        """The tokens and the overlap of passages, None if texts stay whole."""
+        if self.split is None:
+            return None
+        return self.split, OVERLAP if self.overlap is None else self.overlap
+
+    @property
+    def of_embed(self) -> dict[str, Any]:
+        """The arguments of `E5.embed`."""
+        own = ("split", "overlap")
+        return {name: value for name, value in vars(self).items() if name not in own}
 
 
 @dataclass(frozen=True)
 class Embedded:
     """What the texts of a chunk became.
 
-    vectors   [texts - rejected, hidden_size] float32, in order
+    vectors   [texts - rejected, hidden_size] float32, in order; of split texts [passages, …]
     tokens    the tokens of all these texts before any cut
     cut       how many of them lost their end
     rejected  the index of each text without a vector, and why
+    spans     the passages of each text that has vectors; None if texts are not split
     """
 
     vectors: Vectors
     tokens: int = 0
     cut: int = 0
     rejected: dict[int, str] = field(default_factory=dict)
+    spans: list[list[Span]] | None = None
 
 
 class Engine(Protocol):
@@ -84,6 +109,8 @@ def embed_texts(model: E5, texts: list[str], options: EmbedOptions) -> Embedded:
 
     Raises what `embed` raises; a TextError counts the texts in `texts`.
     """
+    if options.passages is not None:
+        return embed_passages(model, texts, options, *options.passages)
     rejected = {}
     if options.truncate == "none":
         prefix = prefix_for(model.prompts, options.input_type, options.task)
@@ -97,19 +124,50 @@ def embed_texts(model: E5, texts: list[str], options: EmbedOptions) -> Embedded:
     if not kept:
         return Embedded(np.empty((0, model.config.hidden_size), np.float32), rejected=rejected)
     try:
-        result = model.embed([texts[index] for index in kept], show_progress=False, **vars(options))
+        result = model.embed(
+            [texts[index] for index in kept], show_progress=False, **options.of_embed
+        )
     except TextError as error:
         raise error.renumbered(lambda index: kept[index]) from error
     tokens, cut = int(result.token_counts.sum()), int(result.truncated.sum())
     return Embedded(result.vectors, tokens, cut, rejected)
 
 
+def embed_passages(
+    model: E5, texts: list[str], options: EmbedOptions, tokens: int, overlap: int
+) -> Embedded:
+    """`embed_texts` of texts that are split: a vector for each passage of each text."""
+    prefix = prefix_for(model.prompts, options.input_type, options.task)
+    passages, owners, rejected = [], [], {}
+    spans: list[list[Span]] = []
+    for index, text in enumerate(texts):
+        try:
+            parts = split_text(text, model.tokenizer, prefix, tokens, overlap, model.max_length)
+        except ValueError as error:
+            rejected[index] = str(error)
+            continue
+        passages += [part.text for part in parts]
+        owners += [index] * len(parts)
+        spans.append([Span(number, part.start, part.end) for number, part in enumerate(parts)])
+    try:
+        result = model.embed(passages, show_progress=False, **options.of_embed)
+    except TextError as error:
+        raise error.renumbered(lambda index: owners[index]) from error
+    return Embedded(result.vectors, int(result.token_counts.sum()), rejected=rejected, spans=spans)
+
+
 def describe(model: E5, options: EmbedOptions) -> dict[str, Any]:
-    """What the vectors depend on, beside the model's files and the texts."""
+    """What the vectors depend on, beside the model's files and the texts.
+
+    Raises ValueError if the options do not fit the model.
+    """
+    prefix = prefix_for(model.prompts, options.input_type, options.task)
+    if options.passages is not None:
+        check_split(*options.passages, model.max_length, model.tokenizer.count(prefix))
     device = model.encoder.device
     return {
         "hidden_size": model.config.hidden_size,
-        "prefix": prefix_for(model.prompts, options.input_type, options.task),
+        "prefix": prefix,
         "pooling": model.pooling,
         "max_length": model.max_length,
         "dtype": str(model.encoder.dtype).removeprefix("torch."),

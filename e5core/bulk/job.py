@@ -40,7 +40,7 @@ SHARD_ROWS = 65_536  # 100 MB of e5-small's vectors
 class Summary:
     """What `embed_files` did, in all runs that it took.
 
-    rows      vectors written, of `hidden_size` numbers
+    rows      vectors written, of `hidden_size` numbers; of split texts one for each passage
     tokens    the tokens of their texts before any cut, with prefix, `<s>` and `</s>`
     cut       texts that lost their end
     rejected  rows without a vector, each a line of the rejects file
@@ -64,6 +64,8 @@ def embed_files(
     input_type: InputType,
     task: str | None = None,
     truncate: Truncate = "end",
+    split: int | None = None,
+    overlap: int | None = None,
     normalize: bool = True,
     max_tokens_per_batch: int | None = None,
     column: str | None = None,
@@ -79,7 +81,8 @@ def embed_files(
 ) -> Summary:
     """Embed all rows of files into a file, or go on where a stopped run was.
 
-    The arguments are described in `JobOptions`, `E5.embed` and, for `load`, in `LoadOptions`.
+    The arguments are described in `JobOptions`, `EmbedOptions`, `E5.embed` and, for `load`, in
+    `LoadOptions`.
     Killed at any moment, the same call goes on, and the files are those of a run that was never
     stopped, byte by byte. The partial output lies in `<output>.partial`. It is refused
     (PartialOutputError) if the model, an option or a row that was read before has changed.
@@ -93,7 +96,9 @@ def embed_files(
         model=model,
         inputs=(inputs,) if isinstance(inputs, str | Path) else tuple(inputs),
         output=Path(output),
-        embed=EmbedOptions(input_type, task, truncate, normalize, max_tokens_per_batch),
+        embed=EmbedOptions(
+            input_type, task, truncate, normalize, max_tokens_per_batch, split, overlap
+        ),
         load=LoadOptions(**load),
         column=column,
         id_column=id_column,
@@ -170,6 +175,8 @@ def fingerprint(
             "max_tokens_per_batch": options.embed.max_tokens_per_batch,
             "column": options.column,
             "id_column": options.id_column,
+            "split": options.embed.split,
+            "overlap": options.embed.passages and options.embed.passages[1],
             "chunk_rows": size.rows,
             "chunk_characters": size.characters,
             "shard_rows": options.shard_rows,
@@ -210,7 +217,8 @@ def open_sink(journal: Journal, options: JobOptions) -> Sink:
     suffix = options.output.suffix
     if suffix == PARQUET:
         with_ids = options.id_column is not None
-        return ParquetSink(journal.folder, hidden_size, sizes, options.shard_rows, with_ids)
+        spans = options.embed.split is not None
+        return ParquetSink(journal.folder, hidden_size, sizes, options.shard_rows, with_ids, spans)
     return FileSink(journal.folder, hidden_size, sizes, HEADERS[suffix])
 
 
@@ -223,6 +231,7 @@ def store(
     """
     rows: list[Row] = []
     rejected: list[BadRow] = []
+    spans = iter(embedded.spans or ())
     texts = 0
     for row in chunk.rows:
         if isinstance(row, BadRow):
@@ -230,10 +239,12 @@ def store(
             continue
         reason = embedded.rejected.get(texts)
         texts += 1
-        if reason is None:
+        if reason is not None:
+            rejected.append(BadRow(row.file, row.line, reason))
+        elif embedded.spans is None:
             rows.append(row)
         else:
-            rejected.append(BadRow(row.file, row.line, reason))
+            rows += [row._replace(span=span) for span in next(spans)]
     if rejected and options.on_error == "stop":
         refuse(rejected[0])
     sink.append(embedded.vectors, rows, rejected)

@@ -21,7 +21,8 @@ class JobOptions:
                 .parquet (which needs pyarrow), read as they are needed
     output      by its suffix: .npy or .safetensors (the tensor "vectors") for one file
                 [rows, hidden_size] float32 with the ids in `<output>.ids.jsonl`, a line a row;
-                .parquet for a folder of shards with the columns id (text), file, line, vector
+                .parquet for a folder of shards with the columns id (text), file, line, vector.
+                With `split`, passage, start and end stand beside each line too
     embed, load the options of `E5.embed` and of `E5.from_pretrained`
     column      the field that holds the text, by default "text"; lines have none
     id_column   the field that holds the id; without one a row is known by file and line
@@ -69,6 +70,16 @@ class JobOptions:
         if self.on_error not in ("stop", "skip"):
             raise ValueError(f"on_error is {self.on_error!r}, expected 'stop' or 'skip'")
         check_truncate(self.embed.truncate)
+        if self.embed.split is not None and self.embed.truncate == "window":
+            raise ValueError(
+                'split makes passages that fit, of which truncate="window" makes nothing; pass '
+                "one of the two (--split or --truncate window)"
+            )
+        if self.embed.split is None and self.embed.overlap is not None:
+            raise ValueError(
+                f"overlap is {self.embed.overlap}, but texts are not split; pass split=256 "
+                "(--split 256) too, or leave it out"
+            )
         for name in ("workers", "chunk_rows", "shard_rows"):
             count = getattr(self, name)
             if count is not None and count < 1:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from e5core.bulk.partial import BEGIN_ANEW, SHARDS
-from e5core.bulk.rows import BadRow, Columns, Row, check_columns, make_row
+from e5core.bulk.rows import BadRow, Columns, Row, Span, check_columns, make_row
 from e5core.bulk.sinks import Sink
 from e5core.formats.durable import replace_durably
 from e5core.model import Vectors
@@ -69,7 +69,8 @@ def _to_python(column: Any, pyarrow: Any) -> list[Any]:
 
 
 class ParquetSink(Sink):
-    """A folder of Parquet files with the columns id (where there is one), file, line and vector.
+    """A folder of Parquet files with the columns id (where there is one), file, line and vector,
+    and of passages their number, start and end.
 
     Parquet cannot be cut back, so a shard grows as plain floats and lines, and is written as a
     whole once it has `shard_rows` rows.
@@ -82,11 +83,13 @@ class ParquetSink(Sink):
         sizes: dict[str, int],
         shard_rows: int,
         with_ids: bool,
+        with_spans: bool,
     ) -> None:
         self._parquet = import_pyarrow("parquet", "writing Parquet")
         self._arrow = import_pyarrow("", "writing Parquet")
         self._shard_rows = shard_rows
         self._with_ids = with_ids
+        self._spans = Span._fields if with_spans else ()
         self._count = sizes.get(SHARDS, 0)
         self._folder = folder / SHARDS
         self._folder.mkdir(exist_ok=True)
@@ -139,6 +142,7 @@ class ParquetSink(Sink):
         fields = [
             ("file", arrow.string()),
             ("line", arrow.int64()),
+            *((name, arrow.int64()) for name in self._spans),
             ("vector", arrow.list_(arrow.float32(), self._hidden_size)),
         ]
         if self._with_ids:
@@ -148,8 +152,7 @@ class ParquetSink(Sink):
     def _table(self, floats: Vectors, lines: list[dict[str, Any]], schema: Any) -> Any:
         """A table of some rows; floats [rows * hidden_size]."""
         columns = {
-            "file": [line["file"] for line in lines],
-            "line": [line["line"] for line in lines],
+            **{name: [line[name] for line in lines] for name in ("file", "line", *self._spans)},
             "vector": self._arrow.FixedSizeListArray.from_arrays(floats, self._hidden_size),
         }
         if self._with_ids:

@@ -6,17 +6,31 @@ from typing import Any, NamedTuple
 RECODE = "convert the file, for example with iconv -t UTF-8"
 
 
+class Span(NamedTuple):
+    """Which part of a row's text a passage is.
+
+    passage     its number in the row, counted from 0
+    start, end  its characters
+    """
+
+    passage: int
+    start: int
+    end: int
+
+
 class Row(NamedTuple):
     """A text and where it comes from.
 
     line  where the row starts, counted from 1; in Parquet the number of the row
     id    what the id column holds, None without one
+    span  the part of the row that a vector stands for, None for all of it
     """
 
     file: str
     line: int
     text: str
     id: str | int | None
+    span: Span | None = None
 
 
 class BadRow(NamedTuple):

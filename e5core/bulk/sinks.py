@@ -108,10 +108,18 @@ def _open(path: Path, sizes: dict[str, int]) -> GrowingFile:
 
 
 def _id_lines(rows: Sequence[Row]) -> bytes:
-    """A JSON line for each row: its id, if there is one, its file and its line."""
+    """A JSON line for each row: its id, if there is one, its file, its line, and its span."""
     start = ({} if row.id is None else {"id": row.id} for row in rows)
     pairs = zip(start, rows, strict=True)
-    return _json_lines({**fields, "file": row.file, "line": row.line} for fields, row in pairs)
+    return _json_lines(
+        {
+            **fields,
+            "file": row.file,
+            "line": row.line,
+            **(row.span._asdict() if row.span is not None else {}),
+        }
+        for fields, row in pairs
+    )
 
 
 def _json_lines(lines: Iterable[dict[str, Any]]) -> bytes:

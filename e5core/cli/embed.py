@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from e5core import bulk
+from e5core.bulk.engine import OVERLAP
 from e5core.bulk.sources import FORMATS
 from e5core.cli.options import add_model_options, load_options
 from e5core.cli.program import Parser
@@ -33,6 +34,15 @@ def add_arguments(parser: Parser) -> None:
         help="what a bad row does: stop, or go to OUTPUT.rejects.jsonl",
     )
     parser.add_argument("--truncate", default="end", choices=("end", "none", "window"))
+    parser.add_argument(
+        "--split", type=int, metavar="TOKENS", help="a vector for each passage of so many tokens"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        metavar="TOKENS",
+        help=f"what a passage may share with the one before it (default: {OVERLAP})",
+    )
     parser.add_argument("--no-normalize", action="store_true", help="leave vectors at their length")
     parser.add_argument("--workers", type=int, default=1, help="processes; on GPUs one each")
     parser.add_argument("--restart", action="store_true", help="begin anew over a partial output")
@@ -52,6 +62,8 @@ def run(options: Namespace) -> int:
             input_type=None if options.input_type == "none" else options.input_type,
             task=options.task,
             truncate=options.truncate,
+            split=options.split,
+            overlap=options.overlap,
             normalize=not options.no_normalize,
             max_tokens_per_batch=options.max_tokens_per_batch,
             column=options.column,
