@@ -106,7 +106,7 @@ class E5:
         if folder.config.num_labels:
             raise ValueError(
                 f"{folder.name} is a cross-encoder, whose head scores pairs of texts; load it with "
-                "Reranker.from_pretrained"
+                "Reranker.from_pretrained (e5core rerank)"
             )
         prompts = folder.prompts if options.prompts is None else check_prompts(options.prompts)
         limit = folder.max_length if options.max_length is None else options.max_length

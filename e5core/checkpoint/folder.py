@@ -140,11 +140,16 @@ class ModelFolder:
 
         Raises ValueError if the model has none, or one that does not give a single score.
         """
-        if self.config.num_labels != 1:
-            found = f"a head of {self.config.num_labels} labels" if self.config.num_labels else ""
+        labels = self.config.num_labels
+        if not labels:
             raise ValueError(
-                f"{self.name} has {found or 'no classification head'}, a reranker has one of 1 "
-                "label; " + ("" if found else "load an embedding model with E5.from_pretrained")
+                f"{self.name} has no classification head, a reranker has one of 1 label; load an "
+                "embedding model with E5.from_pretrained (e5core embed, e5core search)"
+            )
+        if labels != 1:
+            raise ValueError(
+                f"{self.name} has a head of {labels} labels, a reranker has one of 1 label; "
+                "take a model that was trained to rerank"
             )
         assert self.tensors is not None, "read with weights=False"
         return load.load_head(self.config, self.tensors)

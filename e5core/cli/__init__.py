@@ -1,4 +1,4 @@
-"""The command line: e5core embed | search | info | convert | check, a file for each."""
+"""The command line: e5core embed | search | rerank | info | convert | check, a file for each."""
 
 import sys
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from e5core.cli.program import Command, Parser, add_commands, run_program
 SUMMARIES = {
     "embed": "embed files of any size; stopped, the same command goes on",
     "search": "find the passages that answer queries",
+    "rerank": "score passages with a cross-encoder",
     "info": "describe a model",
     "convert": "change a model's precision, vocabulary or layout",
     "check": "hold a model against transformers, published outputs or a copy",

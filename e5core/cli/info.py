@@ -1,4 +1,4 @@
-"""Describe a model: its dimensions, what it takes in memory, its pooling and prefixes."""
+"""Describe a model: its dimensions, what it takes in memory, and what it makes of texts."""
 
 from argparse import Namespace
 
@@ -26,13 +26,37 @@ def run(options: Namespace) -> int:
     }
     for name, dtype in DTYPES.items():
         rows[f"memory in {name}"] = f"{parameters * dtype.itemsize / 1e6:,.0f} MB"
-    rows["pooling"] = folder.pooling
-    for kind in ("query", "passage"):
-        known = folder.prompts and repr(folder.prompts[kind])
-        rows[f"{kind} prefix"] = known or "not known; say it with --prompts"
-    limit, longest = folder.max_length, config.max_length
-    rows["longest text"] = f"{limit} tokens; the position table holds {longest}"
+    rows |= describe_head(folder) if config.num_labels else describe_vectors(folder)
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:{width}}  {value}")
     return 0
+
+
+def describe_vectors(folder: ModelFolder) -> dict[str, str]:
+    """What an embedding model does with a text."""
+    rows = {"pooling": folder.pooling}
+    for kind in ("query", "passage"):
+        known = folder.prompts and repr(folder.prompts[kind])
+        rows[f"{kind} prefix"] = known or "not known; say it with --prompts"
+    return rows | {"longest text": limit(folder)}
+
+
+def describe_head(folder: ModelFolder) -> dict[str, str]:
+    """What a cross-encoder does with a pair of texts."""
+    size, labels = folder.config.hidden_size, folder.config.num_labels
+    parameters = size * size + size + labels * size + labels
+    use = "scores pairs: Reranker, e5core rerank"
+    if labels != 1:
+        use = f"a classifier of {labels} labels, which e5core does not run; a reranker has one"
+    return {
+        "head": f"the first token through {size} to {size}, tanh, {size} to {labels}; "
+        f"{parameters:,} parameters more",
+        "labels": f"{labels}; {use}",
+        "prefixes": "none: a cross-encoder reads texts as they are",
+        "longest pair": f"{limit(folder)}; four of them are special",
+    }
+
+
+def limit(folder: ModelFolder) -> str:
+    return f"{folder.max_length} tokens; the position table holds {folder.config.max_length}"

@@ -42,6 +42,17 @@ def add_model_options(parser: Parser) -> None:
     _add(parser, HUB_FLAGS | MODEL_FLAGS)
 
 
+def add_reranker_options(parser: Parser) -> None:
+    """The same for a cross-encoder, which reads texts without prefixes and in pairs."""
+    parser.add_argument("--model", required=True, help="a cross-encoder: a folder or a hub id")
+    flags = {name: flag for name, flag in MODEL_FLAGS.items() if name != "prompts"}
+    flags["max_length"] = {
+        "type": int,
+        "help": "tokens a pair may have, four special ones included",
+    }
+    _add(parser, HUB_FLAGS | flags)
+
+
 def load_options(options: Namespace) -> LoadOptions:
     """The options of loading as they were given; those that a command does not have by default."""
     names = [field.name for field in fields(LoadOptions)]

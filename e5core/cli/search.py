@@ -1,54 +1,78 @@
-"""Find the passages that answer queries."""
+"""Find the passages that answer queries.
+
+With --reranker a cross-encoder scores the best of them anew. Scores are cosines, or the logits of
+the cross-encoder.
+"""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import replace
 
-from e5core.bulk.sources import read_texts
 from e5core.cli.options import add_model_options, load_options
+from e5core.cli.passages import add_passages, naming_texts, print_hits, read_passages
 from e5core.cli.program import Parser
+from e5core.cli.rerank import TRUNCATE, rank_hits
 from e5core.model import E5
-from e5core.texts.errors import TextError
-from e5core.vectors.search import SearchResult, search
+from e5core.reranker import Reranker
+from e5core.vectors.search import search
+
+RERANK_TOP = 100
 
 
 def add_arguments(parser: Parser) -> None:
     add_model_options(parser)
+    add_passages(parser)
     parser.add_argument("--task", help="the instruction of an instruct model's queries")
-    parser.add_argument("--max-tokens-per-batch", type=int, help="tokens of one forward pass")
-    parser.add_argument("query", nargs="+", metavar="QUERY")
-    parser.add_argument("--passages", required=True, help="UTF-8 text, one passage a line")
-    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument(
+        "--reranker",
+        metavar="MODEL",
+        help="a cross-encoder, a folder or a hub id, that scores the hits anew; it runs with the "
+        "same --dtype, --device and --kernels",
+    )
+    parser.add_argument(
+        "--rerank-top", type=int, metavar="N", help=f"hits that it scores (default: {RERANK_TOP})"
+    )
+    parser.add_argument(
+        "--truncate", choices=TRUNCATE, help="how it cuts long pairs, see e5core rerank"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
-    if options.top_k < 1:
-        raise ValueError(f"--top-k is {options.top_k}, expected 1 or more")
-    passages = list(read_texts([options.passages]))
-    if not passages:
-        raise ValueError(f"{options.passages} has no lines to search")
-    model = E5.from_pretrained(options.model, **vars(load_options(options)))
+    top = check_reranking(options)
+    passages = read_passages(options)
+    load = load_options(options)
+    model = E5.from_pretrained(options.model, **vars(load))
+    reranker = None
+    if options.reranker is not None:  # loaded before any work, which an error would waste
+        load = replace(load, revision=None, prompts=None, max_length=None)
+        reranker = Reranker.from_pretrained(options.reranker, **vars(load))
     limit = options.max_tokens_per_batch
     with naming_texts("query {}".format):
         queries = model.encode_query(options.query, task=options.task, max_tokens_per_batch=limit)
-    with naming_texts((options.passages + ", line {}").format):
-        vectors = model.encode_passage(passages, max_tokens_per_batch=limit)
-    print_hits(options.query, passages, search(queries, vectors, options.top_k))
+    with naming_texts(passages.name):
+        vectors = model.encode_passage(passages.texts, max_tokens_per_batch=limit)
+    found = search(queries, vectors, top)
+    hits = list(zip(found.indices, found.scores, strict=True))
+    if reranker is not None:
+        how = options.truncate or "passage"
+        ranked = rank_hits(reranker, options, passages, list(found.indices), truncate=how)
+        hits = [(best.indices, best.scores) for best in ranked]
+    for query, (indices, scores) in zip(options.query, hits, strict=True):
+        print_hits(query, indices, scores, passages)
     return 0
 
 
-@contextmanager
-def naming_texts(name: Callable[[int], str]) -> Iterator[None]:
-    """Let an error call the texts at fault what `name` makes of their numbers, from 1."""
-    try:
-        yield
-    except TextError as error:
-        raise ValueError(error.naming(lambda index: name(index + 1))) from error
-
-
-def print_hits(queries: Sequence[str], passages: Sequence[str], result: SearchResult) -> None:
-    for query, indices, scores in zip(queries, result.indices, result.scores, strict=True):
-        print(query)
-        for rank, (index, score) in enumerate(zip(indices, scores, strict=True), 1):
-            print(f"{rank:5}. {score:.4f}  line {index + 1}: {passages[index]}")
+def check_reranking(options: Namespace) -> int:
+    """The hits that are searched for; ValueError for options that contradict each other."""
+    if options.reranker is None:
+        for name in ("rerank_top", "truncate"):
+            if getattr(options, name) is not None:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} says nothing without --reranker; leave it out")
+        return int(options.top_k)
+    top = RERANK_TOP if options.rerank_top is None else options.rerank_top
+    if top < options.top_k:
+        raise ValueError(
+            f"--rerank-top is {top}, expected --top-k, which is {options.top_k}, or more"
+        )
+    return int(top)

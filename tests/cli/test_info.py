@@ -1,11 +1,17 @@
 """e5core info: what a model says of itself, without its weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.models import TINY, write_tiny_reranker
 
 from e5core import E5
 from e5core.cli import main
+from e5core.encoder import ClassificationHead
+from e5core.formats.files import read_json_object, write_json
+
+TINY_RERANKER = {dialect: replace(config, num_labels=1) for dialect, config in TINY.items()}
 
 
 def test_info_describes_a_model(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,3 +50,34 @@ def test_info_reads_no_weights(model: Path, capsys: pytest.CaptureFixture[str]) 
     (model / "config_sentence_transformers.json").unlink()
     assert main(["info", str(model)]) == 0
     assert "not known; say it with --prompts" in capsys.readouterr().out
+
+
+def test_info_describes_a_reranker(
+    tmp_path: Path, dialect: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tiny_reranker(tmp_path / "reranker", dialect)
+    (folder / "model.safetensors").unlink()  # it reads no weights
+    assert main(["info", str(folder)]) == 0
+    printed = capsys.readouterr()
+    rows = dict(line.split("  ", 1) for line in printed.out.splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert printed.err == ""
+    parameters = sum(p.numel() for p in ClassificationHead(TINY_RERANKER[dialect]).parameters())
+    head = f"the first token through 24 to 24, tanh, 24 to 1; {parameters:,} parameters more"
+    assert rows["head"] == head
+    assert rows["labels"] == "1; scores pairs: Reranker, e5core rerank"
+    assert rows["prefixes"] == "none: a cross-encoder reads texts as they are"
+    assert rows["longest pair"].startswith("64 tokens; ")
+    assert not {"pooling", "query prefix", "passage prefix", "longest text"} & rows.keys()
+
+
+def test_info_of_a_classifier_says_that_it_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tiny_reranker(tmp_path / "classifier", "bert")
+    config = read_json_object(folder / "config.json")
+    labels = {str(i): f"LABEL_{i}" for i in range(3)}
+    write_json(folder / "config.json", {**config, "id2label": labels})
+    assert main(["info", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "3; a classifier of 3 labels, which e5core does not run; a reranker has one" in printed
