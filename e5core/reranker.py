@@ -216,6 +216,6 @@ class Reranker:
 
 
 def _sigmoid(logits: Scores) -> Scores:
-    """1 / (1 + exp(-x)), computed in float64."""
-    values: Scores = (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
-    return values
+    """1 / (1 + exp(-x)) in float64, in the form in which no logit overflows."""
+    values = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+    return values.astype(np.float32)

@@ -8,7 +8,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from support.models import MEASURED, REAL_MODEL, TINY, write_tiny_model
+from support.models import (
+    MEASURED,
+    REAL_MODEL,
+    TINY,
+    write_tiny_model,
+    write_tiny_reranker,
+)
 
 from e5core import E5
 
@@ -59,6 +65,12 @@ def make_tiny(tmp_path: Path) -> Callable[..., Path]:
     return lambda dialect="bert", seed=0, name="model": write_tiny_model(
         tmp_path / name, dialect, seed
     )
+
+
+@pytest.fixture
+def reranker_folder(tmp_path: Path, dialect: str) -> Path:
+    """A fresh tiny cross-encoder that a test may damage; comes in both dialects."""
+    return write_tiny_reranker(tmp_path / "tiny", dialect)
 
 
 @pytest.fixture(scope="session")

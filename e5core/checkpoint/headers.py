@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from e5core.checkpoint.names import (
+    CLASSIFIER,
     IGNORED,
     OLD_SUFFIXES,
     PREFIXES,
@@ -159,10 +160,12 @@ def check_headers(
     faults = [f"missing: {name}" for name in shapes if name not in stored]
     in_int8 = (name for name in shapes if name in stored and stored[name].dtype == INT8)
     scales = {name + SCALE_SUFFIX for name in in_int8}
+    # What else a head has would change its scores.
+    ignored = tuple(start for start in IGNORED if not config.num_labels or start != CLASSIFIER)
     for name, tensor in stored.items():
         if name in shapes:
             faults += _faults(name, tensor, shapes[name], stored.get(name + SCALE_SUFFIX))
-        elif name not in scales and not name.startswith(tuple(IGNORED)):
+        elif name not in scales and not name.startswith(ignored):
             faults.append(f"unexpected: {tensor.stored_name}")
     if faults:
         raise CheckpointError(

@@ -78,13 +78,15 @@ SCALE_SUFFIX = "_scale"
 PREFIXES = ("", "roberta.", "bert.")
 TASK_PREFIXES = {"xlm-roberta": "roberta.", "bert": "bert."}
 
+CLASSIFIER = "classifier."  # stands in front of a head's tensors, in both dialects
+
 # What else such files hold, by the start of the name after the prefix, and why it is left.
 IGNORED = {
     "embeddings.position_ids": "a buffer that older files hold; positions are computed",
     "pooler.dense.": "E5 pools by mean, bge-m3 and others by the first token",
     "lm_head.": "head of a masked language model",
     "cls.": "head of a masked language model",
-    "classifier.": "head of a classifier",
+    CLASSIFIER: "head of a classifier, unless the config has labels",
     "qa_outputs.": "head for question answering",
 }
 
@@ -136,7 +138,7 @@ def tensor_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
 
 def task_name(name: str, config: EncoderConfig) -> str:
     """What a published name is in the file of a model with a head, or of one without."""
-    if not config.num_labels or name.startswith("classifier."):
+    if not config.num_labels or name.startswith(CLASSIFIER):
         return name
     return TASK_PREFIXES[config.model_type] + name
 

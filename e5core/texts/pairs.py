@@ -62,7 +62,7 @@ def fit_pair(
         first, second = cut_longest_first(len(query), len(passage), room)
         return join_pair(query[:first], passage[:second])
     # Where FlagEmbedding's rule would cut the query, and with it silently change the question.
-    most = max_length * 3 // 4
+    most = min(max_length * 3 // 4, room)  # the latter is less under 16 tokens
     if len(query) > most:
         raise PairError(
             f"{{}} has a query of {len(query)} tokens, {takes} and leaves {most} to the query; "

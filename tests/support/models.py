@@ -45,22 +45,32 @@ def tiny_vocabulary() -> list[tuple[str, float]]:
 def write_tiny_model(folder: Path, dialect: str, seed: int = 0) -> Path:
     """A folder in the layout of intfloat/multilingual-e5-small, 0.2 MB large."""
     save_checkpoint(tiny_encoder(dialect, seed), folder)
-    content = unigram_model(tiny_vocabulary(), CHARSMAP.read_bytes())
-    (folder / "sentencepiece.bpe.model").write_bytes(content)
+    write_tiny_tokenizer(folder)
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
     write_json(folder / "config_sentence_transformers.json", {"prompts": E5_PROMPTS})
     return folder
 
 
-def write_tiny_reranker(folder: Path, dialect: str, seed: int = 0) -> Path:
-    """A folder in the layout of BAAI/bge-reranker-base, or of the same head on a BERT."""
-    config = replace(TINY[dialect], num_labels=1)
-    encoder = spread_weights(Encoder(config), seed)
-    save_checkpoint(encoder, folder, spread_head(ClassificationHead(config), seed))
+def tiny_cross_encoder(
+    dialect: str, seed: int = 0, labels: int = 1
+) -> tuple[Encoder, ClassificationHead]:
+    config = replace(TINY[dialect], num_labels=labels)
+    encoder = spread_weights(Encoder(config), seed).eval()
+    return encoder, spread_head(ClassificationHead(config), seed).eval()
+
+
+def write_tiny_reranker(folder: Path, dialect: str, seed: int = 0, labels: int = 1) -> Path:
+    """A folder in the layout of BAAI/bge-reranker-base, or of a BERT with a pooler."""
+    encoder, head = tiny_cross_encoder(dialect, seed, labels)
+    save_checkpoint(encoder, folder, head)
+    write_tiny_tokenizer(folder)
+    return folder
+
+
+def write_tiny_tokenizer(folder: Path) -> None:
     content = unigram_model(tiny_vocabulary(), CHARSMAP.read_bytes())
     (folder / "sentencepiece.bpe.model").write_bytes(content)
-    return folder
 
 
 # Figures that tests measured, printed behind pytest's summary.
