@@ -11,7 +11,12 @@ from e5core.checkpoint import hub, load
 from e5core.checkpoint.headers import StoredTensor, check_headers, read_headers
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.options import LoadOptions
-from e5core.checkpoint.sentence_transformers import read_limit, read_prompts, read_steps
+from e5core.checkpoint.sentence_transformers import (
+    read_activation,
+    read_limit,
+    read_prompts,
+    read_steps,
+)
 from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import ClassificationHead, Encoder
 from e5core.formats.safetensors import DTYPES_BY_NAME
@@ -38,6 +43,7 @@ class ModelFolder:
     prompts     of "query" and "passage", None if nothing tells them
     max_length  tokens that a text may have, `<s>` and `</s>` included
     normalizes  whether the vectors have unit length by modules.json
+    activation  what sentence-transformers applies to a cross-encoder's logits; None if unsaid
     tokenizer_file  the first of hub.TOKENIZER_FILES that is there
     tensors     the weights by published name, as the headers of their files describe them; None
                 if they were left aside
@@ -50,6 +56,7 @@ class ModelFolder:
     prompts: dict[str, str] | None
     max_length: int
     normalizes: bool
+    activation: str | None
     tokenizer_file: Path | None
     tensors: Mapping[str, StoredTensor] | None = field(repr=False)
 
@@ -102,6 +109,7 @@ class ModelFolder:
             # Some say 514, the rows of the position table, which hold 512 tokens.
             config.max_length if limit is None else min(limit, config.max_length),
             steps.normalizes,
+            read_activation(path),
             next((path / n for n in hub.TOKENIZER_FILES if (path / n).is_file()), None),
             tensors,
         )

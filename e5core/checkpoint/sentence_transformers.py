@@ -3,7 +3,7 @@
     modules.json                        the steps: Transformer, Pooling, Normalize
     1_Pooling/config.json               the pooling, in the folder that modules.json names
     sentence_bert_config.json           the limit, in tokens
-    config_sentence_transformers.json   the prompts
+    config_sentence_transformers.json   the prompts; of a cross-encoder what follows its logits
 
 They are read and written here and nowhere else.
 """
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from e5core.config import CONFIG_FILE
 from e5core.formats.files import read_json, read_json_object, write_json
 from e5core.pooling import POOLINGS
 from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, PROMPTS_BY_MODEL
@@ -111,6 +112,24 @@ def read_prompts(folder: Path, name: str) -> dict[str, str] | None:
         if "multilingual-e5-" in candidate.lower():
             return dict(E5_INSTRUCT_PROMPTS if "instruct" in candidate.lower() else E5_PROMPTS)
     return prompts if path.is_file() or (folder / MODULES_FILE).is_file() else None
+
+
+def read_activation(folder: Path) -> str | None:
+    """The class of torch that a CrossEncoder applies to its logits; None if nothing is said.
+
+    Releases since 6 say it in config_sentence_transformers.json, earlier ones in config.json.
+    """
+    path = folder / PROMPTS_FILE
+    config = read_json_object(folder / CONFIG_FILE)
+    own = config.get("sentence_transformers")
+    for settings in (
+        read_json_object(path) if path.is_file() else {},
+        own if isinstance(own, dict) else {},
+        {"activation_fn": config.get("sbert_ce_default_activation_function")},  # before 4
+    ):
+        if settings.get("activation_fn") is not None:
+            return str(settings["activation_fn"])
+    return None
 
 
 def write_sentence_transformers_files(

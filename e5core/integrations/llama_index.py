@@ -1,4 +1,7 @@
-"""LlamaIndex: its BaseEmbedding. Needs llama-index-core, the extra `llama-index`."""
+"""LlamaIndex: its interfaces of embeddings and of what reorders nodes.
+
+Needs llama-index-core, the extra `llama-index`.
+"""
 
 import asyncio
 from pathlib import Path
@@ -6,15 +9,21 @@ from typing import Any
 
 from e5core.integrations import as_model, extra
 from e5core.model import E5
+from e5core.reranker import Reranker, TruncatePair
 from e5core.texts.containers import one, several
 
 with extra("llama-index", "llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import PrivateAttr
+    from llama_index.core.callbacks import CBEventType, EventPayload
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
 # How many texts LlamaIndex hands over at a time. Its own default of 10 leaves packed batches half
 # empty. A larger number costs no memory, because e5core cuts batches by tokens.
 EMBED_BATCH_SIZE = 512
+
+_RETRIEVAL = "retrieval_score"  # where LlamaIndex's own rerankers keep it
 
 
 class E5Embedding(BaseEmbedding):
@@ -45,7 +54,7 @@ class E5Embedding(BaseEmbedding):
         load_options  for E5.from_pretrained, if `model` is a folder or a hub id
         fields        for BaseEmbedding, such as num_workers or embeddings_cache
         """
-        loaded = as_model(model, load_options or {})
+        loaded = as_model(E5, model, load_options or {})
         # Traces and caches show this name. A loaded model does not know where it came from.
         name = "e5core" if isinstance(model, E5) else str(model)
         fields.setdefault("model_name", name)
@@ -103,3 +112,97 @@ def _list(texts: Any) -> list[str]:
     if isinstance(texts, str):
         raise TypeError("texts is one str, expected several texts; pass [text]")
     return list(several(texts))
+
+
+class E5Rerank(BaseNodePostprocessor):
+    """The nodes that a cross-encoder scores highest, best first, with their logits as scores.
+
+    >>> index.as_query_engine(node_postprocessors=[E5Rerank(model, top_n=3)])  # doctest: +SKIP
+
+    It reads of a node what an embedding model would read, its metadata among it, as LlamaIndex's
+    own rerankers do.
+    """
+
+    top_n: int | None = 2
+    keep_retrieval_score: bool = False
+    truncate: TruncatePair = "passage"
+    normalize: bool = False
+    _reranker: Reranker = PrivateAttr()
+    _name: str = PrivateAttr()
+
+    def __init__(
+        self,
+        model: Reranker | str | Path,
+        *,
+        top_n: int | None = 2,
+        keep_retrieval_score: bool = False,
+        truncate: TruncatePair = "passage",
+        normalize: bool = False,
+        load_options: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Wrap a cross-encoder.
+
+        model      a loaded Reranker, a folder or a hub id
+        top_n      nodes to keep, as LlamaIndex's SentenceTransformerRerank has it; None keeps all
+        keep_retrieval_score  put the retriever's score into the metadata of a copy of the node,
+                   as "retrieval_score", which no model is shown
+        truncate   for Reranker.compute: "passage", "longest" or "none"
+        normalize  give the sigmoid of the logits, from 0 to 1
+        load_options  for Reranker.from_pretrained, if `model` is a folder or a hub id
+        fields     for BaseNodePostprocessor, such as callback_manager
+        """
+        super().__init__(
+            top_n=top_n,
+            keep_retrieval_score=keep_retrieval_score,
+            truncate=truncate,
+            normalize=normalize,
+            **fields,
+        )
+        self._reranker = as_model(Reranker, model, load_options or {})
+        self._name = "e5core" if isinstance(model, Reranker) else str(model)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "E5Rerank"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        if query_bundle is None:
+            raise ValueError("query_bundle is None; pass query_str= or query_bundle=")
+        what = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: self._name,
+            EventPayload.QUERY_STR: query_bundle.query_str,
+            EventPayload.TOP_K: self.top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=what) as event:
+            best = self._reranker.rank(
+                query_bundle.query_str,
+                [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes],
+                self.top_n,
+                truncate=self.truncate,
+                normalize=self.normalize,
+                show_progress=False,
+            )
+            found = [
+                self._scored(nodes[index], float(score))
+                for index, score in zip(best.indices, best.scores, strict=True)
+            ]
+            event.on_end(payload={EventPayload.NODES: found})
+        return found
+
+    def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
+        """The node with its new score; the caller's own stays as it is."""
+        node = found.node
+        if self.keep_retrieval_score:
+            hidden, name = (
+                {"excluded_embed_metadata_keys", "excluded_llm_metadata_keys"},
+                _RETRIEVAL,
+            )
+            changes = {key: [*getattr(node, key), name] for key in hidden}
+            node = node.model_copy(
+                update={**changes, "metadata": {**node.metadata, name: found.score}}
+            )
+        return NodeWithScore(node=node, score=score)

@@ -1,18 +1,18 @@
-"""What a SentenceTransformer has and e5core's has not, and what to use in its place."""
+"""What classes of sentence-transformers have and e5core's have not, and what to use instead."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 
 Model = TypeVar("Model", bound="Module")
 
+_CORES = "one process uses all cores"
 _BULK = (
-    "one process uses all cores; for files in several processes or on several GPUs use "
+    f"{_CORES}; for files in several processes or on several GPUs use "
     "e5core.bulk.embed_files(..., workers=N)"
 )
 _DTYPE = "load it in another precision, with model_kwargs={'dtype': 'bfloat16'}"
-_DEVICE = "load it there, with SentenceTransformer(..., device=...)"
 _TRAIN = "train model.model.encoder, an ordinary torch module, before it is prepared: see README.md"
 _SAVE = "convert a folder with `e5core convert sentence-transformers`, or use save_checkpoint"
 
@@ -61,21 +61,46 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def refuse_arguments(options: Mapping[str, Any]) -> None:
+# What a CrossEncoder has beside these, or otherwise.
+CROSS_ENCODER_METHODS = {
+    **{name: way for name, way in METHODS.items() if not name.startswith(("encode", "truncate"))},
+    **dict.fromkeys(("start_multi_process_pool", "stop_multi_process_pool"), _CORES),
+    "evaluate": "compare the scores of predict with what is expected",
+    "forward": "call predict, or model.model.compute, which tells what was cut too",
+    "set_keep_in_fp32_modules": "leave it out: the head computes in float32 or wider anyway",
+}
+CROSS_ENCODER_ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
+    **ARGUMENTS,
+    **dict.fromkeys(("pool", "chunk_size"), ((None,), _CORES)),
+    **dict.fromkeys(
+        ("prompts", "prompt", "prompt_name", "default_prompt_name"),
+        ((None, "", {}), "a cross-encoder reads texts as they are; write it before the query"),
+    ),
+    "num_labels": ((None, 1), "a reranker has one label"),
+    "apply_softmax": ((None, False, True), "leave it out: of one label it changes nothing"),
+    "keep_in_fp32_modules": ((None, []), "leave it out: the head computes in float32 anyway"),
+}
+
+
+def refuse_arguments(
+    options: Mapping[str, Any],
+    owner: str = "SentenceTransformer",
+    known: Mapping[str, tuple[tuple[Any, ...], str]] = ARGUMENTS,
+) -> None:
     """TypeError for arguments that would change something, each with the way to what it asks."""
     for name, value in options.items():
-        harmless, way = ARGUMENTS.get(name, ((), "leave it out"))
-        if not any(value is known or value == known for known in harmless):
-            raise TypeError(f"e5core's SentenceTransformer takes no {name}={value!r:.40}; {way}")
+        harmless, way = known.get(name, ((), "leave it out"))
+        if not any(value is other or value == other for other in harmless):
+            raise TypeError(f"e5core's {owner} takes no {name}={value!r:.40}; {way}")
 
 
-def method(name: str) -> Callable[..., NoReturn]:
+def method(name: str, owner: str, ways: Mapping[str, str]) -> Callable[..., NoReturn]:
     """A method that says what to use in its place; AttributeError if the library has none."""
-    if name not in METHODS:
-        raise AttributeError(f"e5core's SentenceTransformer has no attribute {name!r}")
+    if name not in ways:
+        raise AttributeError(f"e5core's {owner} has no attribute {name!r}")
 
     def refuse(*arguments: object, **options: object) -> NoReturn:
-        raise TypeError(f"e5core's SentenceTransformer has no {name}; {METHODS[name]}")
+        raise TypeError(f"e5core's {owner} has no {name}; {ways[name]}")
 
     return refuse
 
@@ -88,7 +113,9 @@ def name_device(device: Any) -> str | None:
 
 
 class Module:
-    """What code calls on a SentenceTransformer because it is a torch module."""
+    """What code calls on a model of sentence-transformers because it is a torch module."""
+
+    ways: ClassVar[Mapping[str, str]] = METHODS  # what to use in place of methods
 
     @property
     def device(self) -> torch.device:
@@ -110,10 +137,10 @@ class Module:
         return self
 
     def train(self: Model, mode: bool = True) -> Model:
-        return method("fit")() if mode else self
+        return self.__getattr__("fit")() if mode else self
 
     def __getattr__(self, name: str) -> Any:
-        return method(name)
+        return method(name, type(self).__name__, self.ways)
 
     def check_device(self, device: Any) -> None:
         """TypeError unless the model is on this device; None is any."""
@@ -125,5 +152,5 @@ class Module:
         ):
             raise TypeError(
                 f"the model is on {self.device}, and {device!r} cannot be had from it; load it "
-                "there, with SentenceTransformer(..., device=...)"
+                f"there, with {type(self).__name__}(..., device=...)"
             )

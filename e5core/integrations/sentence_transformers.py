@@ -1,6 +1,6 @@
 """The interface of sentence-transformers, without the library: existing code changes one import.
 
-    from e5core.integrations.sentence_transformers import SentenceTransformer
+    from e5core.integrations.sentence_transformers import CrossEncoder, SentenceTransformer
 
 Names, shapes and types are those of sentence-transformers 6.2, whose source they were read in.
 """
@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.integrations import as_model
+from e5core.integrations.cross_encoder import CrossEncoder
 from e5core.integrations.missing import Module, name_device, refuse_arguments
 from e5core.model import E5
 from e5core.texts.containers import several
@@ -25,6 +26,8 @@ from e5core.texts.cutting import cut
 from e5core.texts.errors import TextError
 from e5core.tokenizer import PAD
 from e5core.vectors.cosine import similarity
+
+__all__ = ["CrossEncoder", "SentenceTransformer"]
 
 
 class SentenceTransformer(Module):
@@ -70,7 +73,7 @@ class SentenceTransformer(Module):
         options: dict[str, Any] = {name: value for name, value in given if value}
         options |= model_kwargs or {}
         if isinstance(model_name_or_path, E5):
-            self.model, self._normalizes = as_model(model_name_or_path, options), True
+            self.model, self._normalizes = as_model(E5, model_name_or_path, options), True
         else:
             load = LoadOptions(**options)
             folder = ModelFolder.open(model_name_or_path, load)
