@@ -6,7 +6,7 @@ text.py     rows from lines of text      parquet.py  rows from Parquet, and vect
 chunks.py   rows to chunks               engine.py   chunks to vectors, in this process
 workers.py  the same in several          sinks.py    vectors and ids to files
 partial.py  the folder of these files    journal.py  how far the work is
-progress.py the bar
+record.py   what made a finished output  progress.py the bar
 """
 
 from e5core.bulk.job import SHARD_ROWS, Summary, embed_files

@@ -1,5 +1,6 @@
 """A whole job: rows in, vectors out, and a partial output that the next run goes on from."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -23,8 +24,15 @@ from e5core.bulk.journal import (
 )
 from e5core.bulk.options import JobOptions
 from e5core.bulk.parquet import ParquetSink
-from e5core.bulk.partial import PARQUET, clear, lock_partial_folder, publish
+from e5core.bulk.partial import PARQUET, REJECTS, clear, follow, lock_partial_folder, publish
 from e5core.bulk.progress import rate_bar
+from e5core.bulk.record import (
+    check_not_other,
+    check_output_is_free,
+    is_done,
+    read_record,
+    write_record,
+)
 from e5core.bulk.rows import BadRow, Row
 from e5core.bulk.sinks import HEADERS, FileSink, Sink
 from e5core.bulk.sources import Source, identify
@@ -74,6 +82,8 @@ def embed_files(
     on_error: Literal["stop", "skip"] = "stop",
     workers: int = 1,
     restart: bool = False,
+    force: bool = False,
+    keep_blank: bool = False,
     chunk_rows: int | None = None,
     shard_rows: int = SHARD_ROWS,
     show_progress: bool | None = None,
@@ -95,7 +105,7 @@ def embed_files(
     options = JobOptions(
         model=model,
         inputs=(inputs,) if isinstance(inputs, str | Path) else tuple(inputs),
-        output=Path(output),
+        output=follow(Path(output)),
         embed=EmbedOptions(
             input_type, task, truncate, normalize, max_tokens_per_batch, split, overlap
         ),
@@ -106,6 +116,8 @@ def embed_files(
         on_error=on_error,
         workers=workers,
         restart=restart,
+        force=force,
+        keep_blank=keep_blank,
         chunk_rows=chunk_rows,
         shard_rows=shard_rows,
         show_progress=show_progress,
@@ -117,19 +129,22 @@ def run_job(options: JobOptions) -> Summary:
     """Take all steps of a job, as `embed_files` describes it."""
     started = time.monotonic()
     options.check()
-    source = Source(
-        options.inputs, column=options.column, id_column=options.id_column, format=options.format
-    )
+    source = options.open_source()
     files = [identify(file) for file in source.files]
     with lock_partial_folder(options.output) as folder:
         if options.restart:
             clear(folder)
         journal = read_journal(folder)
-        check_output_is_free(options.output, journal)
+        finished = None if journal and journal.complete else read_record(options.output)
+        check_output_is_free(options, journal, finished)
         model = ModelFolder.open(options.model, options.load)
         with closing(start_engine(model, options)) as engine:
             size = choose_chunk_size(options, engine)
             made_from = fingerprint(model, options, engine, size)
+            if finished is not None and not options.force:
+                check_not_other(finished, made_from, options.output)
+                if journal is None and is_done(finished, options, source, size):
+                    return summarize(finished, options.output)
             if journal is None:
                 journal = Journal(folder, made_from)
                 write_inputs(folder, files)
@@ -140,14 +155,9 @@ def run_job(options: JobOptions) -> Summary:
                 check_nothing_more(chunks, journal)
             else:
                 embed_rest(chunks, engine, journal, source, options, started)
+                complete(journal, model, options)
             publish(options.output, journal.done.rejected)
     return summarize(journal, options.output)
-
-
-def check_output_is_free(output: Path, journal: Journal | None) -> None:
-    """FileExistsError for a folder of shards that is there, unless a run was publishing it."""
-    if output.suffix == PARQUET and output.exists() and not (journal and journal.complete):
-        raise FileExistsError(f"{output} is there already; move it away or name another output")
 
 
 def start_engine(model: ModelFolder, options: JobOptions) -> Engine:
@@ -170,6 +180,8 @@ def fingerprint(
         "model": model_digests(model.path),
         "options": {
             **engine.description,
+            "input_type": options.embed.input_type,
+            "task": options.embed.task,
             "truncate": options.embed.truncate,
             "normalize": options.embed.normalize,
             "max_tokens_per_batch": options.embed.max_tokens_per_batch,
@@ -177,6 +189,7 @@ def fingerprint(
             "id_column": options.id_column,
             "split": options.embed.split,
             "overlap": options.embed.passages and options.embed.passages[1],
+            "keep_blank": options.keep_blank,
             "chunk_rows": size.rows,
             "chunk_characters": size.characters,
             "shard_rows": options.shard_rows,
@@ -207,6 +220,23 @@ def embed_rest(
             journal.write()
             advance(chunk.position, len(embedded.vectors), embedded.tokens)
         sink.finish()
+
+
+def complete(journal: Journal, model: ModelFolder, options: JobOptions) -> None:
+    """Say what made the output, and that nothing is left but to publish it.
+
+    Raises ValueError if every row was rejected; such a job leaves nothing.
+    """
+    done = journal.done
+    if done.rejected and not done.rows:
+        with (journal.folder / REJECTS).open(encoding="utf-8") as lines:
+            first = json.loads(next(lines))
+        clear(journal.folder)
+        raise ValueError(
+            f"all {done.rejected} rows were rejected, so {options.output} is not written; the "
+            f"first one was {first['file']}, line {first['line']}: {first['reason']}"
+        )
+    write_record(journal, model, options)
     journal.complete = True
     journal.write()
 

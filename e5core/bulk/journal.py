@@ -1,7 +1,7 @@
 """What a partial output holds, what it was made from, and whether a run may go on from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from e5core.checkpoint.hub import needed_files
 from e5core.formats.durable import write_json_durably
 from e5core.formats.files import read_json, read_json_object, sha256
 
-FORMAT = 2
+FORMAT = 3
+GROUPS = ("model", "options", "versions")
 
 
 @dataclass
@@ -75,7 +76,9 @@ def write_inputs(folder: Path, files: Sequence[Sequence[Any]]) -> None:
 
 
 def read_inputs(folder: Path) -> list[list[Any]]:
-    files: list[list[Any]] = read_json(folder / INPUTS)
+    files = read_json(folder / INPUTS)
+    if not isinstance(files, list) or not all(isinstance(file, list) and file for file in files):
+        raise PartialOutputError(f"{folder / INPUTS} was changed from outside; {BEGIN_ANEW}")
     return files
 
 
@@ -93,8 +96,30 @@ def read_journal(folder: Path) -> Journal | None:
             f"{path} has the format {content.get('format')!r}, expected {FORMAT}: another version "
             f"of e5core wrote it; {BEGIN_ANEW}"
         )
-    done = Done(**content["done"])
-    return Journal(folder, content["made_from"], done, content["complete"])
+    try:
+        return _parse(folder, content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PartialOutputError(
+            f"{path} is not a journal of e5core embed: {type(error).__name__} {error}; it was "
+            f"changed from outside: {BEGIN_ANEW}"
+        ) from error
+
+
+def _parse(folder: Path, content: dict[str, Any]) -> Journal:
+    """The journal from its JSON; KeyError, TypeError or ValueError if it has another shape."""
+    done, made_from, complete = Done(**content["done"]), content["made_from"], content["complete"]
+    for part in fields(Done):
+        found, expected = getattr(done, part.name), type(getattr(Done(), part.name))
+        if type(found) is not expected and (expected, type(found)) != (float, int):
+            raise TypeError(f"done.{part.name} is {found!r:.40}, expected {expected.__name__}")
+    sizes = done.sizes.values()
+    if not all(type(size) is int and size >= 0 for size in sizes) or done.rows_read < 0:
+        raise ValueError("the sizes of done are no numbers from 0")
+    if type(complete) is not bool or not all(type(made_from[name]) is dict for name in GROUPS):
+        raise TypeError("made_from or complete is of another type")
+    if type(made_from["options"]["hidden_size"]) is not int:
+        raise TypeError("hidden_size is no int")
+    return Journal(folder, made_from, done, complete)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -146,6 +171,16 @@ def skip_done(chunks: Iterator[Chunk], journal: Journal, files: list[list[str | 
         f"{journal.folder} holds the vectors of {done.rows_read} rows that are no longer the first "
         f"ones of the input ({change}); restore the input, or {BEGIN_ANEW}"
     )
+
+
+def holds(chunks: Iterator[Chunk], done: Done) -> bool:
+    """Whether these are the rows that are done, and no others behind them."""
+    rows_read, sha256 = 0, ""
+    for chunk in chunks:
+        rows_read, sha256 = chunk.rows_read, chunk.sha256
+        if rows_read > done.rows_read:
+            return False
+    return (rows_read, sha256) == (done.rows_read, done.sha256)
 
 
 def check_nothing_more(chunks: Iterator[Chunk], journal: Journal) -> None:

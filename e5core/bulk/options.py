@@ -7,7 +7,7 @@ from typing import Literal
 from e5core.bulk.engine import EmbedOptions
 from e5core.bulk.partial import PARQUET, published_names
 from e5core.bulk.sinks import HEADERS
-from e5core.bulk.sources import is_hidden
+from e5core.bulk.sources import Source, is_hidden
 from e5core.checkpoint.options import LoadOptions
 from e5core.texts.cutting import check_truncate
 
@@ -32,6 +32,8 @@ class JobOptions:
     workers     processes that compute; on a GPU one each. Each imports the main module, so a
                 script needs its `if __name__ == "__main__":`
     restart     begin anew where a partial output lies
+    force       replace a finished output that another model or other options made
+    keep_blank  embed texts in which nothing can be seen, which are rows without a text otherwise
     chunk_rows  rows after which what is done is safe on the disk, fewer if they are long. None
                 takes 512 on a CPU, 8,192 on a GPU
     shard_rows  rows after which a .parquet shard ends, with its chunk
@@ -49,20 +51,34 @@ class JobOptions:
     on_error: Literal["stop", "skip"]
     workers: int
     restart: bool
+    force: bool
+    keep_blank: bool
     chunk_rows: int | None
     shard_rows: int
     show_progress: bool | None
 
+    def open_source(self) -> Source:
+        """The rows of the input, from the first one on."""
+        return Source(
+            self.inputs,
+            column=self.column,
+            id_column=self.id_column,
+            format=self.format,
+            keep_blank=self.keep_blank,
+        )
+
     def check(self) -> None:
         """Say everything that can be said before any work: ValueError or OSError."""
         output = self.output
-        if output.suffix not in (*HEADERS, PARQUET) or (
-            output.suffix in HEADERS and output.is_dir()
-        ):
+        folder = output.is_dir()
+        if output.suffix not in (*HEADERS, PARQUET) or (output.suffix in HEADERS and folder):
+            inside = f"; it is a folder: name a file in it, such as {output / 'vectors.npy'}"
             raise ValueError(
                 f"output is {output}, expected a file name that ends in .npy or .safetensors, or "
-                "that of a new folder that ends in .parquet"
+                f"that of a new folder that ends in .parquet{inside if folder else ''}"
             )
+        if output.suffix == PARQUET and output.exists() and not folder:
+            raise FileExistsError(f"output {output} is a file, expected a folder of shards")
         if not output.parent.is_dir():
             raise FileNotFoundError(
                 f"cannot write {output}: the folder {output.parent} does not exist"

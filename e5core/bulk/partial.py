@@ -1,5 +1,6 @@
 """The folder in which an output grows: what lies in it, who works in it, how it is published."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,9 +14,12 @@ VECTORS = "vectors"
 IDS = "ids.jsonl"
 REJECTS = "rejects.jsonl"
 SHARDS = "shards"
+RECORD = "json"  # a file is published as `<output>.` and its name here
+REPLACED = "replaced"  # a folder of shards that a new one takes the place of
 
 PARQUET = ".parquet"
 BEGIN_ANEW = "pass restart=True (--restart) to begin anew"
+FORCE = "pass force=True (--force) to replace it"
 
 
 class PartialOutputError(ValueError):
@@ -24,12 +28,18 @@ class PartialOutputError(ValueError):
 
 def partial_folder(output: Path) -> Path:
     """Where an output grows until it is complete."""
+    output = follow(output)
     return output.with_name(f"{output.name}.partial")
+
+
+def follow(output: Path) -> Path:
+    """The file that a link leads to, which is to be written, and not the link."""
+    return Path(os.path.realpath(output)) if output.is_symlink() else output
 
 
 def published_names(output: Path) -> dict[str, Path]:
     """Where each file of the partial output belongs when it is complete, the vectors last."""
-    names = [REJECTS] if output.suffix == PARQUET else [REJECTS, IDS]
+    names = [REJECTS, RECORD] if output.suffix == PARQUET else [REJECTS, IDS, RECORD]
     beside = {name: output.with_name(f"{output.name}.{name}") for name in names}
     return {**beside, SHARDS if output.suffix == PARQUET else VECTORS: output}
 
@@ -65,6 +75,8 @@ def publish(output: Path, rejected: int) -> None:
         if name == REJECTS and not rejected:
             target.unlink(missing_ok=True)  # of the output that this one replaces
         elif file.exists():
+            if name == SHARDS and target.exists():  # no folder takes the place of another
+                target.replace(folder / REPLACED)
             file.replace(target)
     sync(output.parent)
     clear(folder, journal_last=True)
@@ -76,10 +88,11 @@ def clear(folder: Path, journal_last: bool = False) -> None:
     The journal goes first, since without it the rest means nothing; or last, when the rest is in
     its place and the journal alone says that nothing is left to do.
     """
-    written = [folder / name for name in (INPUTS, VECTORS, IDS, REJECTS)]
-    written += [temporary_name(folder / name) for name in (JOURNAL, INPUTS)]
-    written += (folder / SHARDS).glob("part-*")
+    written = [folder / name for name in (INPUTS, VECTORS, IDS, REJECTS, RECORD)]
+    written += [temporary_name(folder / name) for name in (JOURNAL, INPUTS, RECORD)]
+    written += [*(folder / SHARDS).glob("part-*"), *(folder / REPLACED).glob("part-*")]
     for file in [*written, folder / JOURNAL] if journal_last else [folder / JOURNAL, *written]:
         file.unlink(missing_ok=True)
-    with suppress(FileNotFoundError):
-        (folder / SHARDS).rmdir()
+    for name in (SHARDS, REPLACED):
+        with suppress(FileNotFoundError):
+            (folder / name).rmdir()

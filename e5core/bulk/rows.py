@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+BLANK = "the text is blank; keep_blank=True (--keep-blank) would embed it"
 RECODE = "convert the file, for example with iconv -t UTF-8"
 
 

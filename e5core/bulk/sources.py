@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from e5core.bulk import parquet
-from e5core.bulk.rows import BadRow, Columns, Row
+from e5core.bulk.rows import BLANK, BadRow, Columns, Row
 from e5core.bulk.text import READERS
+from e5core.formats.texts import is_blank
 
 SUFFIXES = {
     ".txt": "txt",
@@ -38,6 +39,7 @@ class Source:
         column: str | None = None,
         id_column: str | None = None,
         format: str | None = None,  # noqa: A002 (the name of the option)
+        keep_blank: bool = True,
     ) -> None:
         """Find the files.
 
@@ -46,12 +48,14 @@ class Source:
         id_column  the one that holds a name of the row, a text or a whole number
         format     one of FORMATS in place of what each file's suffix says; a file whose suffix
                    says nothing is read as lines
+        keep_blank False takes texts in which nothing can be seen for rows without a text
 
         Raises ValueError or OSError if there is nothing to read.
         """
         if format is not None and format not in FORMATS:
             raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
         self._format = format
+        self._keep_blank = keep_blank
         self._columns = Columns("text" if column is None else column, id_column)
         self.files = [file for name in inputs for file in self._find(str(name))]
         self._check_files()
@@ -63,6 +67,13 @@ class Source:
 
     def rows(self) -> Iterator[Row | BadRow]:
         """All rows in order; can be called once."""
+        for row in self._all_rows():
+            if not self._keep_blank and isinstance(row, Row) and is_blank(row.text):
+                yield BadRow(row.file, row.line, BLANK)
+            else:
+                yield row
+
+    def _all_rows(self) -> Iterator[Row | BadRow]:
         for file in self.files:
             kind = self._format_of(file)
             if kind == "parquet":

@@ -46,6 +46,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--no-normalize", action="store_true", help="leave vectors at their length")
     parser.add_argument("--workers", type=int, default=1, help="processes; on GPUs one each")
     parser.add_argument("--restart", action="store_true", help="begin anew over a partial output")
+    parser.add_argument("--force", action="store_true", help="replace a finished output")
+    parser.add_argument("--keep-blank", action="store_true", help="embed blank texts too")
     parser.add_argument("--chunk-rows", type=int, help="rows after which all is safe on the disk")
     parser.add_argument(
         "--shard-rows", type=int, default=bulk.SHARD_ROWS, help="rows of a .parquet file"
@@ -72,6 +74,8 @@ def run(options: Namespace) -> int:
             on_error=options.on_error,
             workers=options.workers,
             restart=options.restart,
+            force=options.force,
+            keep_blank=options.keep_blank,
             chunk_rows=options.chunk_rows,
             shard_rows=options.shard_rows,
             **vars(load_options(options)),

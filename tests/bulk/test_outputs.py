@@ -30,7 +30,7 @@ def test_ids_stand_beside_the_vectors(model: Path, texts: Path, output: Path) ->
     other.write_text("a\nb\n")
     for options in ({}, {"id_column": "id"}):
         inputs = [texts] if options else [texts, other]
-        embed_files(model, inputs, output, input_type="query", shard_rows=20, **options)
+        embed_files(model, inputs, output, input_type="query", shard_rows=20, force=True, **options)
         expected = [{"file": str(texts), "line": i + 1} for i in range(60)]
         if options:
             expected = [{"id": f"t{i}", **line} for i, line in enumerate(expected)]

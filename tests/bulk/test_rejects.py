@@ -40,5 +40,5 @@ def test_bad_rows_are_set_aside_with_their_reasons(
     assert re.match(r"the text has \d+ tokens, the model takes 64", rejects[1]["reason"])
     # The next output of that name has none.
     file.write_text('{"text": "a"}')
-    embed(model, file, npy, on_error="skip")
+    embed(model, file, npy, on_error="skip", force=True)
     assert not npy.with_name("vectors.npy.rejects.jsonl").exists()

@@ -1,0 +1,114 @@
+"""What stands beside a finished output in `<output>.json`: what made it, and from how many rows."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from e5core.bulk.chunks import ChunkSize, split_into_chunks
+from e5core.bulk.journal import Done, Journal, differences, holds
+from e5core.bulk.options import JobOptions
+from e5core.bulk.partial import FORCE, PARQUET, RECORD, published_names
+from e5core.bulk.sources import STDIN, Source
+from e5core.checkpoint.folder import ModelFolder
+from e5core.formats.durable import write_json_durably
+from e5core.formats.files import read_json_object
+from e5core.prompts import check_prompts
+
+FORMAT = 1
+# Nothing that differs from one run to the next, so that the same job writes the same bytes.
+COUNTS = ("rows", "rows_read", "tokens", "cut", "rejected")
+
+
+def write_record(journal: Journal, model: ModelFolder, options: JobOptions) -> None:
+    """Write what made the output into its partial folder, from where it is published."""
+    given, own, chosen = options.load.prompts, model.prompts, dict(journal.made_from["options"])
+    files, done = journal.made_from["model"], asdict(journal.done)
+    digest = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+    content = {
+        "format": FORMAT,
+        "model": {"name": model.name, "sha256": digest, "files": files},
+        "prompts": own if given is None else check_prompts(given),
+        "input_type": chosen.pop("input_type"),
+        "task": chosen.pop("task"),
+        "options": chosen,
+        "versions": journal.made_from["versions"],
+        "counts": {name: done[name] for name in COUNTS},
+        "rows_sha256": done["sha256"],
+    }
+    write_json_durably(journal.folder / RECORD, content)
+
+
+def read_record(output: Path) -> Journal | None:
+    """The journal of a finished output, as its record tells it.
+
+    None if there is no output, or none that says what made it.
+    """
+    path = published_names(output)[RECORD]
+    if not output.exists() or not path.is_file():
+        return None
+    try:
+        content = read_json_object(path)
+        if content["format"] != FORMAT:
+            return None
+        options = {name: content[name] for name in ("input_type", "task")} | content["options"]
+        groups: dict[str, dict[str, Any]] = {
+            "model": content["model"]["files"],
+            "options": options,
+            "versions": content["versions"],
+        }
+        counts: dict[str, Any] = {name: int(content["counts"][name]) for name in COUNTS}
+        done = Done(**{"sha256": str(content["rows_sha256"]), **counts})
+        return Journal(path.parent, groups, done, complete=True)
+    except (ValueError, KeyError, TypeError):  # a file of somebody else
+        return None
+
+
+def check_not_other(finished: Journal, made_from: dict[str, dict[str, Any]], output: Path) -> None:
+    """FileExistsError if an output was made by another model or with other options.
+
+    Another version of e5core or of torch may replace it: that is the same command.
+    """
+    before, now = ({**groups, "versions": {}} for groups in (finished.made_from, made_from))
+    if found := differences(before, now):
+        raise FileExistsError(
+            f"{output} is finished and was made otherwise: {'; '.join(found)}. Name another "
+            f"output, or {FORCE}"
+        )
+
+
+def check_output_is_free(
+    options: JobOptions, journal: Journal | None, finished: Journal | None
+) -> None:
+    """FileExistsError for a folder of shards that is there.
+
+    Unless a run was publishing it, or it says what made it, which is looked at later.
+    """
+    output = options.output
+    if output.suffix != PARQUET or not output.exists() or (journal and journal.complete):
+        return
+    if not options.force and finished is None:
+        raise FileExistsError(
+            f"{output} is there already; move it away, name another output, or {FORCE}"
+        )
+    if options.force and (strange := [f for f in output.iterdir() if not f.match("part-*")]):
+        raise FileExistsError(f"{output} holds {strange[0].name}, which is no shard; move it away")
+
+
+def is_done(finished: Journal, options: JobOptions, source: Source, size: ChunkSize) -> bool:
+    """Whether a finished output holds these very rows, so that nothing is left to do.
+
+    Raises FileExistsError if it is a folder of shards that holds others, or is to be made anew.
+    """
+    shards = options.output.suffix == PARQUET
+    # What standard input has given cannot be read again to be embedded.
+    if not options.restart and (shards or STDIN not in source.files):
+        chunks = split_into_chunks(options.open_source(), size, options.on_error == "stop")
+        if holds(chunks, finished.done):
+            return True
+    if shards:
+        raise FileExistsError(
+            f"{options.output} is there already, of other rows; name another output, or {FORCE}"
+        )
+    return False
