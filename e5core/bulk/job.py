@@ -78,6 +78,7 @@ def embed_files(
     max_tokens_per_batch: int | None = None,
     column: str | None = None,
     id_column: str | None = None,
+    delimiter: str | None = None,
     format: str | None = None,  # noqa: A002 (the name of the option)
     on_error: Literal["stop", "skip"] = "stop",
     workers: int = 1,
@@ -112,6 +113,7 @@ def embed_files(
         load=LoadOptions(**load),
         column=column,
         id_column=id_column,
+        delimiter=delimiter,
         format=format,
         on_error=on_error,
         workers=workers,

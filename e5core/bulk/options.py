@@ -26,6 +26,7 @@ class JobOptions:
     embed, load the options of `E5.embed` and of `E5.from_pretrained`
     column      the field that holds the text, by default "text"; lines have none
     id_column   the field that holds the id; without one a row is known by file and line
+    delimiter   the character between the fields of CSV and TSV, or "tab"
     format      "txt", "jsonl", "csv", "tsv" or "parquet" in place of the files' suffixes
     on_error    what a row does that holds no text, or under truncate="none" too much of it:
                 "stop", or "skip" into `<output>.rejects.jsonl` with file, line and reason
@@ -47,6 +48,7 @@ class JobOptions:
     load: LoadOptions
     column: str | None
     id_column: str | None
+    delimiter: str | None
     format: str | None
     on_error: Literal["stop", "skip"]
     workers: int
@@ -64,6 +66,7 @@ class JobOptions:
             column=self.column,
             id_column=self.id_column,
             format=self.format,
+            delimiter=self.delimiter,
             keep_blank=self.keep_blank,
         )
 

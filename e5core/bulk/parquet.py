@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def open_rows(file: str, columns: Columns) -> Iterator[tuple[int, Iterator[Row |
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file} is not a whole Parquet file: {error}") from error
     with reader:
-        check_columns(file, columns, reader.schema_arrow.names)
+        check_columns(file, columns, list(_names(reader.schema_arrow, pyarrow)))
         yield reader.metadata.num_rows, _read_rows(reader, file, columns, pyarrow)
 
 
@@ -49,12 +50,36 @@ def _read_rows(reader: Any, file: str, columns: Columns, pyarrow: Any) -> Iterat
     line = 0
     try:
         for batch in reader.iter_batches(BATCH_ROWS, columns=columns.names, use_threads=False):
-            values = [_to_python(batch.column(name), pyarrow) for name in columns.names]
+            values = [_to_python(_find(batch, name), pyarrow) for name in columns.names]
             for text, *rest in zip(*values, strict=True):
                 line += 1
                 yield make_row(file, line, text, rest[0] if rest else None, columns)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}, after row {line}: cannot be read: {error}") from error
+
+
+def _names(fields: Any, pyarrow: Any, before: str = "") -> Iterator[str]:
+    """The names of columns, and of the fields in them as "data.text"."""
+    for field in fields:
+        yield before + field.name
+        if pyarrow.types.is_struct(field.type):
+            yield from _names(field.type, pyarrow, f"{before}{field.name}.")
+
+
+def _find(batch: Any, name: str) -> Any:
+    """The column of a name, or of a path through columns that hold fields."""
+    if name in batch.schema.names:
+        return batch.column(name)
+    compute = import_pyarrow("compute", "reading a field of a column")
+    place = name.find(".")
+    while name[:place] not in batch.schema.names:
+        place = name.find(".", place + 1)
+    column, rest = batch.column(name[:place]), name[place + 1 :]
+    while rest:
+        names = [column.type.field(i).name for i in range(column.type.num_fields)]
+        part = max((n for n in names if rest == n or rest.startswith(f"{n}.")), key=len)
+        column, rest = compute.struct_field(column, part), rest[len(part) + 1 :]
+    return column
 
 
 def _to_python(column: Any, pyarrow: Any) -> list[Any]:
@@ -64,7 +89,11 @@ def _to_python(column: Any, pyarrow: Any) -> list[Any]:
         column, kind = column.dictionary_decode(), kind.value_type
     if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
         column = column.cast(pyarrow.large_binary())
+    if pyarrow.types.is_timestamp(kind):  # Python has no nanoseconds
+        return [text and text.replace(" ", "T") for text in column.cast("string").to_pylist()]
     values: list[Any] = column.to_pylist()
+    if pyarrow.types.is_fixed_size_binary(kind) and kind.byte_width == 16:  # a UUID, as stored
+        return [value and UUID(bytes=value) for value in values]
     return values
 
 

@@ -1,7 +1,10 @@
 """Rows as every format gives them: a text with its place and its id, or the reason why not."""
 
 from collections.abc import Sequence
+from datetime import date, time
+from decimal import Decimal
 from typing import Any, NamedTuple
+from uuid import UUID
 
 BLANK = "the text is blank; keep_blank=True (--keep-blank) would embed it"
 RECODE = "convert the file, for example with iconv -t UTF-8"
@@ -60,6 +63,7 @@ def make_row(file: str, line: int, text: object, name: object, columns: Columns)
         name = name.decode() if isinstance(name, bytes) else name
         if not isinstance(text, str):
             return BadRow(file, line, f"{columns.text} is {_show(text)}, expected text")
+        name = _as_id(name)
         if columns.id is not None and (not isinstance(name, str | int) or isinstance(name, bool)):
             reason = f"{columns.id} is {_show(name)}, expected text or a whole number"
             return BadRow(file, line, reason)
@@ -73,6 +77,17 @@ def make_row(file: str, line: int, text: object, name: object, columns: Columns)
     return Row(file, line, text, name)
 
 
+def _as_id(value: object) -> object:
+    """Values that name a row as well as a text or a whole number does, as one of these."""
+    if isinstance(value, date | time):  # datetime is a date
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID) and value == value:  # a Decimal may be NaN
+        return str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        return int(value)  # as a column of numbers with gaps is stored
+    return value
+
+
 def check_columns(file: str, columns: Columns, names: Sequence[str]) -> None:
     """ValueError unless each of the columns that are wanted is once among those of a file."""
     for name in columns.names:
@@ -82,6 +97,13 @@ def check_columns(file: str, columns: Columns, names: Sequence[str]) -> None:
                 f"{file} has {times} {name!r}; it has {list_names(names)}: pass "
                 'column="..." (--column) or id_column="..." (--id-column)'
             )
+
+
+def without_end(line: bytes, number: int) -> bytes:
+    """A line of a file without what ends it; `number` counts from 1."""
+    # Some editors open a file with a byte order mark, which is no part of its text.
+    line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    return line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def describe_bytes(error: UnicodeDecodeError) -> str:

@@ -1,15 +1,18 @@
 """Files of rows: which ones they are, and their rows one after another."""
 
+import glob
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from e5core.bulk import parquet
+from e5core.bulk.blocks import Blocks, packed_suffix
 from e5core.bulk.rows import BLANK, BadRow, Columns, Row
 from e5core.bulk.text import READERS
-from e5core.formats.texts import is_blank
+from e5core.texts.containers import is_blank
 
 SUFFIXES = {
     ".txt": "txt",
@@ -39,6 +42,7 @@ class Source:
         column: str | None = None,
         id_column: str | None = None,
         format: str | None = None,  # noqa: A002 (the name of the option)
+        delimiter: str | None = None,
         keep_blank: bool = True,
     ) -> None:
         """Find the files.
@@ -48,6 +52,7 @@ class Source:
         id_column  the one that holds a name of the row, a text or a whole number
         format     one of FORMATS in place of what each file's suffix says; a file whose suffix
                    says nothing is read as lines
+        delimiter  the character between the fields of CSV and TSV in place of comma and tab
         keep_blank False takes texts in which nothing can be seen for rows without a text
 
         Raises ValueError or OSError if there is nothing to read.
@@ -55,12 +60,14 @@ class Source:
         if format is not None and format not in FORMATS:
             raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
         self._format = format
+        self._delimiter = check_delimiter(delimiter)
         self._keep_blank = keep_blank
         self._columns = Columns("text" if column is None else column, id_column)
         self.files = [file for name in inputs for file in self._find(str(name))]
         self._check_files()
-        if column is not None or id_column is not None:
-            self._check_formats("column" if column is not None else "id_column")
+        given = {"column": column, "id_column": id_column, "delimiter": delimiter}
+        if names := [name for name, value in given.items() if value is not None]:
+            self._check_formats(names[0], names == ["delimiter"])
         sizes = [_size(file) for file in self.files if file != STDIN]
         self.total_bytes = None if STDIN in self.files else sum(sizes)
         self.position = 0
@@ -79,10 +86,15 @@ class Source:
             if kind == "parquet":
                 yield from self._read_parquet(file)
             elif file == STDIN:
-                yield from READERS[kind](self._count(sys.stdin.buffer), file, self._columns)
+                yield from self._read(sys.stdin.buffer, file)
             else:
-                with Path(file).open("rb") as lines:
-                    yield from READERS[kind](self._count(lines), file, self._columns)
+                with Path(file).open("rb") as opened:
+                    yield from self._read(opened, file)
+
+    def _read(self, opened: IO[bytes], file: str) -> Iterator[Row | BadRow]:
+        read = READERS[self._format_of(file)]
+        blocks = Blocks(opened, file, self._count)
+        return read(blocks, file, self._columns, self._delimiter)
 
     def _read_parquet(self, file: str) -> Iterator[Row | BadRow]:
         start, size = self.position, _size(file)
@@ -92,10 +104,8 @@ class Source:
                 yield row
         self.position = start + size
 
-    def _count(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        for line in lines:
-            self.position += len(line)
-            yield line
+    def _count(self, size: int) -> None:
+        self.position += size
 
     def _find(self, name: str) -> list[str]:
         """The files of a name, which may be that of a folder."""
@@ -103,12 +113,12 @@ class Source:
         if name == STDIN or not path.is_dir():
             if name == STDIN and self._format == "parquet":
                 raise ValueError("Parquet cannot be read from standard input; name the file")
-            return [name]
+            return _expand(name)
         files = _files_below(path)
         if not files:
             raise ValueError(f"{name} is a folder without files; name files, or another folder")
         for file in files:
-            if self._format is None and file.suffix.lower() not in SUFFIXES:
+            if self._format is None and _inner(str(file)).suffix.lower() not in SUFFIXES:
                 raise ValueError(
                     f"{file} is none of {', '.join(SUFFIXES)}; take it out of the folder, name "
                     'files instead, or pass format="txt" (--format txt) or another for all'
@@ -124,17 +134,23 @@ class Source:
         if self.files.count(STDIN) > 1:
             raise ValueError("standard input, -, is named twice, but can be read only once")
 
-    def _check_formats(self, option: str) -> None:
+    def _check_formats(self, option: str, only_tables: bool) -> None:
         """ValueError if a file has no columns, so that `option` can name none."""
         for file in self.files:
-            if self._format_of(file) == "txt":
+            kind = self._format_of(file)
+            if only_tables and kind not in ("csv", "tsv"):
+                raise ValueError(
+                    f"delimiter is given, but {file} is read as {kind}, which has none; leave it "
+                    'out, or pass format="csv" (--format csv)'
+                )
+            if kind == "txt":
                 raise ValueError(
                     f"{option} is given, but {file} is read as lines, which have no columns; "
                     'leave it out, or pass format="csv" (--format csv) or another'
                 )
 
     def _format_of(self, file: str) -> str:
-        return self._format or SUFFIXES.get(Path(file).suffix.lower(), "txt")
+        return self._format or SUFFIXES.get(_inner(file).suffix.lower(), "txt")
 
 
 def read_texts(inputs: Sequence[str | Path]) -> Iterator[str]:
@@ -148,6 +164,34 @@ def read_rows(inputs: Sequence[str | Path]) -> Iterator[Row]:
         if isinstance(row, BadRow):
             raise ValueError(f"{row.file}, line {row.line}: {row.reason}")
         yield row
+
+
+def check_delimiter(delimiter: str | None) -> str | None:
+    """The delimiter as one character; ValueError if it can be none."""
+    named = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}.get(
+        delimiter or "", delimiter
+    )
+    if named is not None and (len(named) != 1 or named in '"\r\n' or not named.isascii()):
+        raise ValueError(
+            f"delimiter is {delimiter!r}, expected one ASCII character such as ; or the word tab"
+        )
+    return named
+
+
+def _inner(file: str) -> Path:
+    """The name without the suffix of a compression: what the content is called."""
+    return Path(file).with_suffix("") if packed_suffix(file) else Path(file)
+
+
+def _expand(name: str) -> list[str]:
+    """The files of a pattern that the shell left as it is; a name that is one stays."""
+    if name == STDIN or not glob.has_magic(name) or os.path.lexists(name):
+        return [name]
+    found = glob.glob(name, recursive=True)  # noqa: PTH207 (a pattern may be absolute)
+    files = sorted(file for file in found if not Path(file).is_dir())
+    if not files:
+        raise FileNotFoundError(f"no file matches {name}")
+    return files
 
 
 def identify(file: str) -> list[str | int]:

@@ -1,66 +1,50 @@
-"""Rows from text: plain lines, JSON Lines, CSV and TSV. Each reader takes the lines of a file."""
+"""Rows from text: plain lines, CSV and TSV. Each reader takes the bytes of a file in blocks."""
 
 import csv
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
+from e5core.bulk.blocks import Blocks
+from e5core.bulk.json_rows import read_json
+from e5core.bulk.quotes import tsv_records
 from e5core.bulk.rows import (
     BadRow,
     Columns,
     Row,
     check_columns,
-    describe_bytes,
     describe_surrogate,
-    list_names,
     make_row,
+    without_end,
 )
 
 # Python's csv module refuses fields of more than 131,072 characters. With no limit, a quotation
 # mark that is never closed would take the rest of the file into memory.
 CSV_FIELD_LIMIT = 16_000_000
 
-Reader = Callable[[Iterable[bytes], str, Columns], Iterator[Row | BadRow]]
+# Takes the blocks, the name of the file, the columns and the character between two fields; None
+# where nobody named one.
+Reader = Callable[[Blocks, str, Columns, str | None], Iterator[Row | BadRow]]
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
-def read_lines(lines: Iterable[bytes], file: str, columns: Columns) -> Iterator[Row | BadRow]:
+def read_lines(
+    blocks: Blocks, file: str, columns: Columns, delimiter: str | None
+) -> Iterator[Row | BadRow]:
     """A row for each line, without its end; an empty line is an empty text."""
-    for number, line in enumerate(lines, 1):
-        yield make_row(file, number, _without_end(line, number), None, columns)
+    for number, line in enumerate(blocks.lines(), 1):
+        yield make_row(file, number, without_end(line, number), None, columns)
 
 
-def read_jsonl(lines: Iterable[bytes], file: str, columns: Columns) -> Iterator[Row | BadRow]:
-    """A row for each line that holds a JSON object; blank lines are none."""
-    for number, line in enumerate(lines, 1):
-        line = _without_end(line, number)
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            yield BadRow(file, number, describe_bytes(error))
-        except (ValueError, RecursionError) as error:
-            yield BadRow(file, number, f"the line is not JSON: {error}")
-        else:
-            if not isinstance(fields, dict):
-                kind = type(fields).__name__
-                yield BadRow(file, number, f"the line is a JSON {kind}, expected an object")
-            elif missing := [name for name in columns.names if name not in fields]:
-                reason = f"there is no field {missing[0]!r}; the line has {list_names(fields)}"
-                yield BadRow(file, number, reason)
-            else:
-                name = None if columns.id is None else fields[columns.id]
-                yield make_row(file, number, fields[columns.text], name, columns)
-
-
-def read_csv(lines: Iterable[bytes], file: str, columns: Columns) -> Iterator[Row | BadRow]:
+def read_csv(
+    blocks: Blocks, file: str, columns: Columns, delimiter: str | None
+) -> Iterator[Row | BadRow]:
     """RFC 4180 with a header line; a quoted field may hold line ends."""
     csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_LIMIT))
     # A byte that is not UTF-8 becomes a lone surrogate, which is a fault of its own row alone.
     decoded = (
         line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
-        for number, line in enumerate(lines, 1)
+        for number, line in enumerate(blocks.lines(), 1)
     )
-    reader = csv.reader(decoded, strict=True)
+    reader = csv.reader(decoded, strict=True, delimiter=delimiter or ",")
 
     def records() -> Iterator[tuple[int, list[str] | BadRow]]:
         while True:
@@ -74,22 +58,20 @@ def read_csv(lines: Iterable[bytes], file: str, columns: Columns) -> Iterator[Ro
                 place = f", lines {line} to {reader.line_num}," if reader.line_num > line else ""
                 yield line, BadRow(file, line, f"the row{place} is not CSV: {error}")
 
-    return _read_table(records(), file, columns)
+    return _read_table(records(), file, columns, delimiter or ",")
 
 
-def read_tsv(lines: Iterable[bytes], file: str, columns: Columns) -> Iterator[Row | BadRow]:
-    """A header line, tabs between fields, no quoting (IANA text/tab-separated-values)."""
-    records = (
-        (number, _without_end(line, number).decode("utf-8", "surrogateescape").split("\t"))
-        for number, line in enumerate(lines, 1)
-    )
-    return _read_table(
-        ((n, fields if fields != [""] else []) for n, fields in records), file, columns
-    )
+def read_tsv(
+    blocks: Blocks, file: str, columns: Columns, delimiter: str | None
+) -> Iterator[Row | BadRow]:
+    """A header line and tabs between fields; quoted as in CSV if the quotation marks tell so."""
+    if delimiter is not None:
+        return read_csv(blocks, file, columns, delimiter)
+    return _read_table(tsv_records(blocks.lines(), file), file, columns, "\t")
 
 
 def _read_table(
-    records: Iterator[tuple[int, list[str] | BadRow]], file: str, columns: Columns
+    records: Iterator[tuple[int, list[str] | BadRow]], file: str, columns: Columns, delimiter: str
 ) -> Iterator[Row | BadRow]:
     """Rows of a table whose first record names the columns; blank lines are no rows."""
     header: list[str] | None = None
@@ -106,6 +88,7 @@ def _read_table(
                 "".join(header).encode()
             except UnicodeEncodeError as error:
                 raise ValueError(f"{file}, line {line}: {describe_surrogate(error)}") from None
+            _check_delimiter(file, columns, header, delimiter)
             check_columns(file, columns, header)
             text = header.index(columns.text)
             name = None if columns.id is None else header.index(columns.id)
@@ -118,15 +101,24 @@ def _read_table(
             )
 
 
-def _without_end(line: bytes, number: int) -> bytes:
-    # Some editors open a file with a byte order mark, which is no part of its text.
-    line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    return line.removesuffix(b"\n").removesuffix(b"\r")
+def _check_delimiter(file: str, columns: Columns, header: list[str], delimiter: str) -> None:
+    """ValueError if the header lacks the columns, and has them with another delimiter."""
+    if set(columns.names) <= set(header):
+        return
+    line = delimiter.join(header)
+    for other, name in SEPARATORS.items():
+        fields = [field.strip('"') for field in line.split(other)]
+        if other != delimiter and set(columns.names) <= set(fields):
+            shown = "tab" if other == "\t" else other
+            raise ValueError(
+                f"{file} has no column {columns.text!r} between "
+                f"{SEPARATORS.get(delimiter, 'mark')}s, and has it between {name}s; pass delimiter={other!r} (--delimiter '{shown}')"
+            )
 
 
 READERS: dict[str, Reader] = {
     "txt": read_lines,
-    "jsonl": read_jsonl,
+    "jsonl": read_json,
     "csv": read_csv,
     "tsv": read_tsv,
 }

@@ -27,6 +27,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--format", choices=FORMATS, help="in place of what the suffix says")
     parser.add_argument("--column", help="the field that holds the text (default: text)")
     parser.add_argument("--id-column", help="the field that holds the id (default: file and line)")
+    parser.add_argument("--delimiter", help="between the fields of CSV and TSV, such as ';' or tab")
     parser.add_argument(
         "--on-error",
         default="stop",
@@ -70,6 +71,7 @@ def run(options: Namespace) -> int:
             max_tokens_per_batch=options.max_tokens_per_batch,
             column=options.column,
             id_column=options.id_column,
+            delimiter=options.delimiter,
             format=options.format,
             on_error=options.on_error,
             workers=options.workers,

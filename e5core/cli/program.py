@@ -1,6 +1,7 @@
 """What every program of the package shares: one-line errors and exit codes."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -57,8 +58,10 @@ def run_program(parser: Parser, arguments: Sequence[str] | None) -> int:
     code, and `hint` where there is more to say behind an error. An error is one line on standard
     error.
     """
-    options = parser.parse_args(arguments)
+    _print_everything()
+    options = argparse.Namespace()
     try:
+        options = parser.parse_args(arguments)
         code: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -77,6 +80,12 @@ def run_program(parser: Parser, arguments: Sequence[str] | None) -> int:
         print(f"{options.prog}: {reason}{_hint(options, error)}", file=sys.stderr)
         return USAGE_ERROR
     return code
+
+
+def _print_everything() -> None:
+    """Let a console that knows fewer characters show the others by their numbers."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _hint(options: argparse.Namespace, error: BaseException) -> str:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from support.models import ROOT
 
 # Embeds in forked copies of itself. A step is a call that opens or changes a file; at the last one
