@@ -1,5 +1,6 @@
 """multilingual-E5 text embeddings in pure PyTorch: exact, fast, small."""
 
+import e5core.formats.interrupts  # noqa: F401 (before torch)
 from e5core.batching import PackedBatch, pack
 from e5core.checkpoint.headers import CheckpointError
 from e5core.checkpoint.load import load_checkpoint

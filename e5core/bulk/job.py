@@ -92,8 +92,7 @@ def embed_files(
 ) -> Summary:
     """Embed all rows of files into a file, or go on where a stopped run was.
 
-    The arguments are described in `JobOptions`, `EmbedOptions`, `E5.embed` and, for `load`, in
-    `LoadOptions`.
+    JobOptions, EmbedOptions, E5.embed and, for `load`, LoadOptions describe the arguments.
     Killed at any moment, the same call goes on, and the files are those of a run that was never
     stopped, byte by byte. The partial output lies in `<output>.partial`. It is refused
     (PartialOutputError) if the model, an option or a row that was read before has changed.

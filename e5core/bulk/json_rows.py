@@ -84,7 +84,7 @@ def _read_array(blocks: Iterator[bytes], file: str, columns: Columns) -> Iterato
     """
     reader = _Reader(blocks, file)
     reader.take("[")
-    separator = "]" if reader.peek() == "]" else ""
+    separator = reader.take("]") if reader.peek() == "]" else ""
     while separator != "]":
         reader.peek()  # over spaces to where the element begins
         line, element = reader.line, reader.element()

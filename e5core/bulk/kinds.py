@@ -73,16 +73,18 @@ def _looks_like(head: bytes, codec: str, whole: bool) -> bool:
         return False
     head = head[: len(head) // width * width]
     lowest = 0 if codec.endswith("le") else width - 1
-    # A letter of the Latin script has zeros in its other bytes and none in its lowest one.
-    if b"\0" in head[lowest::width]:
+    # A letter of the Latin script has zeros in its other bytes and none in its lowest one. What is
+    # UTF-8 too may be text with some characters U+0000, so it must look like that.
+    zeros = head.count(b"\0") // (width - 1)
+    if _is_text(head, whole) and (zeros < 4 or b"\0" in head[lowest::width]):
         return False
     try:
         text = codecs.getincrementaldecoder(codec)().decode(head, final=whole)
     except UnicodeDecodeError:
         return False
     seen = "".join(text.split())
-    zeros = head.count(b"\0") // (width - 1)
-    return bool(seen) and seen.isprintable() and (zeros >= 4 or not _is_text(head, whole))
+    spaced = len(seen) < len(text) or b"\0" not in head[lowest::width]
+    return bool(seen) and seen.isprintable() and spaced
 
 
 def _is_text(head: bytes, whole: bool) -> bool:

@@ -155,12 +155,12 @@ class Source:
 
 def read_texts(inputs: Sequence[str | Path]) -> Iterator[str]:
     """The lines of UTF-8 files without their ends; ValueError names one that is not UTF-8."""
-    return (row.text for row in read_rows(inputs))
+    return (row.text for row in read_rows(Source(inputs, format="txt")))
 
 
-def read_rows(inputs: Sequence[str | Path]) -> Iterator[Row]:
-    """The same, each line with its place."""
-    for row in Source(inputs, format="txt").rows():
+def read_rows(source: Source) -> Iterator[Row]:
+    """The rows of a source; ValueError names one that holds no text."""
+    for row in source.rows():
         if isinstance(row, BadRow):
             raise ValueError(f"{row.file}, line {row.line}: {row.reason}")
         yield row

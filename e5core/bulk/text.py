@@ -110,9 +110,10 @@ def _check_delimiter(file: str, columns: Columns, header: list[str], delimiter: 
         fields = [field.strip('"') for field in line.split(other)]
         if other != delimiter and set(columns.names) <= set(fields):
             shown = "tab" if other == "\t" else other
+            wrong = SEPARATORS.get(delimiter, "mark")
             raise ValueError(
-                f"{file} has no column {columns.text!r} between "
-                f"{SEPARATORS.get(delimiter, 'mark')}s, and has it between {name}s; pass delimiter={other!r} (--delimiter '{shown}')"
+                f"{file} has no column {columns.text!r} between {wrong}s, and has it between "
+                f"{name}s; pass delimiter={other!r} (--delimiter '{shown}')"
             )
 
 

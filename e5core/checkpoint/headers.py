@@ -21,6 +21,7 @@ from e5core.formats.safetensors import open_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+FAULTS_SHOWN = 12  # a config of another model has hundreds
 
 # What a weight may be stored as, in the names of safetensors. Other integers and 8-bit floats
 # are quantised in ways that nothing in the file tells; int8 with its scales is ours.
@@ -152,7 +153,8 @@ def _published_name(name: str, prefix: str) -> str:
 def check_headers(
     stored: Mapping[str, StoredTensor], config: EncoderConfig, source: str | Path
 ) -> None:
-    """Raise one CheckpointError with all missing, unexpected, misshapen and untyped tensors.
+    """Raise one CheckpointError that counts all missing, unexpected, misshapen and untyped tensors
+    and names the first of them.
 
     source  what the error calls the checkpoint
     """
@@ -168,8 +170,9 @@ def check_headers(
         elif name not in scales and not name.startswith(ignored):
             faults.append(f"unexpected: {tensor.stored_name}")
     if faults:
+        shown = "; ".join(faults[:FAULTS_SHOWN]) + ("; …" if len(faults) > FAULTS_SHOWN else "")
         raise CheckpointError(
-            f"{source} does not fit its config.json: {'; '.join(faults)} ({len(faults)} faults); "
+            f"{source} does not fit its config.json: {shown} ({len(faults)} faults); "
             "config and weights must come from one model"
         )
 

@@ -82,7 +82,7 @@ def run(options: Namespace) -> int:
             shard_rows=options.shard_rows,
             **vars(load_options(options)),
         )
-    except ImportError as error:  # pyarrow
+    except ImportError as error:  # pyarrow, zstandard
         raise ValueError(str(error)) from error
     seconds = max(summary.seconds, 0.001)
     rejects = f"{summary.rejected} rows rejected, see {options.output}.rejects.jsonl; "

@@ -1,5 +1,6 @@
 """What the commands share that find passages: where they stand, and how hits are printed."""
 
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,16 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from e5core.bulk.sources import read_rows
+from e5core.bulk.sources import FORMATS, Source, read_rows
 from e5core.cli.program import Parser
+from e5core.texts.containers import is_blank
 from e5core.texts.errors import TextError
+
+# A hit is one line, whatever its text is.
+_LINE_ENDS = re.compile(r"[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
 
 @dataclass(frozen=True)
 class Passages:
     """The passages that a command was given.
 
-    texts   one a line
+    texts   one a row
     places  where each stands: its line, behind the name of its file if there are several
     source  the file or folder that they come from
     """
@@ -34,19 +39,37 @@ class Passages:
 
 def add_passages(parser: Parser) -> None:
     parser.add_argument("query", nargs="+", metavar="QUERY")
-    parser.add_argument("--passages", required=True, help="UTF-8 text, one passage a line")
+    kinds = ", ".join(FORMATS)
+    parser.add_argument(
+        "--passages", required=True, help=f"a file, a folder, or - for standard input: {kinds}"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="in place of what the suffix says")
+    parser.add_argument("--column", help="the field that holds the passage (default: text)")
+    parser.add_argument("--delimiter", help="between the fields of CSV and TSV, such as ';' or tab")
     parser.add_argument("--top-k", type=int, default=5, help="hits a query (default: %(default)s)")
     parser.add_argument("--max-tokens-per-batch", type=int, help="tokens of one forward pass")
 
 
 def read_passages(options: Namespace) -> Passages:
-    """The lines of --passages; ValueError if there are none, or if no hits are asked for."""
+    """The rows of --passages but for blank ones.
+
+    Raises ValueError if there are none, if one holds no text, or if no hits are asked for.
+    """
     if options.top_k < 1:
         raise ValueError(f"--top-k is {options.top_k}, expected 1 or more")
-    rows = list(read_rows([options.passages]))
+    source = Source(
+        [options.passages],
+        column=options.column,
+        format=options.format,
+        delimiter=options.delimiter,
+    )
+    try:
+        rows = [row for row in read_rows(source) if not is_blank(row.text)]
+    except ImportError as error:  # pyarrow, zstandard
+        raise ValueError(str(error)) from error
     if not rows:
         raise ValueError(f"{options.passages} has no lines to search")
-    one_file = all(row.file == options.passages for row in rows)
+    one_file = source.files == [options.passages]
     places = [f"line {row.line}" if one_file else f"{row.file}, line {row.line}" for row in rows]
     return Passages([row.text for row in rows], places, options.passages)
 
@@ -65,4 +88,5 @@ def print_hits(
 ) -> None:
     print(query)
     for rank, (index, score) in enumerate(zip(indices, scores, strict=True), 1):
-        print(f"{rank:5}. {score:.4f}  {passages.places[index]}: {passages.texts[index]}")
+        text = _LINE_ENDS.sub(" ", passages.texts[index])
+        print(f"{rank:5}. {score:.4f}  {passages.places[index]}: {text}")

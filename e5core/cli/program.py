@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from e5core.formats.interrupts import INTERRUPTED, restore
+
 USAGE_ERROR = 2  # argparse's own exit code, used for every error of the caller's making
-INTERRUPTED = 130  # what a shell makes of SIGINT
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +60,7 @@ def run_program(parser: Parser, arguments: Sequence[str] | None) -> int:
     error.
     """
     _print_everything()
+    restore()
     options = argparse.Namespace()
     try:
         options = parser.parse_args(arguments)

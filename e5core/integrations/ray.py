@@ -83,7 +83,7 @@ class Embedder:
         """Vectors [rows, hidden_size] of the text column, if it is among the names."""
         check_columns(names, self.text_column, self.vector_column)
         texts = list(several(rows[self.text_column], f"column {self.text_column!r}"))
-        return self.model.embed(texts, show_progress=False, **vars(self.options)).vectors
+        return self.model.embed(texts, show_progress=False, **self.options.of_embed).vectors
 
 
 def check_columns(names: list[str], text_column: str, vector_column: str) -> None:

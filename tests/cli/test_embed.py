@@ -27,7 +27,8 @@ def test_embed_writes_the_vectors_of_the_library(
     np.testing.assert_array_equal(vectors, expected.vectors)
     assert (vectors.shape, vectors.dtype) == ((len(LINES), 24), np.float32)
     ids = output.with_name(f"{output.name}.ids.jsonl")
-    assert {*output.parent.iterdir()} == {output, ids}
+    made_from = output.with_name(f"{output.name}.json")
+    assert {*output.parent.iterdir()} == {output, ids, made_from}
     assert [json.loads(line) for line in ids.read_text().splitlines()] == [
         {"file": str(texts), "line": i + 1} for i in range(len(LINES))
     ]

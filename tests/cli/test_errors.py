@@ -64,6 +64,7 @@ def test_damaged_models(
     damage(model)
     output.write_bytes(b"old")
     arguments = ("embed", texts, "--model", model, "--output", output, "--input-type", "query")
+    arguments += ("--keep-blank",)
     assert message in fails(capsys, *arguments)
     assert [path.name for path in output.parent.iterdir()] == [output.name]
     assert output.read_bytes() == b"old"
@@ -98,6 +99,7 @@ def test_bad_options(
     message: str,
 ) -> None:
     arguments = ("embed", texts, "--model", model, "--output", output, "--input-type", "query")
+    arguments += ("--keep-blank",)
     assert message in fails(capsys, *arguments, *options)
     assert not list(output.parent.iterdir())
 
@@ -107,6 +109,7 @@ def test_a_gpu_that_is_not_there(
     model: Path, texts: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("embed", texts, "--model", model, "--output", output, "--input-type", "query")
+    arguments += ("--keep-blank",)
     assert "device 'cuda' cannot be used: " in fails(capsys, *arguments, "--device", "cuda")
     assert not list(output.parent.iterdir())
 
@@ -151,6 +154,7 @@ def test_too_long_texts_are_named_by_their_lines(
     file = tmp_path / "text 5.txt"  # a name that looks like the library's count
     file.write_text("\n".join(["a", LONG, "b", LONG]), encoding="utf-8")
     arguments = ("embed", file, "--model", model, "--output", output, "--input-type", "query")
+    arguments += ("--keep-blank",)
     error = fails(capsys, *arguments, "--truncate", "none")
     tokens = E5.from_pretrained(model).tokenizer.count("query: " + LONG)
     assert f"{file}, line 2: the text has {tokens} tokens, the model takes 64" in error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cli import LINES, LONG, fails
+from support.cli import LONG, PLACES, SEEN, fails
 from support.models import write_tiny_reranker
 
 from e5core import E5, Reranker, search
@@ -29,7 +29,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[list[st
 
 def lines_of(query: str, indices: Sequence[int], scores: Sequence[float]) -> list[str]:
     hits = enumerate(zip(indices, scores, strict=True), 1)
-    return [query, *(f"{n:5}. {s:.4f}  line {i + 1}: {LINES[i]}" for n, (i, s) in hits)]
+    return [query, *(f"{n:5}. {s:.4f}  line {PLACES[i]}: {SEEN[i]}" for n, (i, s) in hits)]
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -41,9 +41,9 @@ def test_rerank_prints_ranked_lines(
     out, err = run(capsys, "rerank", *QUERIES, *rest)
     library, expected = Reranker.from_pretrained(reranker), []
     for query in QUERIES:
-        best = library.rank(query, LINES, top_k=3, normalize=normalize)
+        best = library.rank(query, SEEN, top_k=3, normalize=normalize)
         expected += lines_of(query, best.indices, best.scores)
-    assert (out, err) == (expected, "e5core rerank: 2 of 14 pairs were cut to 64 tokens\n")
+    assert (out, err) == (expected, "e5core rerank: 2 of 10 pairs were cut to 64 tokens\n")
     assert len(out) == 2 * (1 + 3)
 
 
@@ -82,17 +82,17 @@ def test_search_reranks_its_hits(
     rest = ("--model", model, "--passages", texts, "--reranker", reranker)
     out, _ = run(capsys, "search", *QUERIES, *rest, "--rerank-top", 5, "--top-k", 3)
     embedder, library = E5.from_pretrained(model), Reranker.from_pretrained(reranker)
-    vectors = embedder.encode_passage(LINES)
+    vectors = embedder.encode_passage(SEEN)
     found = search(embedder.encode_query(QUERIES), vectors, top_k=5)
     expected = []
     for query, hits in zip(QUERIES, found.indices, strict=True):
-        best = library.rank(query, [LINES[i] for i in hits], top_k=3)
+        best = library.rank(query, [SEEN[i] for i in hits], top_k=3)
         expected += lines_of(query, hits[best.indices], best.scores)
     assert out == expected
     # Of all passages, which are fewer than the default hundred, the order is the reranker's alone.
-    out, _ = run(capsys, "search", *QUERIES, *rest, "--top-k", len(LINES))
+    out, _ = run(capsys, "search", *QUERIES, *rest, "--top-k", len(SEEN))
     alone, _ = run(
-        capsys, "rerank", *QUERIES, "--model", reranker, "--passages", texts, "--top-k", len(LINES)
+        capsys, "rerank", *QUERIES, "--model", reranker, "--passages", texts, "--top-k", len(SEEN)
     )
     assert sorted(out) == sorted(alone)  # ties apart
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.cli import LINES, fails
+from support.cli import PLACES, SEEN, fails
 
 from e5core import E5, search
 from e5core.cli import main
@@ -19,12 +19,12 @@ def test_search_prints_ranked_lines(
     printed = capsys.readouterr()
     assert (code, printed.err) == (0, "")
     library = E5.from_pretrained(model)
-    result = search(library.encode_query(queries), library.encode_passage(LINES), top_k=3)
+    result = search(library.encode_query(queries), library.encode_passage(SEEN), top_k=3)
     expected = []
     for query, indices, scores in zip(queries, result.indices, result.scores, strict=True):
         expected.append(query)
         for rank, (index, score) in enumerate(zip(indices, scores, strict=True), 1):
-            expected.append(f"    {rank}. {score:.4f}  line {index + 1}: {LINES[index]}")
+            expected.append(f"    {rank}. {score:.4f}  line {PLACES[index]}: {SEEN[index]}")
     assert printed.out.split("\n") == [*expected, ""]
     assert len(expected) == 2 * (1 + 3)
 

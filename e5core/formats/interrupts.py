@@ -1,0 +1,35 @@
+"""Ctrl-C while torch is imported, which takes seconds: one line, as at any other time.
+
+Imported before torch, and by the program itself alone does it change anything: a library leaves
+signals to whoever uses it.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+INTERRUPTED = 130  # what a shell makes of SIGINT
+
+
+def is_program() -> bool:
+    """Whether this process was started as `e5core` or as `python -m e5core`."""
+    name = sys.argv[0] if sys.argv else ""
+    return Path(name).stem == "e5core" or (name == "-m" and "e5core" in sys.orig_argv)
+
+
+def end(*_: object) -> NoReturn:
+    # Nothing is begun yet that would have to be put in order.
+    os.write(2, b"e5core: interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def restore() -> None:
+    """Let an interrupt be a KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, end)
