@@ -43,7 +43,6 @@ class ModelFolder:
     prompts     of "query" and "passage", None if nothing tells them
     max_length  tokens that a text may have, `<s>` and `</s>` included
     normalizes  whether the vectors have unit length by modules.json
-    activation  what sentence-transformers applies to a cross-encoder's logits; None if unsaid
     tokenizer_file  the first of hub.TOKENIZER_FILES that is there
     tensors     the weights by published name, as the headers of their files describe them; None
                 if they were left aside
@@ -56,7 +55,6 @@ class ModelFolder:
     prompts: dict[str, str] | None
     max_length: int
     normalizes: bool
-    activation: str | None
     tokenizer_file: Path | None
     tensors: Mapping[str, StoredTensor] | None = field(repr=False)
 
@@ -109,7 +107,6 @@ class ModelFolder:
             # Some say 514, the rows of the position table, which hold 512 tokens.
             config.max_length if limit is None else min(limit, config.max_length),
             steps.normalizes,
-            read_activation(path),
             next((path / n for n in hub.TOKENIZER_FILES if (path / n).is_file()), None),
             tensors,
         )
@@ -120,6 +117,11 @@ class ModelFolder:
         if self.tensors is None:
             return None
         return DTYPES_BY_NAME[self.tensors[WORD_EMBEDDINGS].dtype]
+
+    @property
+    def activation(self) -> str | None:
+        """What sentence-transformers applies to a cross-encoder's logits; read when asked for."""
+        return read_activation(self.path)
 
     def load_encoder(
         self,
