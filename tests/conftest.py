@@ -27,6 +27,42 @@ if not torch.cuda.is_available():
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Cases of an exhaustive test that run without --exhaustive, spread over all of them.
+SAMPLED_CASES = 3
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="run every case of the tests marked exhaustive, as .ci/run does, not a sample",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --exhaustive, a sample of the cases of each exhaustive test runs."""
+    if config.getoption("--exhaustive"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for group in cases.values():
+        step = max(1, len(group) - 1) / max(1, SAMPLED_CASES - 1)
+        sampled = {group[min(len(group) - 1, round(i * step))] for i in range(SAMPLED_CASES)}
+        left_out |= set(group) - sampled
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def exhaustive(request: pytest.FixtureRequest) -> bool:
+    """Whether a loop within a test is to take every step and not a sample of them."""
+    return bool(request.config.getoption("--exhaustive"))
+
+
 @pytest.fixture
 def measured() -> Callable[[str], None]:
     """Call with a line to print at the end of the run, whether the test passes or not."""

@@ -58,16 +58,19 @@ def texts(real_model):
     ]
 
 
+@pytest.fixture(scope="module", params=["eager", "sdpa"])
+def expected_queries(request, real_folder, tokenizer, texts):
+    """The way of attention, and the vectors that transformers computes in it, once for all."""
+    ids = reference_ids(tokenizer, [f"query: {text}" for text in texts])
+    return request.param, reference_vectors(load_reference(real_folder, request.param), ids)
+
+
 @pytest.mark.parametrize("kernels", RUNNING)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_real_small_equals_transformers(
-    real_folder, tokenizer, texts, kernels, attention, measured
-):
+def test_real_small_equals_transformers(real_folder, texts, kernels, expected_queries, measured):
     model = E5.from_pretrained(real_folder, kernels=kernels)
     assert model.encoder.kernels.name == kernels
     assert len(texts) >= 200
-    ids = reference_ids(tokenizer, [f"query: {text}" for text in texts])
-    expected = reference_vectors(load_reference(real_folder, attention), ids)
+    attention, expected = expected_queries
     error = worst(model.encode_query(texts), expected)
     measured(f"real small, {kernels} against transformers' {attention}: {error:.1e}")
     assert error <= UNIT_VECTOR_FLOAT32
