@@ -27,7 +27,8 @@ if not torch.cuda.is_available():
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Cases of an exhaustive test that run without --exhaustive, spread over all of them.
+# Cases of an exhaustive test that run without --exhaustive, spread over all of them; a marker with
+# sample=1 takes the first one alone.
 SAMPLED_CASES = 3
 
 
@@ -43,15 +44,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without --exhaustive, a sample of the cases of each exhaustive test runs."""
     if config.getoption("--exhaustive"):
         return
-    cases: dict[str, list[pytest.Item]] = {}
+    cases: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("exhaustive"):
-            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+        if marker := item.get_closest_marker("exhaustive"):
+            sample = marker.kwargs.get("sample", SAMPLED_CASES)
+            cases.setdefault((item.nodeid.split("[")[0], sample), []).append(item)
     left_out: set[pytest.Item] = set()
-    for group in cases.values():
-        step = max(1, len(group) - 1) / max(1, SAMPLED_CASES - 1)
-        sampled = {group[min(len(group) - 1, round(i * step))] for i in range(SAMPLED_CASES)}
-        left_out |= set(group) - sampled
+    for (_, sample), group in cases.items():
+        step = (len(group) - 1) / max(1, sample - 1)
+        left_out |= set(group) - {group[round(i * step)] for i in range(min(sample, len(group)))}
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]

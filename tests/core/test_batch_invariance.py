@@ -19,7 +19,7 @@ def skip_unless_usable(name, dtype):
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_bits_in_hundreds_of_random_batches(dialect, name, dtype):
+def test_bits_in_hundreds_of_random_batches(dialect, name, dtype, exhaustive):
     """Every length that the tiny model takes, batches of 1 to 40 texts in any order."""
     skip_unless_usable(name, dtype)
     encoder = tiny_encoder(dialect).prepare_for_inference(dtype, name)
@@ -31,7 +31,7 @@ def test_bits_in_hundreds_of_random_batches(dialect, name, dtype):
     ]
     with torch.inference_mode():
         alone = [encoder(pack([text], encoder.config)) for text in texts]
-        for _ in range(300):
+        for _ in range(300 if exhaustive else 60):
             chosen = generator.choices(range(len(texts)), k=generator.randint(1, 40))
             if generator.random() < 0.5:
                 chosen.sort(key=lambda i: -i)  # as plan_batches orders them
@@ -44,6 +44,7 @@ def test_bits_in_hundreds_of_random_batches(dialect, name, dtype):
                 assert torch.equal(vector, alone[i].mean(0, dtype=torch.float32))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_bits_of_the_real_model(real_folder, name, dtype):
     """All ways of attention: lengths from 8 to 512, alone and in batches of every budget."""
@@ -63,6 +64,7 @@ def test_bits_of_the_real_model(real_folder, name, dtype):
             assert (row == alone[i]).all(), (dtype, budget, texts[i][:40])
 
 
+@pytest.mark.exhaustive(sample=4)
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_bits_of_a_product_at_every_number_of_rows(name, dtype, threads):

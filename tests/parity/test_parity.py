@@ -76,6 +76,7 @@ def test_real_small_equals_transformers(real_folder, texts, kernels, expected_qu
     assert error <= UNIT_VECTOR_FLOAT32
 
 
+@pytest.mark.exhaustive(sample=12)
 @pytest.mark.parametrize("dialect", ["bert", "xlm-roberta"])
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 @pytest.mark.parametrize("length", [1, 2, 3, 510, 511, 512])
@@ -101,6 +102,7 @@ def encode_ids(encoder: Encoder, ids: list[list[int]]) -> np.ndarray:
         return l2_normalize(mean_pool(encoder(batch), batch.cu_seqlens)).numpy()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 def test_real_small_in_batches(real_folder, real_model, tokenizer, texts, batch_size):
     """Every seventh sentence and every length, both libraries in batches of this size."""
@@ -124,6 +126,7 @@ def random_model(request, real_model) -> tuple[E5, Encoder]:
     return E5(prepared, real_model.tokenizer, prompts=real_model.prompts), encoder
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_xlm_roberta_geometry_equals_transformers(random_model, tokenizer, attention, measured):
     random_model, encoder = random_model

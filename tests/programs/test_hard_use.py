@@ -140,7 +140,7 @@ def header_of(content: bytes) -> bytes:
     return content[8 : 8 + struct.unpack("<Q", content[:8])[0]]
 
 
-def test_every_byte_of_the_header_matters() -> None:
+def test_every_byte_of_the_header_matters(exhaustive: bool) -> None:
     """Two other values for each byte in turn, of eight: an error, or the numbers that the changed
     header describes, never other ones.
 
@@ -151,7 +151,7 @@ def test_every_byte_of_the_header_matters() -> None:
     # To the closing quotation marks, which no other byte can take the place of.
     metadata = range(8 + header.index(b'"format"') + 1, 8 + header.index(b'"pt"') + 3)
     taken = []
-    for place in range(8 + len(header)):
+    for place in range(0, 8 + len(header), 1 if exhaustive else 11):
         byte = VALID[place]
         others = (0x00, 0x20, ord("0"), ord('"'), 0xFF, byte + 1 & 255, byte - 1 & 255, byte ^ 0x20)
         for value in (others[place % 8], others[(place // 8 + 4) % 8]):
@@ -163,8 +163,11 @@ def test_every_byte_of_the_header_matters() -> None:
     assert taken
 
 
-def test_every_length_refuses() -> None:
-    for length in [*range(0, len(VALID), 7), *range(len(VALID) - 8, len(VALID))]:
+def test_every_length_refuses(exhaustive: bool) -> None:
+    for length in [
+        *range(0, len(VALID), 7 if exhaustive else 70),
+        *range(len(VALID) - 8, len(VALID)),
+    ]:
         assert not fuzz_targets.checkpoint(VALID[:length]), length
     for more in (1, 7, 8, 4096):
         assert not fuzz_targets.checkpoint(VALID + bytes(more)), more
