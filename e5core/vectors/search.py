@@ -159,9 +159,11 @@ class Collection:
             for part in parts
         ]
         # One for all blocks: fresh memory for each would cost more than looking at the scores.
-        room = min(BLOCK_PASSAGES, len(self.vectors)) * min(BLOCK_QUERIES, len(unit))
+        most = min(BLOCK_QUERIES, len(unit))
+        rows = self._block_rows(most)
+        room = min(rows, len(self.vectors)) * most
         rough, mask = np.empty(room, dtype=np.float32), np.empty(room, dtype=np.bool_)
-        for start, block, lengths in self._blocks(unit.shape[1], packed):
+        for start, block, lengths in self._blocks(rows, unit.shape[1], packed):
             for part, kept in zip(parts, best, strict=True):
                 queries = unit[part].T
                 shape = (len(block), queries.shape[1])
@@ -174,13 +176,23 @@ class Collection:
         for part, kept in zip(parts, best, strict=True):
             indices[part], scores[part] = kept.result()
 
+    def _block_rows(self, queries: int) -> int:
+        """Vectors of a block. With a few queries they are more, if no copy is made of them.
+
+        BLAS' threads wait for each other at the end of every product, which on a busy machine
+        takes longer than the product of a small block with one query.
+        """
+        if self.vectors.dtype != np.float32:
+            return BLOCK_PASSAGES
+        return BLOCK_PASSAGES * max(1, BLOCK_QUERIES // (4 * queries))
+
     def _blocks(
-        self, hidden_size: int, packed: bool
+        self, size: int, hidden_size: int, packed: bool
     ) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-        """Blocks of vectors: where each starts, its numbers and their lengths [b]."""
+        """Blocks of `size` vectors: where each starts, its numbers and their lengths [b]."""
         lengths = np.empty(0 if packed else len(self.vectors), dtype=np.float32)
-        for start in range(0, len(self.vectors), BLOCK_PASSAGES):
-            rows = slice(start, start + BLOCK_PASSAGES)
+        for start in range(0, len(self.vectors), size):
+            rows = slice(start, start + size)
             if packed:
                 signs = _signs(self.vectors[rows], hidden_size, np.float32)
                 yield start, signs, np.full(len(signs), hidden_size**0.5, dtype=np.float32)

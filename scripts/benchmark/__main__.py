@@ -1,6 +1,9 @@
 import sys
 
-from benchmark import main
+import benchmark
+import searching
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["search"]:
+        sys.exit(searching.main(sys.argv[2:]))
+    sys.exit(benchmark.main())

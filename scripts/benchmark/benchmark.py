@@ -2,6 +2,7 @@
 
     python scripts/benchmark                     real e5-small, every library that is installed
     python scripts/benchmark --model large --engines e5core transformers
+    python scripts/benchmark search              an Index beside numpy and faiss, see --help there
 
 Every library and precision runs in a process of its own, which stays loaded; they work in turn,
 round by round, so that a machine that slows down slows them all. A ratio is the median of the
