@@ -33,6 +33,7 @@ def write_record(journal: Journal, model: ModelFolder, options: JobOptions) -> N
         "input_type": chosen.pop("input_type"),
         "task": chosen.pop("task"),
         "options": chosen,
+        "reading": {"format": options.format, "delimiter": options.delimiter},
         "versions": journal.made_from["versions"],
         "counts": {name: done[name] for name in COUNTS},
         "rows_sha256": done["sha256"],

@@ -37,7 +37,7 @@ def add_hub_options(parser: Parser) -> None:
 def add_model_options(parser: Parser) -> None:
     """Which model is loaded, where it comes from, and what it runs on and in."""
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="a folder or a hub id (default: %(default)s)"
+        "--model", default=DEFAULT_MODEL, help=f"a folder or a hub id (default: {DEFAULT_MODEL})"
     )
     _add(parser, HUB_FLAGS | MODEL_FLAGS)
 

@@ -37,12 +37,23 @@ class Passages:
         return f"{self.source}, {place}" if place.startswith("line ") else place
 
 
-def add_passages(parser: Parser) -> None:
+def add_passages(parser: Parser, or_index: bool = False) -> None:
+    """Where the passages are; with `or_index` an index of their vectors may take their place."""
     parser.add_argument("query", nargs="+", metavar="QUERY")
     kinds = ", ".join(FORMATS)
-    parser.add_argument(
-        "--passages", required=True, help=f"a file, a folder, or - for standard input: {kinds}"
+    source = parser.add_mutually_exclusive_group() if or_index else parser
+    source.add_argument(
+        "--passages",
+        required=not or_index,
+        help=f"a file, a folder, or - for standard input: {kinds}",
     )
+    if or_index:
+        source.add_argument(
+            "--index",
+            metavar="VECTORS",
+            help="in place of passages what e5core embed wrote of them: .npy, .safetensors or "
+            ".parquet",
+        )
     parser.add_argument("--format", choices=FORMATS, help="in place of what the suffix says")
     parser.add_argument("--column", help="the field that holds the passage (default: text)")
     parser.add_argument("--delimiter", help="between the fields of CSV and TSV, such as ';' or tab")
@@ -55,8 +66,7 @@ def read_passages(options: Namespace) -> Passages:
 
     Raises ValueError if there are none, if one holds no text, or if no hits are asked for.
     """
-    if options.top_k < 1:
-        raise ValueError(f"--top-k is {options.top_k}, expected 1 or more")
+    check_top_k(options)
     source = Source(
         [options.passages],
         column=options.column,
@@ -72,6 +82,11 @@ def read_passages(options: Namespace) -> Passages:
     one_file = source.files == [options.passages]
     places = [f"line {row.line}" if one_file else f"{row.file}, line {row.line}" for row in rows]
     return Passages([row.text for row in rows], places, options.passages)
+
+
+def check_top_k(options: Namespace) -> None:
+    if options.top_k < 1:
+        raise ValueError(f"--top-k is {options.top_k}, expected 1 or more")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Find the passages that answer queries.
 
+With --index they are embedded already: queries are embedded as the index was made, by its model.
 With --reranker a cross-encoder scores the best of them anew. Scores are cosines, or the logits of
 the cross-encoder.
 """
@@ -7,20 +8,30 @@ the cross-encoder.
 from argparse import Namespace
 from dataclasses import replace
 
-from e5core.cli.options import add_model_options, load_options
-from e5core.cli.passages import add_passages, naming_texts, print_hits, read_passages
+from e5core.cli.options import DEFAULT_MODEL, add_model_options, load_options
+from e5core.cli.passages import Passages, add_passages, naming_texts, print_hits, read_passages
 from e5core.cli.program import Parser
 from e5core.cli.rerank import TRUNCATE, rank_hits
+from e5core.cli.search_index import search_index
 from e5core.model import E5
 from e5core.reranker import Reranker
-from e5core.vectors.search import search
+from e5core.vectors.search import SearchResult, search
 
 RERANK_TOP = 100
 
 
 def add_arguments(parser: Parser) -> None:
     add_model_options(parser)
-    add_passages(parser)
+    add_passages(parser, or_index=True)
+    parser.set_defaults(model=None)  # that of the index, or the default one
+    parser.add_argument(
+        "--by-document", action="store_true", help="of an index the best passage of each text alone"
+    )
+    parser.add_argument(
+        "--input-type",
+        choices=("query", "passage", "none"),
+        help="what queries to an index are embedded as (default: what its vectors are made for)",
+    )
     parser.add_argument("--task", help="the instruction of an instruct model's queries")
     parser.add_argument(
         "--reranker",
@@ -38,20 +49,21 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> int:
+    if options.passages is None and options.index is None:
+        raise ValueError(
+            "the following arguments are required: --passages, or --index with the output of "
+            "e5core embed; see e5core search --help"
+        )
     top = check_reranking(options)
-    passages = read_passages(options)
-    load = load_options(options)
-    model = E5.from_pretrained(options.model, **vars(load))
+    passages = None if options.index is not None else read_passages(options)
     reranker = None
     if options.reranker is not None:  # loaded before any work, which an error would waste
-        load = replace(load, revision=None, prompts=None, max_length=None)
+        load = replace(load_options(options), revision=None, prompts=None, max_length=None)
         reranker = Reranker.from_pretrained(options.reranker, **vars(load))
-    limit = options.max_tokens_per_batch
-    with naming_texts("query {}".format):
-        queries = model.encode_query(options.query, task=options.task, max_tokens_per_batch=limit)
-    with naming_texts(passages.name):
-        vectors = model.encode_passage(passages.texts, max_tokens_per_batch=limit)
-    found = search(queries, vectors, top)
+    if passages is None:
+        found, passages = search_index(options, top)
+    else:
+        found = search_passages(options, passages, top)
     hits = list(zip(found.indices, found.scores, strict=True))
     if reranker is not None:
         how = options.truncate or "passage"
@@ -60,6 +72,21 @@ def run(options: Namespace) -> int:
     for query, (indices, scores) in zip(options.query, hits, strict=True):
         print_hits(query, indices, scores, passages)
     return 0
+
+
+def search_passages(options: Namespace, passages: Passages, top: int) -> SearchResult:
+    """The `top` hits of each query among passages that are embedded for it."""
+    if options.by_document or options.input_type is not None:
+        flag = "--by-document" if options.by_document else "--input-type"
+        raise ValueError(f"{flag} says nothing without --index; leave it out")
+    name = DEFAULT_MODEL if options.model is None else options.model
+    model = E5.from_pretrained(name, **vars(load_options(options)))
+    limit = options.max_tokens_per_batch
+    with naming_texts("query {}".format):
+        queries = model.encode_query(options.query, task=options.task, max_tokens_per_batch=limit)
+    with naming_texts(passages.name):
+        vectors = model.encode_passage(passages.texts, max_tokens_per_batch=limit)
+    return search(queries, vectors, top)
 
 
 def check_reranking(options: Namespace) -> int:
