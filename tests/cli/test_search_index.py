@@ -169,3 +169,16 @@ def test_options_of_an_index_say_nothing_without_one(
 ) -> None:
     rest = ("--model", model, "--passages", texts, *flag)
     assert f"{flag[0]} says nothing without --index" in fails(capsys, "search", "q", *rest)
+
+
+def test_the_text_is_read_as_it_was(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "table.dat"
+    file.write_text("id;body;other\n1;the café;x\n2;日本;y\n", "utf-8")
+    more = ("--format", "csv", "--delimiter", ";", "--column", "body")
+    path = embed(model, file, tmp_path / "out.npy", *more)
+    found = hits(capsys, "--index", path, "日本")
+    assert sorted(line.split("  ")[-1] for line in found[1:]) == ["1: the café", "2: 日本"]
+    found = hits(capsys, "--index", path, "日本", "--column", "other")
+    assert sorted(line.split("  ")[-1] for line in found[1:]) == ["1: x", "2: y"]
