@@ -104,6 +104,19 @@ def test_header_lies(make_folder: Path, field: str, value: object) -> None:
 # ---- content that is not the encoder's
 
 
+def test_many_faults_are_a_few_lines(folder: Path, dialect: str) -> None:
+    """As those of a config of another model are."""
+
+    def rename(tensors: Tensors) -> None:
+        for name in [name for name in tensors if "encoder.layer" in name]:
+            tensors[name.replace("layer.", "layer.7")] = tensors.pop(name)
+
+    rewrite(folder, rename)
+    with pytest.raises(CheckpointError, match=r"missing: .*; … \(96 faults\)") as caught:
+        load_checkpoint(Encoder(TINY[dialect]), folder)
+    assert len(str(caught.value)) < 2000
+
+
 def test_all_faults_in_one_error(folder: Path, dialect: str) -> None:
     def damage(tensors: Tensors) -> None:
         del tensors["encoder.layer.1.output.dense.bias"]
