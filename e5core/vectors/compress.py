@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from e5core.vectors.arrays import as_array
 from e5core.vectors.cosine import vector_lengths
 
 LARGEST_NUMBER = 127  # of an int8 vector; -128 is left out, so that the range is symmetric
@@ -47,7 +48,7 @@ def quantize_vectors(
     Raises ValueError if a vector is zero or has a NaN or an infinity, and if center is missing or
     has another size.
     """
-    array = np.asarray(vectors)
+    array = as_array(vectors)
     if array.ndim not in (1, 2):
         raise ValueError(f"vectors has the shape {array.shape}, expected [n, hidden_size]")
     if form not in ("int8", "binary"):
@@ -64,7 +65,7 @@ def quantize_vectors(
             "center is missing: E5's vectors point nearly the same way and share most signs; pass "
             "center=vectors.mean(axis=0) of the passages, and the same one for queries"
         )
-    middle = np.asarray(center)
+    middle = as_array(center)
     if middle.shape != array.shape[-1:]:
         raise ValueError(f"center has the shape {middle.shape}, expected {array.shape[-1:]}")
     if not np.isfinite(middle).all():

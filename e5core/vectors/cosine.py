@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from e5core.vectors.arrays import as_array
+
 _FLOAT32 = np.finfo(np.float32)
 # Between these, squares that are summed in float32 neither vanish nor overflow.
 _SAFE_SQUARES = (1e-30, 1e30)
@@ -23,12 +25,12 @@ def similarity(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.float32]:
     unit_a, unit_b = unit_vectors("a", a), unit_vectors("b", b)
     check_same_size("a", unit_a, "b", unit_b)
     scores: npt.NDArray[np.float32] = unit_a @ unit_b.T
-    return scores.reshape(np.shape(a)[:-1] + np.shape(b)[:-1])
+    return scores.reshape(as_array(a).shape[:-1] + as_array(b).shape[:-1])
 
 
 def unit_vectors(name: str, vectors: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Vectors as [n, hidden_size] float32 of unit length."""
-    array = np.atleast_2d(np.asarray(vectors))
+    array = np.atleast_2d(as_array(vectors))
     if array.ndim != 2:
         raise ValueError(f"{name} has the shape {array.shape}, expected [n, hidden_size]")
     unit: npt.NDArray[np.float64] = array / vector_lengths(name, array)[:, None]

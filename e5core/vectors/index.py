@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from e5core.vectors.arrays import as_array
 from e5core.vectors.compress import Form, quantize_vectors
 from e5core.vectors.search import Collection, SearchResult, check_top_k, rescored
 from e5core.vectors.stored import Row, open_stored
@@ -47,7 +48,7 @@ class Index:
 
         Raises ValueError if the numbers of vectors, ids and texts differ.
         """
-        self.vectors = np.asarray(vectors)
+        self.vectors = as_array(vectors)
         self.ids, self.texts = ids, texts
         self.rows: Sequence[Row] | None = None
         self.made_from: dict[str, Any] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from e5core.vectors.arrays import as_array
 from e5core.vectors.best import Best
 from e5core.vectors.cosine import (
     check_same_size,
@@ -64,10 +65,10 @@ def search(
     Raises ValueError as `similarity` does.
     """
     check_top_k(top_k)
-    vectors = np.asarray(passages)
+    vectors = as_array(passages)
     if quantized is None:
         return Collection(vectors, center).search(queries, top_k)
-    return rescored(queries, vectors, Collection(np.asarray(quantized), center), top_k, oversample)
+    return rescored(queries, vectors, Collection(as_array(quantized), center), top_k, oversample)
 
 
 def check_top_k(top_k: int) -> None:
@@ -90,7 +91,7 @@ def rescored(
         raise ValueError(f"quantized has {len(small.vectors)} vectors, passages {len(vectors)}")
     # Ascending, so that a stable sort prefers the lower index.
     near = np.sort(small.search(queries, top_k * oversample).indices)
-    wide = np.atleast_2d(np.asarray(queries))
+    wide = np.atleast_2d(as_array(queries))
     check_same_size("queries", wide, "passages", vectors)
     near = near.reshape(len(wide), -1)
     k = min(top_k, near.shape[1])
@@ -102,7 +103,7 @@ def rescored(
         exact = exact_cosines(wide[query], rows)
         best = np.argsort(-exact, kind="stable")[:k]
         scores[query], indices[query] = exact[best], found[best]
-    shape = (*np.shape(queries)[:-1], k)
+    shape = (*as_array(queries).shape[:-1], k)
     return SearchResult(indices.reshape(shape), scores.reshape(shape))
 
 
@@ -122,7 +123,7 @@ class Collection:
 
     def search(self, queries: npt.ArrayLike, top_k: int) -> SearchResult:
         """The `top_k` vectors of highest cosine similarity, as `search` describes them."""
-        raw = np.atleast_2d(np.asarray(queries))
+        raw = np.atleast_2d(as_array(queries))
         unit = unit_vectors("queries", raw)
         hidden_size = raw.shape[1]
         packed = self._holds_bits(hidden_size)
@@ -138,7 +139,7 @@ class Collection:
         scores = np.empty((len(unit), k), dtype=np.float32)
         if k and len(unit):
             self._fill(indices, scores, raw, unit, packed)
-        shape = (*np.shape(queries)[:-1], k)
+        shape = (*as_array(queries).shape[:-1], k)
         return SearchResult(indices.reshape(shape), scores.reshape(shape))
 
     def _fill(
@@ -227,7 +228,7 @@ def _check_center(center: npt.ArrayLike | None, hidden_size: int) -> npt.NDArray
             f"there are bits of {hidden_size} dimensions, but no center; pass the one that "
             "quantize_vectors got"
         )
-    array = np.asarray(center)
+    array = as_array(center)
     if array.shape != (hidden_size,):
         raise ValueError(f"center has the shape {array.shape}, expected [{hidden_size}]")
     return array

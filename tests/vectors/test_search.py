@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from e5core import search, similarity
+from e5core import quantize_vectors, search, similarity
 
 # The package's `search` is the function, so that the module has to be asked for by name.
 SEARCH = importlib.import_module("e5core.vectors.search")
@@ -204,3 +204,26 @@ def test_memory_does_not_grow_with_queries_times_passages() -> None:
     tracemalloc.stop()
     # The full score matrix has 800 MB; one block of scores has 16,384 × 256 × 4 = 17 MB.
     assert 16e6 < peak < 50e6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_tensors_of_any_dtype(dtype: str) -> None:
+    """NumPy has no bfloat16; a tensor with gradients and a list of tensors are vectors too."""
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    queries, passages = (
+        torch.randn(n, 16, generator=generator).to(getattr(torch, dtype)) for n in (3, 40)
+    )
+    arrays = queries.float().numpy(), passages.float().numpy()
+    expected = search(*arrays, top_k=5)
+    forms = [(queries, passages), (list(queries), list(passages))]
+    forms += [(queries.requires_grad_(), passages.requires_grad_())]
+    for form in forms:
+        found = search(*form, top_k=5)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+        assert similarity(*form).shape == (3, 40)
+    assert search(queries[0], passages, top_k=5).indices.shape == (5,)
+    np.testing.assert_array_equal(
+        quantize_vectors(passages, "int8"), quantize_vectors(passages.detach().float(), "int8")
+    )
