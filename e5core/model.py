@@ -14,7 +14,7 @@ from torch import Tensor
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.encoder import Encoder
-from e5core.pipeline import Pipeline
+from e5core.pipeline import Pipeline, Reduction
 from e5core.pooling import l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
@@ -37,7 +37,7 @@ _CHOOSE: Any = object()  # embed's input_type when the caller leaves it out
 class EmbedResult:
     """What `E5.embed` returns.
 
-    vectors       [texts, hidden_size] float32; [hidden_size] for a single str
+    vectors       [texts, dimension] float32; [dimension] for a single str
     token_counts  [texts] int64  tokens of each text before any cut, with prefix, `<s>`, `</s>`
     truncated     [texts] bool   whether the end of the text was cut off
     blank         [texts] bool   whether nothing of the text can be seen: such vectors are near
@@ -62,16 +62,18 @@ class E5:
         encoder: Encoder,
         tokenizer: SentencePieceTokenizer,
         *,
-        pooling: str = "mean",
+        pooling: str | Reduction = "mean",
         prompts: str | Mapping[str, str] | None = None,
         max_length: int | None = None,
+        truncate_dim: int | None = None,
     ) -> None:
         """Put a model together from its parts; `from_pretrained` does it from files.
 
-        pooling     "mean" or "cls"
+        pooling     "mean" or "cls", or a reduction as Pipeline takes it
         prompts     "e5", "e5-instruct", "none" or the prefixes of "query" and "passage"; None
                     if they are not known
         max_length  tokens a text may have; None takes the encoder's limit
+        truncate_dim  numbers of a vector that are kept, before it gets unit length; None for all
         """
         self.encoder = encoder
         self.config = encoder.config
@@ -84,6 +86,8 @@ class E5:
             raise ValueError(
                 f"max_length is {max_length}, this model takes 3 to {self.config.max_length}"
             )
+        self.pipeline.kept(truncate_dim)  # raises for what is none
+        self.truncate_dim = truncate_dim
         tokenizer.check_rows(self.config.vocab_size)
 
     @classmethod
@@ -110,13 +114,20 @@ class E5:
             )
         prompts = folder.prompts if options.prompts is None else check_prompts(options.prompts)
         limit = folder.max_length if options.max_length is None else options.max_length
+        encoder = folder.load_encoder(options.dtype, options.device, options.kernels)
         return cls(
-            folder.load_encoder(options.dtype, options.device, options.kernels),
+            encoder,
             folder.load_tokenizer(),
-            pooling=folder.pooling,
+            pooling=folder.load_pooling(encoder.device),
             prompts=prompts,
             max_length=limit,
+            truncate_dim=options.truncate_dim or folder.truncate_dim,
         )
+
+    @property
+    def dimension(self) -> int:
+        """The numbers of a vector."""
+        return self.pipeline.kept(self.truncate_dim)
 
     def encode_query(
         self, texts: str | Iterable[str], *, task: str | None = None, **options: Any
@@ -142,6 +153,7 @@ class E5:
         task: str | None = None,
         truncate: Truncate = "end",
         normalize: bool = True,
+        truncate_dim: int | None = None,
         max_tokens_per_batch: int | None = None,
         show_progress: bool | None = None,
     ) -> EmbedResult:
@@ -155,6 +167,7 @@ class E5:
                     windows and averages their vectors by token count before normalisation;
                     every window has the prefix
         normalize   scale each vector to unit length
+        truncate_dim  numbers of a vector that are kept before that; None takes the model's own
         max_tokens_per_batch  tokens of one forward pass; a single longer text still goes whole
         show_progress  None shows a bar on a terminal and none elsewhere
 
@@ -169,6 +182,7 @@ class E5:
         prefix = prefix_for(self.prompts, input_type, task)
         check_truncate(truncate)
         max_tokens = self.pipeline.budget(max_tokens_per_batch)
+        kept = self.pipeline.kept(self.truncate_dim if truncate_dim is None else truncate_dim)
         single = isinstance(texts, str)
         texts = [texts] if isinstance(texts, str) else several(texts)
         if truncate == "none":
@@ -181,13 +195,13 @@ class E5:
         total = len(texts) if isinstance(texts, Sequence) else None
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
             for ids in self._tokenized(note_blank(texts, blank), prefix):
-                pooled = self._pool(ids, prefix, truncate, max_tokens, advance)
+                pooled = self._pool(ids, prefix, truncate, max_tokens, advance)[:, :kept]
                 self._check_vectors(pooled, first=len(counts))
                 vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
                 counts += map(len, ids)
         token_counts = np.array(counts, dtype=np.int64)
         truncated = (token_counts > self.max_length) & (truncate == "end")
-        stacked = _stack(vectors, len(counts), self.config.hidden_size)
+        stacked = _stack(vectors, len(counts), kept)
         shaped = stacked[0] if single else stacked
         return EmbedResult(shaped, token_counts, truncated, np.array(blank, dtype=np.bool_))
 
@@ -269,9 +283,9 @@ class E5:
             )
 
 
-def _stack(parts: deque[Vectors], rows: int, hidden_size: int) -> Vectors:
+def _stack(parts: deque[Vectors], rows: int, dimension: int) -> Vectors:
     """Parts as one array. Each is freed as it is copied: there are never all of them twice."""
-    stacked = np.empty((rows, hidden_size), dtype=np.float32)
+    stacked = np.empty((rows, dimension), dtype=np.float32)
     place = 0
     while parts:
         part = parts.popleft()

@@ -44,6 +44,8 @@ class Pipeline:
             own = encoder.kernels.pooling(reduction, encoder.device)
             reduction = own or POOLINGS[reduction]
         self.reduce = reduction
+        # The numbers of a row; a reduction may change them.
+        self.size: int = getattr(reduction, "size", encoder.config.hidden_size)
 
     def run(
         self,
@@ -65,7 +67,7 @@ class Pipeline:
         device = self.encoder.device
         batches = plan_batches([len(ids) for ids in sequences], self.budget(max_tokens))
         if not batches:
-            return torch.empty(0, self.encoder.config.hidden_size, device=device)
+            return torch.empty(0, self.size, device=device)
         rows = []
         for batch in batches:
             try:
@@ -78,6 +80,18 @@ class Pipeline:
         # Where each sequence's row lies among those of all batches, one after another.
         order = torch.tensor([i for batch in batches for i in batch])
         return torch.cat(rows)[order.argsort().to(device)]
+
+    def kept(self, truncate_dim: int | None) -> int:
+        """The numbers of a row that are kept: those asked for, or all.
+
+        Raises ValueError if a row has not so many.
+        """
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.size:
+            raise ValueError(
+                f"truncate_dim is {truncate_dim}, this model's vectors have {self.size} numbers; "
+                f"pass 1 to {self.size} (--truncate-dim)"
+            )
+        return self.size if truncate_dim is None else truncate_dim
 
     def budget(self, max_tokens: int | None) -> int:
         """The tokens of one forward pass: those asked for, or what suits the device.

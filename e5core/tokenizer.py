@@ -5,6 +5,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from e5core.formats.files import lfs_way_out
 from e5core.formats.sentencepiece import read_model
 
 BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3  # <s>, <pad>, </s>, <unk>
@@ -38,8 +39,9 @@ class SentencePieceTokenizer:
             self._processor.LoadFromSerializedProto(content)
             specials = [self._processor.IdToPiece(i) for i in range(3)]
         except (RuntimeError, IndexError, OSError, UnicodeDecodeError) as error:
+            way_out = lfs_way_out(path) or "get it again"
             raise ValueError(
-                f"{path} is not a SentencePiece model ({len(content)} bytes)"
+                f"{path} is not a SentencePiece model ({len(content)} bytes); {way_out}"
             ) from error
         if specials != ["<unk>", "<s>", "</s>"]:
             raise ValueError(

@@ -122,7 +122,7 @@ def embed_texts(model: E5, texts: list[str], options: EmbedOptions) -> Embedded:
         options = replace(options, truncate="end")  # counted already; nothing is left to cut
     kept = [index for index in range(len(texts)) if index not in rejected]
     if not kept:
-        return Embedded(np.empty((0, model.config.hidden_size), np.float32), rejected=rejected)
+        return Embedded(np.empty((0, model.dimension), np.float32), rejected=rejected)
     try:
         result = model.embed(
             [texts[index] for index in kept], show_progress=False, **options.of_embed
@@ -166,9 +166,9 @@ def describe(model: E5, options: EmbedOptions) -> dict[str, Any]:
         check_split(*options.passages, model.max_length, model.tokenizer.count(prefix))
     device = model.encoder.device
     return {
-        "hidden_size": model.config.hidden_size,
+        "hidden_size": model.dimension,
         "prefix": prefix,
-        "pooling": model.pooling,
+        "pooling": str(model.pooling),
         "max_length": model.max_length,
         "dtype": str(model.encoder.dtype).removeprefix("torch."),
         "kernels": model.encoder.kernels.name,

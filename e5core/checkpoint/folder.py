@@ -2,20 +2,26 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from e5core.checkpoint import hub, load
+from e5core.checkpoint.adapters import Adapter, find_adapter, lies_elsewhere, merge
+from e5core.checkpoint.dense import Dense, DensePooling
 from e5core.checkpoint.headers import StoredTensor, check_headers, read_headers
+from e5core.checkpoint.limits import json_reader, read_limit, transformer_settings
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.options import LoadOptions
+from e5core.checkpoint.prompts import find_prompts
 from e5core.checkpoint.sentence_transformers import (
+    MODULES_FILE,
+    Steps,
+    check_widths,
     read_activation,
-    read_limit,
-    read_prompts,
     read_steps,
+    read_truncate_dim,
 )
 from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import ClassificationHead, Encoder
@@ -39,23 +45,35 @@ class ModelFolder:
 
     path        where the files lie
     name        the hub id or the folder as the caller named it
+    config_file  config.json, beside which the tokenizer lies
     pooling     "mean" or "cls"
+    dense       linear layers behind the pooling
     prompts     of "query" and "passage", None if nothing tells them
+    named_prompts  all that the folder holds, under its names
+    default_prompt_name  of the one that sentence-transformers puts where it is given none
     max_length  tokens that a text may have, `<s>` and `</s>` included
+    truncate_dim  numbers of a vector that are kept, None for all
     normalizes  whether the vectors have unit length by modules.json
     tokenizer_file  the first of hub.TOKENIZER_FILES that is there
+    lower_case  whether texts are lowered before they are tokenized
     tensors     the weights by published name, as the headers of their files describe them; None
                 if they were left aside
     """
 
     path: Path
     name: str
+    config_file: Path
     config: EncoderConfig
     pooling: str
+    dense: tuple[Dense, ...]
     prompts: dict[str, str] | None
+    named_prompts: Mapping[str, str]
+    default_prompt_name: str | None
     max_length: int
+    truncate_dim: int | None
     normalizes: bool
     tokenizer_file: Path | None
+    lower_case: bool
     tensors: Mapping[str, StoredTensor] | None = field(repr=False)
 
     @classmethod
@@ -78,36 +96,76 @@ class ModelFolder:
             local_files_only=options.local_files_only,
             weights=weights,
         )
-        return cls.read(path, str(model), weights)
+        return cls.read(path, str(model), weights, options)
 
     @classmethod
-    def read(cls, path: Path, name: str | None = None, weights: bool = True) -> "ModelFolder":
+    def read(
+        cls,
+        path: Path,
+        name: str | None = None,
+        weights: bool = True,
+        options: LoadOptions = LoadOptions(),
+    ) -> "ModelFolder":
         """Read a folder; of the weights only the headers, with all their faults in one error.
 
         name     the hub id that the folder was found by, which may tell the prompts
         weights  False for a folder that has none, or has them in another layout
+        options  as for `open`: an adapter's base model may lie elsewhere
         """
         name = str(path) if name is None else name
-        if not (path / CONFIG_FILE).is_file():
+        steps = read_steps(path)
+        inner = steps.transformer
+        adapter, whole = find_adapter(inner), (inner / CONFIG_FILE).is_file()
+        if adapter is not None and lies_elsewhere(adapter, whole):
+            base = cls.open(adapter.base, replace(options, revision=None), weights)
+            return _with_adapter(cls._read(path, name, steps, base, base.tensors), adapter)
+        if not whole:
             raise FileNotFoundError(
-                f"{path} has no {CONFIG_FILE}: it is no model folder in Hugging Face layout"
+                f"{inner} has no {CONFIG_FILE}: it is no model folder in Hugging Face layout"
             )
-        config = EncoderConfig.from_file(path / CONFIG_FILE)
-        steps, prompts, limit = read_steps(path), read_prompts(path, name), read_limit(path)
-        tensors = None
-        if weights:
-            tensors = read_headers(path)
-            check_headers(tensors, config, path)
+        tensors = read_headers(inner) if weights else None
+        folder = cls._read(path, name, steps, None, tensors)
+        if tensors is not None:
+            check_headers(tensors, folder.config, inner)
+        return folder if adapter is None else _with_adapter(folder, adapter)
+
+    @classmethod
+    def _read(
+        cls,
+        path: Path,
+        name: str,
+        steps: Steps,
+        base: "ModelFolder | None",
+        tensors: Mapping[str, StoredTensor] | None,
+    ) -> "ModelFolder":
+        """What the small files say; a base model says what the folder of an adapter does not."""
+        inner = steps.transformer
+        config = base.config if base else EncoderConfig.from_file(inner / CONFIG_FILE)
+        check_widths(steps.dense, config.hidden_size)
+        read = json_reader(inner)
+        root = read if inner == path else json_reader(path)
+        prompts, limit = find_prompts(path, name, root), read_limit(inner, read)
+        if base and limit is None:
+            limit = base.max_length
+        files = (inner / file for file in hub.TOKENIZER_FILES)
+        own_tokenizer = next((file for file in files if file.is_file()), None)
+        silent = base is not None and not (path / MODULES_FILE).is_file()
         return cls(
             path,
             name,
+            base.config_file if base else inner / CONFIG_FILE,
             config,
-            steps.pooling,
-            prompts,
+            base.pooling if base and silent else steps.pooling,
+            base.dense if base and silent else steps.dense,
+            base.prompts if base and prompts.known is None else prompts.known,
+            prompts.named,
+            prompts.default,
             # Some say 514, the rows of the position table, which hold 512 tokens.
             config.max_length if limit is None else min(limit, config.max_length),
-            steps.normalizes,
-            next((path / n for n in hub.TOKENIZER_FILES if (path / n).is_file()), None),
+            read_truncate_dim(path, root),
+            base.normalizes if base and silent else steps.normalizes,
+            own_tokenizer or (base.tokenizer_file if base else None),
+            bool(transformer_settings(inner, read)[1].get("do_lower_case")),
             tensors,
         )
 
@@ -164,6 +222,10 @@ class ModelFolder:
         assert self.tensors is not None, "read with weights=False"
         return load.load_head(self.config, self.tensors)
 
+    def load_pooling(self, device: torch.device) -> str | DensePooling:
+        """What turns the token states of a text into its vector: a pooling's name, or all steps."""
+        return DensePooling(self.pooling, self.dense, device) if self.dense else self.pooling
+
     def load_tokenizer(self) -> SentencePieceTokenizer:
         """The tokenizer; FileNotFoundError says so if there is none.
 
@@ -182,6 +244,13 @@ class ModelFolder:
             if any(why_not(backend, device, torch.int8) is None for backend in wanted):
                 return torch.int8
         return torch.float32
+
+
+def _with_adapter(folder: ModelFolder, adapter: Adapter) -> ModelFolder:
+    """A model with an adapter merged into its weights, unless these were left aside."""
+    if folder.tensors is None:
+        return folder
+    return replace(folder, tensors=merge(adapter, folder.tensors))
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:

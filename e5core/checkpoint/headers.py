@@ -35,12 +35,29 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, as the file's header describes it."""
+    """A tensor in a file, as the file's header describes it.
+
+    update  what an adapter adds to it when it is read
+    """
 
     file: Path
     stored_name: str
     shape: tuple[int, ...]
     dtype: str
+    update: "LowRank | None" = None
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix scale · up · down, as LoRA keeps what it changes about a weight.
+
+    up    [outputs, rank]
+    down  [rank, inputs]
+    """
+
+    up: StoredTensor
+    down: StoredTensor
+    scale: float
 
 
 def weight_files(path: Path) -> tuple[list[Path], dict[str, str]]:
@@ -102,19 +119,25 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
     safetensors, if a tensor is there twice or not in the file that the index says.
     """
     files, weight_map = weight_files(path)
-    tensors = []
-    for file in files:
-        with _open(file) as reader:
-            for name in reader.keys():  # noqa: SIM118 (the reader is no dict)
-                if weight_map.get(name, file.name) != file.name:
-                    raise CheckpointError(
-                        f"{name} is in {file}, but {INDEX_FILE} says {weight_map[name]}: the files "
-                        "are not of one checkpoint; download the whole model again"
-                    )
-                header = reader.get_slice(name)
-                shape = tuple(header.get_shape())
-                tensors.append(StoredTensor(file, name, shape, header.get_dtype()))
+    tensors = [tensor for file in files for tensor in read_tensors(file)]
+    for tensor in tensors:
+        name, file = tensor.stored_name, tensor.file
+        if weight_map.get(name, file.name) != file.name:
+            raise CheckpointError(
+                f"{name} is in {file}, but {INDEX_FILE} says {weight_map[name]}: the files "
+                "are not of one checkpoint; download the whole model again"
+            )
     return by_published_name(tensors, ", ".join(map(str, files)))
+
+
+def read_tensors(file: Path) -> list[StoredTensor]:
+    """All tensors of one file; CheckpointError if it is truncated or no safetensors."""
+    with _open(file) as reader:
+        slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118
+        return [
+            StoredTensor(file, name, tuple(header.get_shape()), header.get_dtype())
+            for name, header in slices.items()
+        ]
 
 
 def by_published_name(tensors: Sequence[StoredTensor], source: str) -> dict[str, StoredTensor]:

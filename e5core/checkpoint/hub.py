@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from e5core.checkpoint.headers import INDEX_FILE, WEIGHTS_FILE, weight_files
-from e5core.checkpoint.sentence_transformers import LIMIT_FILE, MODULES_FILE, PROMPTS_FILE
+from e5core.checkpoint.prompts import PROMPTS_FILE
+from e5core.checkpoint.sentence_transformers import LIMIT_FILE, MODULES_FILE
 from e5core.config import CONFIG_FILE
 
 # In the order of preference; the second is read where a repository lacks the first.

@@ -26,7 +26,7 @@ from e5core.checkpoint.names import (
 )
 from e5core.config import EncoderConfig
 from e5core.encoder import ClassificationHead, Embeddings, Encoder, EncoderLayer
-from e5core.formats.safetensors import open_tensors
+from e5core.formats.safetensors import DTYPES_BY_NAME, open_tensors
 from e5core.kernels import Kernels
 from e5core.kernels.int8_rows import dequantize_rows
 
@@ -165,7 +165,16 @@ def _read_mapped(
     for file, group in groupby(by_file, key=lambda name: stored[name].file):
         with open_tensors(file) as reader:
             for name in group:
-                yield name, reader.get_tensor(stored[name].stored_name)
+                yield name, updated(stored[name], reader.get_tensor(stored[name].stored_name))
+
+
+def updated(stored: StoredTensor, tensor: Tensor) -> Tensor:
+    """A tensor as it was read, with what an adapter adds to it."""
+    if stored.update is None:
+        return tensor
+    (_, up), (_, down) = _read_mapped({"0": stored.update.up, "1": stored.update.down}, ("0", "1"))
+    dtype = DTYPES_BY_NAME[stored.dtype]
+    return tensor.to(dtype) + (up.to(dtype) @ down.to(dtype)) * stored.update.scale
 
 
 def _check_values(stored: StoredTensor, tensor: Tensor, dtype: torch.dtype) -> None:

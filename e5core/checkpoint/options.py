@@ -23,6 +23,8 @@ class LoadOptions:
                 "plain" leave the encoder trainable
     prompts     "e5", "e5-instruct", "none" or a mapping, in place of the model's own
     max_length  tokens to cut texts at, in place of the model's own limit
+    truncate_dim  numbers of a vector that are kept, before it gets unit length; None for all, or
+                as many as the model's files say
     """
 
     revision: str | None = None
@@ -34,3 +36,4 @@ class LoadOptions:
     kernels: str = "auto"
     prompts: str | Mapping[str, str] | None = None
     max_length: int | None = None
+    truncate_dim: int | None = None

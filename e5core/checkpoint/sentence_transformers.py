@@ -1,27 +1,31 @@
-"""The files by which sentence-transformers, and e5core, know a model's pooling, prompts and limit.
+"""The files by which sentence-transformers, and e5core, know a model's steps.
 
-    modules.json                        the steps: Transformer, Pooling, Normalize
-    1_Pooling/config.json               the pooling, in the folder that modules.json names
-    sentence_bert_config.json           the limit, in tokens
-    config_sentence_transformers.json   the prompts; of a cross-encoder what follows its logits
-
-They are read and written here and nowhere else.
+modules.json                        the steps: Transformer, Pooling, Dense, Normalize
+1_Pooling/config.json               the pooling, in the folder that modules.json names
+2_Dense/                            a linear layer behind it, see dense.py
+sentence_bert_config.json           the limit, in tokens, read in limits.py
+config_sentence_transformers.json   the prompts, read in prompts.py; of a cross-encoder what
+                                    follows its logits
 """
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from e5core.checkpoint.dense import Dense, read_dense
+from e5core.checkpoint.headers import WEIGHTS_FILE
+from e5core.checkpoint.limits import TRANSFORMER_FILES, ReadJson
+from e5core.checkpoint.prompts import PROMPTS_FILE, with_document
 from e5core.config import CONFIG_FILE
 from e5core.formats.files import read_json, read_json_object, write_json
 from e5core.pooling import POOLINGS
-from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, PROMPTS_BY_MODEL
 
 MODULES_FILE = "modules.json"
-LIMIT_FILE = "sentence_bert_config.json"
-PROMPTS_FILE = "config_sentence_transformers.json"
+LIMIT_FILE = TRANSFORMER_FILES[0]
 POOLING_FILE = "1_Pooling/config.json"
-STEPS = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+STEPS = (("", "Transformer"), ("1_Pooling", "Pooling"))
 
 # A mode is named by one flag a mode, or (since sentence-transformers 5) by `pooling_mode`. The
 # flags are what is written: newer releases take them too.
@@ -30,10 +34,18 @@ POOLING_FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_to
 
 @dataclass(frozen=True)
 class Steps:
-    """What modules.json and the pooling's config say: "mean" or "cls", and a unit length."""
+    """What modules.json and the configs of its steps say.
+
+    pooling      "mean" or "cls"
+    normalizes   whether the vectors have unit length
+    transformer  the folder of the step Transformer, in which encoder and tokenizer lie
+    dense        the steps Dense, in their order
+    """
 
     pooling: str
     normalizes: bool
+    transformer: Path
+    dense: tuple[Dense, ...] = ()
 
 
 def read_steps(folder: Path) -> Steps:
@@ -42,19 +54,38 @@ def read_steps(folder: Path) -> Steps:
     A folder that says nothing is E5's and gets "mean", and its vectors no unit length. Raises
     ValueError if the folder asks for a pooling, or for a further step, that is not implemented.
     """
-    path, modules = folder / POOLING_FILE, folder / MODULES_FILE
+    modules = folder / MODULES_FILE
     entries = read_json(modules) if modules.is_file() else []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{modules} is not a list of modules")
-    kinds = [str(entry.get("type", "")).rsplit(".", 1)[-1] for entry in entries]
-    for kind, entry in zip(kinds, entries, strict=True):
-        if kind not in ("Transformer", "Pooling", "Normalize"):
+    pooling, transformer, normalizes = folder / POOLING_FILE, folder, False
+    dense: list[Dense] = []
+    for entry in entries:
+        kind = str(entry.get("type", "")).rsplit(".", 1)[-1]
+        path = _inside(folder, entry, modules)
+        if kind == "Transformer":
+            transformer = path
+        elif kind == "Pooling":
+            pooling = path / "config.json"
+        elif kind == "Normalize":
+            normalizes = True
+        elif kind == "Dense":
+            dense.append(read_dense(path, normalized=normalizes))
+            normalizes = False
+        elif kind != "Dropout":  # which does nothing but in training
             raise ValueError(
-                f"{modules} has the step {kind!r}, expected Transformer, Pooling or Normalize"
+                f"{modules} has the step {kind!r}, expected Transformer, Pooling, Dense or "
+                "Normalize"
             )
-        if kind == "Pooling":
-            path = folder / str(entry.get("path", "1_Pooling")) / "config.json"
-    return Steps(_read_pooling(path), "Normalize" in kinds)
+    return Steps(_read_pooling(pooling), normalizes, transformer, tuple(dense))
+
+
+def _inside(folder: Path, entry: dict[str, Any], modules: Path) -> Path:
+    """The folder of a step; nothing outside the model's folder is read, whatever it says."""
+    path = str(entry.get("path") or "")
+    if Path(path).is_absolute() or ".." in Path(path).parts or "\\" in path:
+        raise ValueError(f"{modules} has a step at {path!r}, expected a folder inside its own")
+    return folder / path
 
 
 def _read_pooling(path: Path) -> str:
@@ -68,7 +99,8 @@ def _read_pooling(path: Path) -> str:
         if flag.startswith("pooling_mode_") and value
     ]
     if "pooling_mode" in settings:
-        modes = [str(settings["pooling_mode"])]
+        mode = settings["pooling_mode"]
+        modes = [str(mode) for mode in (mode if isinstance(mode, list) else [mode])]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ValueError(f"{path} asks for the pooling {modes}; e5core has {sorted(POOLINGS)}")
     if not settings.get("include_prompt", True):
@@ -76,42 +108,25 @@ def _read_pooling(path: Path) -> str:
     return modes[0]
 
 
-def read_limit(folder: Path) -> int | None:
-    """The tokens that a text may have by sentence_bert_config.json; None if nothing is said."""
-    path = folder / LIMIT_FILE
-    limit = read_json_object(path).get("max_seq_length") if path.is_file() else None
-    if limit is not None and not isinstance(limit, int):
-        raise ValueError(f"{path}: max_seq_length is {limit!r}, expected a whole number")
-    return limit
+def check_widths(dense: Sequence[Dense], hidden_size: int) -> None:
+    """Raise ValueError unless each step Dense takes as many numbers as it is given."""
+    for step in dense:
+        if step.in_features != hidden_size:
+            raise ValueError(
+                f"{step.folder / 'config.json'}: in_features is {step.in_features}, the vectors "
+                f"before it have {hidden_size} numbers"
+            )
+        hidden_size = step.out_features
 
 
-def read_prompts(folder: Path, name: str) -> dict[str, str] | None:
-    """The prompts of a model in a folder.
-
-    name  the hub id or the folder as the caller named it
-
-    The published ids count first, then what the folder says in
-    config_sentence_transformers.json, then a name that says multilingual-e5. A
-    sentence-transformers folder with none of these uses no prefix, as bge-m3 does. Returns
-    None if nothing tells: guessing would give silently worse vectors.
-    """
-    if name in PROMPTS_BY_MODEL:
-        return dict(PROMPTS_BY_MODEL[name])
-    path = folder / PROMPTS_FILE
-    published = read_json_object(path).get("prompts") if path.is_file() else None
-    if published and not isinstance(published, dict):
-        raise ValueError(f"{path}: prompts is {published!r}, expected an object")
-    prompts = {
-        "query": str((published or {}).get("query") or ""),
-        # sentence-transformers calls a passage a document.
-        "passage": str((published or {}).get("passage") or (published or {}).get("document") or ""),
-    }
-    if any(prompts.values()):
-        return prompts
-    for candidate in (name, folder.name):
-        if "multilingual-e5-" in candidate.lower():
-            return dict(E5_INSTRUCT_PROMPTS if "instruct" in candidate.lower() else E5_PROMPTS)
-    return prompts if path.is_file() or (folder / MODULES_FILE).is_file() else None
+def read_truncate_dim(folder: Path, read: ReadJson) -> int | None:
+    """The numbers of a vector that are kept by config_sentence_transformers.json; None for all."""
+    said = read(PROMPTS_FILE).get("truncate_dim")
+    if said is not None and (type(said) is not int or said < 1):
+        raise ValueError(
+            f"{folder / PROMPTS_FILE}: truncate_dim is {said!r}, expected a whole number from 1 on"
+        )
+    return said
 
 
 def read_activation(folder: Path) -> str | None:
@@ -145,35 +160,47 @@ def write_sentence_transformers_files(
     pooling     "mean" or "cls"
     prompts     of "query" and "passage", None if they are not known
 
-    What config_sentence_transformers.json says beside prompts stays.
+    What config_sentence_transformers.json says beside these prompts stays.
     """
     write_steps(folder, hidden_size, pooling)
     write_json(folder / LIMIT_FILE, {"max_seq_length": max_length, "do_lower_case": False})
     path = folder / PROMPTS_FILE
     settings = read_json_object(path) if path.is_file() else {}
     if prompts is not None:
-        # encode_document looks for "document" before "passage", and is given an empty one if
-        # there is none.
-        settings["prompts"] = {**prompts, "document": prompts["passage"]}
+        settings["prompts"] = {**(settings.get("prompts") or {}), **with_document(prompts)}
     write_json(path, {**settings, "similarity_fn_name": "cosine"})
 
 
-def write_steps(folder: Path, hidden_size: int, pooling: str) -> None:
-    """Write modules.json, with a unit length at its end, and the pooling's config."""
+def write_steps(
+    folder: Path,
+    hidden_size: int,
+    pooling: str,
+    normalizes: bool = True,
+    dense: Sequence[Dense] = (),
+) -> None:
+    """Write modules.json and what its steps hold.
+
+    pooling     "mean" or "cls"
+    normalizes  whether the vectors get unit length
+    dense       steps behind the pooling, which are copied
+    """
+    steps = list(STEPS[:2])
+    for step in dense:
+        if step.normalized:
+            steps.append((f"{len(steps)}_Normalize", "Normalize"))
+        path = f"{len(steps)}_Dense"
+        steps.append((path, "Dense"))
+        (folder / path).mkdir(exist_ok=True)
+        for name in ("config.json", WEIGHTS_FILE):
+            shutil.copyfile(step.folder / name, folder / path / name)
+    if normalizes:
+        steps.append((f"{len(steps)}_Normalize", "Normalize"))
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(STEPS)
+        for i, (path, kind) in enumerate(steps)
     ]
     write_json(folder / MODULES_FILE, modules)
-    path = folder / POOLING_FILE
-    path.parent.mkdir(exist_ok=True)
+    path_of_pooling = folder / POOLING_FILE
+    path_of_pooling.parent.mkdir(exist_ok=True)
     flags = {flag: name == pooling for name, flag in POOLING_FLAGS.items()}
-    write_json(path, {"word_embedding_dimension": hidden_size, **flags})
-
-
-def write_prompts(folder: Path, prompts: Mapping[str, str] | None) -> None:
-    """Say known prompts in a folder that says none: a model's name tells them only to e5core."""
-    path = folder / PROMPTS_FILE
-    content = read_json_object(path) if path.is_file() else {}
-    if prompts and not content.get("prompts"):
-        write_json(path, {**content, "prompts": dict(prompts)})
+    write_json(path_of_pooling, {"word_embedding_dimension": hidden_size, **flags})

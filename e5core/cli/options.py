@@ -26,6 +26,7 @@ MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "kernels": {"choices": ("auto", *BACKENDS)},
     "prompts": {"choices": PROMPTS_BY_NAME, "help": "in place of the model's own prefixes"},
     "max_length": {"type": int, "help": "tokens a text may have"},
+    "truncate_dim": {"type": int, "help": "numbers of a vector that are kept (Matryoshka)"},
 }
 
 

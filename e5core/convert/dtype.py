@@ -19,7 +19,7 @@ from torch import Tensor
 
 from e5core.checkpoint.folder import DTYPES, ModelFolder
 from e5core.checkpoint.names import SCALE_SUFFIX, WORD_EMBEDDINGS
-from e5core.checkpoint.sentence_transformers import write_prompts
+from e5core.checkpoint.prompts import write_prompts
 from e5core.config import CONFIG_FILE, INT8_MODEL_TYPE
 from e5core.convert.folder import (
     SENTENCE_TRANSFORMERS_PATTERNS,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import StoredTensor, by_published_name, check_headers, shards
-from e5core.checkpoint.sentence_transformers import write_prompts
+from e5core.checkpoint.prompts import write_prompts
 from e5core.config import CONFIG_FILE
 from e5core.convert.folder import (
     SENTENCE_TRANSFORMERS_PATTERNS,

@@ -17,7 +17,8 @@ from typing import Any
 from e5core import E5
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.sentence_transformers import PROMPTS_FILE, write_sentence_transformers_files
+from e5core.checkpoint.prompts import PROMPTS_FILE
+from e5core.checkpoint.sentence_transformers import write_sentence_transformers_files
 from e5core.config import CONFIG_FILE
 from e5core.convert.folder import copy_files, replacing_folder
 from e5core.convert.weights import stored_weights, stream_weights, summarize, verify_tensors

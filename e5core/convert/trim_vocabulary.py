@@ -22,7 +22,7 @@ from e5core.checkpoint import hub
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import weight_files
 from e5core.checkpoint.names import WORD_EMBEDDINGS
-from e5core.checkpoint.sentence_transformers import write_prompts
+from e5core.checkpoint.prompts import write_prompts
 from e5core.config import CONFIG_FILE
 from e5core.convert.folder import SENTENCE_TRANSFORMERS_PATTERNS, copy_files, replacing_folder
 from e5core.convert.weights import Weights, stored_weights, stream_weights, summarize

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import WEIGHTS_FILE, StoredTensor, read_headers
+from e5core.checkpoint.load import updated
 from e5core.checkpoint.names import SCALE_SUFFIX, tensor_names
 from e5core.config import EncoderConfig
 from e5core.formats.files import sha256
@@ -62,7 +63,7 @@ def read_safetensor(tensor: StoredTensor) -> Tensor:
     """One tensor of a safetensors file, mapped."""
     with open_tensors(tensor.file) as reader:
         mapped: Tensor = reader.get_tensor(tensor.stored_name)
-        return mapped
+        return updated(tensor, mapped)
 
 
 def stored_weights(folder: ModelFolder) -> Weights:

@@ -14,14 +14,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# What git leaves in the place of a file that Git LFS keeps elsewhere. Source: git-lfs,
+# docs/spec.md.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; ValueError names the file and the place when it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows put a byte order mark before it.
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     # JSONDecodeError and UnicodeDecodeError are both ValueErrors; "[[[[…" exhausts the stack.
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}; get the file again") from error
+        way_out = "get the file again"
+        raise ValueError(
+            f"{path} is not valid JSON: {error}; {lfs_way_out(path) or way_out}"
+        ) from error
+
+
+def lfs_way_out(path: Path) -> str:
+    """What gets the file where there is only a pointer to it; "" if it is no pointer."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) != _LFS_POINTER:
+            return ""
+    return "it is a pointer that git-lfs replaces by the file: run git lfs pull in its folder"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from e5core.formats.files import replacing
+from e5core.formats.files import lfs_way_out, replacing
 
 # Weights lie in this order of dtypes, then by name, as safetensors itself puts them: so that
 # every tensor starts at a multiple of its numbers' size.
@@ -54,7 +54,7 @@ def open_tensors(path: Path) -> safe_open:
     except SafetensorError as error:
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file: {error}; "
-            "download it again"
+            f"{lfs_way_out(path) or 'download it again'}"
         ) from error
 
 

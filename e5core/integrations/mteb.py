@@ -54,7 +54,7 @@ class E5Encoder(AbsEncoder):
                 "revision": revision or "no_revision_available",
                 "n_parameters": config.num_parameters,
                 "max_tokens": self.model.max_length,
-                "embed_dim": config.hidden_size,
+                "embed_dim": self.model.dimension,
                 "framework": ["PyTorch"],
                 "similarity_fn_name": ScoringFunction.COSINE,
                 "use_instructions": True,

@@ -76,7 +76,7 @@ class Embedder:
         vectors = self._embed(rows.column_names, rows)
         # Every reader of Parquet knows lists; Ray would store an array in a type of its own.
         flat = pa.array(vectors.reshape(-1))
-        lists = pa.FixedSizeListArray.from_arrays(flat, self.model.config.hidden_size)
+        lists = pa.FixedSizeListArray.from_arrays(flat, self.model.dimension)
         return rows.append_column(self.vector_column, lists)
 
     def _embed(self, names: list[str], rows: Any) -> Vectors:

@@ -36,7 +36,8 @@ class SentenceTransformer(Module):
     `encode` puts no prefix before a text unless one is asked for, as there: code that writes
     "query: " and "passage: " itself gets the same vectors. `encode_query` and `encode_document`
     put the model's own. (sentence-transformers 6.2 leaves documents without one where a folder
-    calls it "passage", as E5's do.)
+    calls it "passage", as E5's do.) Prompts of other names, and the one that the folder calls its
+    default, are those of the folder.
 
     Whatever the library has and this class lacks is a TypeError that names what to use: see
     missing.py.
@@ -49,6 +50,7 @@ class SentenceTransformer(Module):
         device: str | torch.device | None = None,
         prompts: dict[str, str] | None = None,
         default_prompt_name: str | None = None,
+        truncate_dim: int | None = None,
         cache_folder: str | Path | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
@@ -59,7 +61,9 @@ class SentenceTransformer(Module):
         """Load a model, or take one that is loaded.
 
         prompts              prefixes by name, beside the model's own "query" and "document"
-        default_prompt_name  the one that `encode` puts where it is given none
+        default_prompt_name  the one that `encode` puts where it is given none; None takes the
+                             folder's
+        truncate_dim         numbers of a vector that are kept; None takes the folder's
         model_kwargs         further options of E5.from_pretrained, such as dtype
         others               refused where they ask for anything: see missing.py
 
@@ -67,21 +71,23 @@ class SentenceTransformer(Module):
         those of E5 have, and those of a loaded model; elsewhere on request.
         """
         refuse_arguments(others)
-        names = ("device", "cache_dir", "revision", "local_files_only", "token")
+        names = ("device", "cache_dir", "revision", "local_files_only", "token", "truncate_dim")
         values = (name_device(device), cache_folder, revision, local_files_only, token)
-        given = zip(names, values, strict=True)
+        given = zip(names, (*values, truncate_dim), strict=True)
         options: dict[str, Any] = {name: value for name, value in given if value}
         options |= model_kwargs or {}
+        self.prompts: dict[str, str] = {}
         if isinstance(model_name_or_path, E5):
             self.model, self._normalizes = as_model(E5, model_name_or_path, options), True
         else:
             load = LoadOptions(**options)
             folder = ModelFolder.open(model_name_or_path, load)
             self.model, self._normalizes = E5.from_folder(folder, load), folder.normalizes
-        self.prompts: dict[str, str] = {}
+            self.prompts |= folder.named_prompts
+            default_prompt_name = default_prompt_name or folder.default_prompt_name
         if self.model.prompts is not None:
             query, passage = self.model.prompts["query"], self.model.prompts["passage"]
-            self.prompts = {"query": query, "document": passage, "passage": passage}
+            self.prompts |= {"query": query, "document": passage, "passage": passage}
         self.prompts |= prompts or {}
         self.default_prompt_name = default_prompt_name
         if default_prompt_name is not None:
@@ -126,7 +132,7 @@ class SentenceTransformer(Module):
         return self.max_seq_length
 
     def get_embedding_dimension(self) -> int:
-        return self.model.config.hidden_size
+        return self.model.dimension
 
     def get_sentence_embedding_dimension(self) -> int:
         return self.get_embedding_dimension()
@@ -163,10 +169,11 @@ class SentenceTransformer(Module):
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
         device: Any = None,
         **others: Any,
     ) -> Any:
-        """Vectors of texts, with no prefix but the one asked for.
+        """Vectors of texts, with no prefix but the one asked for, or the default prompt's.
 
         prompt_name  a key of `prompts`, whose value is put before every text; "query" for search
                      requests and every text of a symmetric task, "document" for what is found
@@ -174,9 +181,11 @@ class SentenceTransformer(Module):
         batch_size   a pass takes at most the tokens of so many longest texts; None leaves it to
                      e5core, whose packed batches count tokens anyway
         show_progress_bar  None shows one on a terminal
+        truncate_dim  numbers of a vector that are kept, before it gets unit length where the
+                     model's vectors have it; None takes the model's own
         device, others  refused where they ask for anything that is not done: see missing.py
 
-        returns  [texts, hidden_size] float32: an array, with convert_to_tensor a tensor on the
+        returns  [texts, dimension] float32: an array, with convert_to_tensor a tensor on the
                  model's device, with neither a list of tensors; without the first axis for a
                  str; for no texts an empty array or tensor of the shape [0]
 
@@ -196,6 +205,7 @@ class SentenceTransformer(Module):
             texts,
             prefix,
             normalize=self._normalizes or normalize_embeddings,
+            truncate_dim=truncate_dim,
             max_tokens_per_batch=budget,
             show_progress=show_progress_bar,
         )

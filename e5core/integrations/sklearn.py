@@ -36,6 +36,7 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         device: str | None = None,
         kernels: str = "auto",
         prompts: str | Mapping[str, str] | None = None,
+        truncate_dim: int | None = None,
     ) -> None:
         """Set the parameters; the model is loaded when it is first needed.
 
@@ -54,6 +55,7 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.device = device
         self.kernels = kernels
         self.prompts = prompts
+        self.truncate_dim = truncate_dim
 
     def fit(self, X: Iterable[str], y: object = None) -> "E5Transformer":  # noqa: N803
         """Check that X holds texts. Nothing is learnt."""
@@ -73,6 +75,7 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             task=self.task,
             truncate=self.truncate,
             normalize=self.normalize,
+            truncate_dim=self.truncate_dim,
             show_progress=False,
         )
 
@@ -86,7 +89,7 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     @property
     def _n_features_out(self) -> int:
         """The number of features, from which get_feature_names_out makes their names."""
-        return self._loaded.config.hidden_size
+        return self.truncate_dim or self._loaded.dimension
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

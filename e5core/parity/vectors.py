@@ -38,9 +38,10 @@ def embed(model: E5, texts: Sequence[str], kind: Kind) -> Vectors:
 def encode_ids(model: E5, ids: Sequence[Sequence[int]], batch_size: int) -> Vectors:
     """Unit vectors of tokenized texts in the model's precision, packed `batch_size` at a time."""
     vectors = []
+    reduce = POOLINGS[model.pooling] if isinstance(model.pooling, str) else model.pooling
     with torch.inference_mode():
         for start in range(0, len(ids), batch_size):
             batch = pack(ids[start : start + batch_size], model.config)
-            pooled = POOLINGS[model.pooling](model.encoder(batch), batch.cu_seqlens)
+            pooled = reduce(model.encoder(batch), batch.cu_seqlens)
             vectors.append(l2_normalize(pooled).numpy())
     return np.concatenate(vectors)

@@ -37,8 +37,8 @@ def test_the_limit_is_never_more_than_the_position_table_holds(make_tiny: Any) -
     for says, limit in ((20, 20), (999, TINY["bert"].max_length)):
         write_json(folder / "sentence_bert_config.json", {"max_seq_length": says})
         assert ModelFolder.read(folder).max_length == limit
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": "20"})
-    with pytest.raises(ValueError, match="max_seq_length is '20', expected a whole number"):
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": "twenty"})
+    with pytest.raises(ValueError, match="max_seq_length is 'twenty', expected a whole number"):
         ModelFolder.read(folder)
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from e5core.checkpoint.sentence_transformers import (
-    read_limit,
-    read_prompts,
-    read_steps,
-    write_prompts,
-    write_sentence_transformers_files,
-)
+from e5core.checkpoint.limits import read_limit
+from e5core.checkpoint.prompts import find_prompts, write_prompts
+from e5core.checkpoint.sentence_transformers import read_steps, write_sentence_transformers_files
 from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, NO_PROMPTS
+
+
+def read_prompts(folder: Path, name: str) -> dict[str, str] | None:
+    return find_prompts(folder, name).known
+
 
 # ---- modules.json and the pooling
 
@@ -139,9 +140,10 @@ def test_query_prompt_alone_leaves_passages_plain(tmp_path: Path) -> None:
 def test_sentence_transformers_folder_without_prompts_has_none(
     tmp_path: Path, prompts: object
 ) -> None:
-    """As bge-m3 says it."""
+    """As bge-m3 says it; nobody has chosen them, and other models are asked about."""
     say(tmp_path, prompts)
-    assert read_prompts(tmp_path, "b/bge") == NO_PROMPTS
+    assert read_prompts(tmp_path, "BAAI/bge-m3") == NO_PROMPTS
+    assert read_prompts(tmp_path, "b/bge") is None
 
 
 def test_prompts_of_another_shape(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""The number of tokens that a text may have, from every file that may say it."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from e5core.formats.files import read_json_object
+
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+# The settings of sentence-transformers' Transformer step. Older releases named the file after the
+# model's type; the first one that is there counts (sentence-transformers 6.2, transformer.py).
+TRANSFORMER_FILES = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_xlm-roberta_config.json",
+)
+
+# A file of JSON by its name → the object in it, {} if there is no such file.
+ReadJson = Callable[[str], dict[str, Any]]
+
+
+def json_reader(folder: Path) -> ReadJson:
+    """What reads the JSON files of a folder, each of them once."""
+
+    @cache
+    def read(name: str) -> dict[str, Any]:
+        path = folder / name
+        return read_json_object(path) if path.is_file() else {}
+
+    return read
+
+
+def transformer_settings(folder: Path, read: ReadJson) -> tuple[str, dict[str, Any]]:
+    """The file with the settings of the Transformer step and what it says."""
+    names = [name for name in TRANSFORMER_FILES if (folder / name).is_file()]
+    name = names[0] if names else TRANSFORMER_FILES[0]
+    return name, read(name)
+
+
+def read_limit(folder: Path, read: ReadJson | None = None) -> int | None:
+    """The tokens that a text may have by a folder's files; None if they set no limit.
+
+    folder  where config.json lies
+    read    what reads its JSON files; None reads them anew
+
+    As in sentence-transformers, the settings of its Transformer step count first and the
+    tokenizer's model_max_length second. Raises ValueError for what is no number of tokens.
+    """
+    read = read or json_reader(folder)
+    name, settings = transformer_settings(folder, read)
+    said: list[tuple[str, Mapping[str, Any], str]] = [
+        *(
+            (name, inner, "model_max_length")
+            for key in ("processor_kwargs", "tokenizer_args")
+            if isinstance(inner := settings.get(key), dict)
+        ),
+        (name, settings, "max_seq_length"),
+        (TOKENIZER_CONFIG_FILE, read(TOKENIZER_CONFIG_FILE), "model_max_length"),
+        (TOKENIZER_CONFIG_FILE, read(TOKENIZER_CONFIG_FILE), "max_len"),  # its older name
+    ]
+    for file, content, key in said:
+        if content.get(key) is not None:
+            return _whole(content[key], f"{folder / file}: {key}")
+    return None
+
+
+def _whole(value: Any, name: str) -> int | None:
+    """A number of tokens, however it is written; None for one that is no limit.
+
+    A tokenizer without a limit has one of 1e30 in transformers, which JSON may call Infinity.
+    """
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) else math.nan
+    except OverflowError:  # a whole number with more than 308 digits
+        number = math.inf
+    except ValueError:
+        number = math.nan
+    if isinstance(value, bool) or not number > 0 or (number < 1e18 and number != int(number)):
+        raise ValueError(f"{name} is {value!r}, expected a whole number of tokens")
+    return int(number) if number < 1e18 else None

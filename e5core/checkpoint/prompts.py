@@ -1,0 +1,158 @@
+"""Which prefixes a model takes: by its id, by its files, by what it was made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from e5core.checkpoint.limits import ReadJson, json_reader
+from e5core.formats.files import read_json_object, write_json
+from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, NO_PROMPTS, PROMPTS_BY_MODEL
+
+PROMPTS_FILE = "config_sentence_transformers.json"
+CARD_FILE = "README.md"
+ADAPTER_FILE = "adapter_config.json"
+
+# Models with this encoder and tokenizer whose authors say that their texts need no prefix.
+# Source: their cards on the hub.
+WITHOUT_PROMPTS = {
+    "baai/bge-m3",
+    "baai/bge-m3-retromae",
+    "baai/bge-m3-unsupervised",
+    "ibm-granite/granite-embedding-107m-multilingual",
+    "ibm-granite/granite-embedding-278m-multilingual",
+    "sentence-transformers/paraphrase-multilingual-minilm-l12-v2",
+    "sentence-transformers/paraphrase-multilingual-mpnet-base-v2",
+    "sentence-transformers/paraphrase-xlm-r-multilingual-v1",
+    "sentence-transformers/stsb-xlm-r-multilingual",
+}
+_WITHOUT_PROMPTS_NAMES = {name.rsplit("/", 1)[-1] for name in WITHOUT_PROMPTS}
+
+# What sentence-transformers calls a passage, in the order in which its encode_document looks.
+PASSAGE_NAMES = ("document", "passage", "corpus")
+
+# What sentence-transformers 5 and later save where nobody has set a prompt.
+UNCHOSEN = {"query", "document"}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a model.
+
+    known    of "query" and "passage"; None if nothing tells which texts take which
+    named    all that the folder holds, under its names
+    default  the name of the one that sentence-transformers puts where it is given none
+    """
+
+    known: dict[str, str] | None
+    named: dict[str, str] = field(default_factory=dict)
+    default: str | None = None
+
+
+def find_prompts(folder: Path, name: str, read: ReadJson | None = None) -> Prompts:
+    """The prompts of a model in a folder.
+
+    name  the hub id or the folder as the caller named it
+    read  what reads the folder's JSON files; None reads them anew
+
+    The published ids count first, then what the folder says in
+    config_sentence_transformers.json, then a name that says multilingual-e5, or one of a model
+    that is known to need no prefix: the model's own, or that of the base model that the model
+    card or an adapter names. Where nothing tells, nothing is known: guessing would give silently
+    worse vectors.
+    """
+    settings = (read or json_reader(folder))(PROMPTS_FILE)
+    named = _named(folder / PROMPTS_FILE, settings.get("prompts"))
+    default = settings.get("default_prompt_name")
+    if default is not None and default not in named:
+        raise ValueError(
+            f"{folder / PROMPTS_FILE}: default_prompt_name is {default!r}, the prompts are "
+            f"{sorted(named)}"
+        )
+    if name in PROMPTS_BY_MODEL:
+        return Prompts(dict(PROMPTS_BY_MODEL[name]), named, default)
+    if any(named.values()) or named.keys() - UNCHOSEN:
+        return Prompts(_by_input_type(named), named, default)
+    candidates = (name, folder.resolve().name, *base_models(folder))
+    found = (by_name(candidate) for candidate in candidates)
+    return Prompts(next((prompts for prompts in found if prompts), None), named, default)
+
+
+def by_name(name: str) -> dict[str, str] | None:
+    """The prompts that an id, or a folder called like one, is known to take."""
+    if "multilingual-e5-" in name.lower():
+        return dict(E5_INSTRUCT_PROMPTS if "instruct" in name.lower() else E5_PROMPTS)
+    if name.lower().rstrip("/").rsplit("/", 1)[-1] in _WITHOUT_PROMPTS_NAMES:
+        return dict(NO_PROMPTS)
+    return None
+
+
+def base_models(folder: Path) -> list[str]:
+    """The models that a folder's adapter and its model card say it was made from."""
+    found = []
+    if (folder / ADAPTER_FILE).is_file():
+        found.append(str(read_json_object(folder / ADAPTER_FILE).get("base_model_name_or_path")))
+    if (folder / CARD_FILE).is_file():
+        found += _base_models_of_card((folder / CARD_FILE).read_text("utf-8-sig", "replace"))
+    return found
+
+
+def _base_models_of_card(card: str) -> list[str]:
+    """`base_model` of a card's YAML, a name or a list of them; other YAML is passed over."""
+    lines = card.splitlines()
+    if not lines or lines[0].strip() != "---":
+        return []
+    found: list[str] = []
+    inside = False
+    for line in lines[1:]:
+        if line.strip() == "---":
+            break
+        key, colon, value = line.partition(":")
+        if colon and key == "base_model":
+            inside = not value.strip()
+            found += value.strip().strip("[]").split(",") if value.strip() else []
+        elif inside and line.lstrip().startswith("- "):
+            found.append(line.lstrip()[2:])
+        elif line[:1].strip():  # the next key
+            inside = False
+    return [name.strip().strip("'\"") for name in found]
+
+
+def _named(path: Path, prompts: Any) -> dict[str, str]:
+    if not prompts:
+        return {}
+    if not isinstance(prompts, dict):
+        raise ValueError(f"{path}: prompts is {prompts!r}, expected an object")
+    for name, prompt in prompts.items():
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"{path}: the prompt {name!r} is {prompt!r}, expected a string")
+    return {name: prompt or "" for name, prompt in prompts.items()}
+
+
+def _by_input_type(named: Mapping[str, str]) -> dict[str, str] | None:
+    """The prompts of queries and passages; None where names of other tasks leave them open."""
+    passages = {named[name] for name in PASSAGE_NAMES if named.get(name)}
+    query = named.get("query", "")
+    if len(passages) > 1:
+        return None
+    if not query and not passages and not set(named) <= {"query", *PASSAGE_NAMES}:
+        return None
+    return {"query": query, "passage": passages.pop() if passages else ""}
+
+
+def write_prompts(folder: Path, prompts: Mapping[str, str] | None) -> None:
+    """Say known prompts in a folder that says none: a model's name tells them only to e5core."""
+    path = folder / PROMPTS_FILE
+    content = read_json_object(path) if path.is_file() else {}
+    said = _named(path, content.get("prompts"))
+    if prompts and not any(said.values()) and not said.keys() - UNCHOSEN:
+        write_json(path, {**content, "prompts": {**said, **with_document(prompts)}})
+
+
+def with_document(prompts: Mapping[str, str]) -> dict[str, str]:
+    """The prompts of queries and passages under all names that sentence-transformers looks for.
+
+    Its encode_document takes "document" before "passage", and is given an empty one if there is
+    none.
+    """
+    return {**prompts, "document": prompts["passage"]}
