@@ -25,6 +25,7 @@ from e5core.texts.passages import Passage, split_text
 from e5core.texts.slices import prefetch, slices
 from e5core.texts.windows import Windows, windows
 from e5core.tokenizer import SentencePieceTokenizer
+from e5core.vectors.stack import stack
 
 Vectors = npt.NDArray[np.float32]
 InputType = Literal["query", "passage"] | None
@@ -201,7 +202,7 @@ class E5:
                 counts += map(len, ids)
         token_counts = np.array(counts, dtype=np.int64)
         truncated = (token_counts > self.max_length) & (truncate == "end")
-        stacked = _stack(vectors, len(counts), kept)
+        stacked = stack(vectors, len(counts), kept)
         shaped = stacked[0] if single else stacked
         return EmbedResult(shaped, token_counts, truncated, np.array(blank, dtype=np.bool_))
 
@@ -281,14 +282,3 @@ class E5:
                 'dtype="float32" (--dtype float32)',
                 first + bad[0],
             )
-
-
-def _stack(parts: deque[Vectors], rows: int, dimension: int) -> Vectors:
-    """Parts as one array. Each is freed as it is copied: there are never all of them twice."""
-    stacked = np.empty((rows, dimension), dtype=np.float32)
-    place = 0
-    while parts:
-        part = parts.popleft()
-        stacked[place : place + len(part)] = part
-        place += len(part)
-    return stacked

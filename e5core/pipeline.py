@@ -44,7 +44,6 @@ class Pipeline:
             own = encoder.kernels.pooling(reduction, encoder.device)
             reduction = own or POOLINGS[reduction]
         self.reduce = reduction
-        # The numbers of a row; a reduction may change them.
         self.size: int = getattr(reduction, "size", encoder.config.hidden_size)
 
     def run(
@@ -82,10 +81,7 @@ class Pipeline:
         return torch.cat(rows)[order.argsort().to(device)]
 
     def kept(self, truncate_dim: int | None) -> int:
-        """The numbers of a row that are kept: those asked for, or all.
-
-        Raises ValueError if a row has not so many.
-        """
+        """The numbers of a row that are kept: all, or those asked for, if it has them."""
         if truncate_dim is not None and not 1 <= truncate_dim <= self.size:
             raise ValueError(
                 f"truncate_dim is {truncate_dim}, this model's vectors have {self.size} numbers; "

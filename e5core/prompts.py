@@ -13,14 +13,6 @@ PROMPTS_BY_NAME: dict[str, dict[str, str]] = {
     "none": NO_PROMPTS,
 }
 
-# The models that their authors publish under these hub ids were trained with these prefixes.
-PROMPTS_BY_MODEL = {
-    "intfloat/multilingual-e5-small": E5_PROMPTS,
-    "intfloat/multilingual-e5-base": E5_PROMPTS,
-    "intfloat/multilingual-e5-large": E5_PROMPTS,
-    "intfloat/multilingual-e5-large-instruct": E5_INSTRUCT_PROMPTS,
-}
-
 INPUT_TYPES = ("query", "passage", None)
 
 

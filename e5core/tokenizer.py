@@ -39,9 +39,9 @@ class SentencePieceTokenizer:
             self._processor.LoadFromSerializedProto(content)
             specials = [self._processor.IdToPiece(i) for i in range(3)]
         except (RuntimeError, IndexError, OSError, UnicodeDecodeError) as error:
-            way_out = lfs_way_out(path) or "get it again"
             raise ValueError(
-                f"{path} is not a SentencePiece model ({len(content)} bytes); {way_out}"
+                f"{path} is not a SentencePiece model ({len(content)} bytes); "
+                f"{lfs_way_out(path) or 'get it again'}"
             ) from error
         if specials != ["<unk>", "<s>", "</s>"]:
             raise ValueError(
@@ -65,6 +65,10 @@ class SentencePieceTokenizer:
     @property
     def vocab_size(self) -> int:
         return self.mask_id + 1
+
+    def pieces(self) -> list[str]:
+        """The pieces in the order of their ids, without XLM-R's specials."""
+        return [self._processor.IdToPiece(k) for k in range(3, self._processor.GetPieceSize())]
 
     def check_rows(self, rows: int) -> None:
         """Raise ValueError if there are more ids than the token table has rows."""

@@ -87,7 +87,7 @@ def read_dense(folder: Path, normalized: bool) -> Dense:
     """The step Dense in a folder; ValueError for what is not implemented."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise ValueError(
             f"modules.json has the step 'Dense', but there is no {path}; download the whole model "
             "again"
         )

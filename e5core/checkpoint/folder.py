@@ -14,15 +14,15 @@ from e5core.checkpoint.headers import StoredTensor, check_headers, read_headers
 from e5core.checkpoint.limits import json_reader, read_limit, transformer_settings
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.options import LoadOptions
-from e5core.checkpoint.prompts import find_prompts
+from e5core.checkpoint.prompts import MODULES_FILE, find_prompts
 from e5core.checkpoint.sentence_transformers import (
-    MODULES_FILE,
     Steps,
     check_widths,
     read_activation,
     read_steps,
     read_truncate_dim,
 )
+from e5core.checkpoint.tokenizers import load_tokenizer
 from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import ClassificationHead, Encoder
 from e5core.formats.safetensors import DTYPES_BY_NAME
@@ -96,7 +96,11 @@ class ModelFolder:
             local_files_only=options.local_files_only,
             weights=weights,
         )
-        return cls.read(path, str(model), weights, options)
+        folder = cls.read(path, str(model), weights, options)
+        if folder.prompts is None and not Path(model).expanduser().is_dir():
+            hub.fetch_card(str(model), options, path)
+            folder = replace(folder, prompts=find_prompts(path, folder.name).known)
+        return folder
 
     @classmethod
     def read(
@@ -233,8 +237,12 @@ class ModelFolder:
         """
         if self.tokenizer_file is None:
             raise FileNotFoundError(f"{self.path} has no {' and no '.join(hub.TOKENIZER_FILES)}")
-        tokenizer = SentencePieceTokenizer(self.tokenizer_file)
-        tokenizer.check_rows(self.config.vocab_size)
+        beside = self.tokenizer_file.parent
+        tokenizer = load_tokenizer(beside, self.tokenizer_file, self.lower_case)
+        try:
+            tokenizer.check_rows(self.config.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{self.tokenizer_file}: {error}") from None
         return tokenizer
 
     def _made_for(self, device: torch.device, kernels: str) -> torch.dtype:

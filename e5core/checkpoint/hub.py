@@ -4,15 +4,23 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from e5core.checkpoint.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
 from e5core.checkpoint.headers import INDEX_FILE, WEIGHTS_FILE, weight_files
-from e5core.checkpoint.prompts import PROMPTS_FILE
-from e5core.checkpoint.sentence_transformers import LIMIT_FILE, MODULES_FILE
+from e5core.checkpoint.limits import TOKENIZER_CONFIG_FILE, TRANSFORMER_FILES
+from e5core.checkpoint.options import LoadOptions
+from e5core.checkpoint.prompts import ADAPTER_FILE, CARD_FILE, MODULES_FILE, PROMPTS_FILE
+from e5core.checkpoint.sentence_transformers import LIMIT_FILE
 from e5core.config import CONFIG_FILE
 
+ADDED_TOKENS_FILE = "added_tokens.json"
 # In the order of preference; the second is read where a repository lacks the first.
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 SMALL_FILES = (CONFIG_FILE, INDEX_FILE, MODULES_FILE, LIMIT_FILE, PROMPTS_FILE)
 _POOLING = "_Pooling/config.json"
+# What tells more about fine-tuned models. A cache that an older release filled lacks these.
+TUNED_FILES = (*TRANSFORMER_FILES[1:], TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, ADAPTER_FILE)
+# The folders of the steps in modules.json end with these names.
+_TRANSFORMER, _DENSE = "_Transformer/", "_Dense/"
 
 
 def resolve(
@@ -52,15 +60,58 @@ def resolve(
 
 def needed_files(published: set[str], weights: bool = True) -> list[str]:
     """Of all the files of a repository those that loading it reads: no pickles, no exports."""
-    wanted = [name for name in SMALL_FILES if name in published]
-    wanted += sorted(name for name in published if name.endswith(_POOLING))
-    wanted += [name for name in TOKENIZER_FILES if name in published][:1]
-    if weights and WEIGHTS_FILE in published:
-        wanted.append(WEIGHTS_FILE)
-    elif weights:
-        shards = (name for name in published if name.startswith("model-"))
-        wanted += sorted(name for name in shards if name.endswith(".safetensors"))
-    return wanted
+    inner = _transformer_folder(published)
+
+    def there(folder: str, *names: str) -> list[str]:
+        return [folder + name for name in names if folder + name in published]
+
+    wanted = there("", *SMALL_FILES, *TUNED_FILES)
+    wanted += there(inner, *SMALL_FILES, *TUNED_FILES) if inner else []
+    wanted += sorted(name for name in published if name.endswith((_POOLING, _DENSE + CONFIG_FILE)))
+    # tokenizer.json says how added tokens are found in a text.
+    tokenizers = 2 if there(inner, ADDED_TOKENS_FILE) else 1
+    wanted += there(inner, *TOKENIZER_FILES)[:tokenizers]
+    if not weights:
+        return wanted
+    wanted += sorted(name for name in published if name.endswith(_DENSE + WEIGHTS_FILE))
+    wanted += there(inner, ADAPTER_WEIGHTS_FILE)
+    if whole := there(inner, WEIGHTS_FILE):
+        return wanted + whole
+    shards = (name for name in published if name.startswith(inner + "model-"))
+    return wanted + sorted(name for name in shards if name.endswith(".safetensors"))
+
+
+def fetch_card(name: str, options: LoadOptions, folder: Path) -> None:
+    """Add the model card to a download, if there is one and the hub can be reached.
+
+    folder  the download, which is called like its commit
+    """
+    if options.local_files_only or (folder / CARD_FILE).is_file():
+        return
+    from huggingface_hub import errors, snapshot_download
+
+    with suppress(OSError, ValueError, *errors.HfHubHTTPError.__bases__):
+        cache = Path(options.cache_dir).expanduser() if options.cache_dir else None
+        snapshot_download(
+            name,
+            revision=folder.name,
+            cache_dir=cache,
+            token=options.token,
+            allow_patterns=[CARD_FILE],
+        )
+
+
+def _transformer_folder(published: set[str]) -> str:
+    """Where a repository has its encoder: "" or a folder like "0_Transformer/"."""
+    configs = (name for name in published if name.endswith(_TRANSFORMER + CONFIG_FILE))
+    return min((name.removesuffix(CONFIG_FILE) for name in configs), default="")
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise FileNotFoundError if a folder of the cache lacks weights."""
+    inner = next(folder.glob("*" + _TRANSFORMER), folder)
+    if not (inner / ADAPTER_WEIGHTS_FILE).is_file():
+        weight_files(inner)
 
 
 def _download(
@@ -105,7 +156,9 @@ def _download(
             reason = f"the hub cannot be reached ({cause})"
             return _cached(name, revision, cache, weights, reason)
         raise OSError(f"the download of {name} broke off ({cause}); try again") from error
-    if weights and not {WEIGHTS_FILE, INDEX_FILE} & published:
+    inner = _transformer_folder(published)
+    files = {inner + file for file in (WEIGHTS_FILE, INDEX_FILE, ADAPTER_WEIGHTS_FILE)}
+    if weights and not files & published:
         raise FileNotFoundError(
             f"{name} publishes no safetensors weights, and others are never loaded; convert them "
             "to safetensors in a folder of your own"
@@ -133,7 +186,7 @@ def _cached(
         )
         lack = "is in the cache without its weights, or some of them,"
         if weights:
-            weight_files(folder)
+            _check_weights(folder)
         return folder
     at = f" at revision {revision!r}" if revision else ""
     raise FileNotFoundError(

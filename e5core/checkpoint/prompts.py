@@ -7,11 +7,20 @@ from typing import Any
 
 from e5core.checkpoint.limits import ReadJson, json_reader
 from e5core.formats.files import read_json_object, write_json
-from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, NO_PROMPTS, PROMPTS_BY_MODEL
+from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, NO_PROMPTS
 
 PROMPTS_FILE = "config_sentence_transformers.json"
+MODULES_FILE = "modules.json"
 CARD_FILE = "README.md"
 ADAPTER_FILE = "adapter_config.json"
+
+# The models that their authors publish under these hub ids were trained with these prefixes.
+PROMPTS_BY_MODEL = {
+    "intfloat/multilingual-e5-small": E5_PROMPTS,
+    "intfloat/multilingual-e5-base": E5_PROMPTS,
+    "intfloat/multilingual-e5-large": E5_PROMPTS,
+    "intfloat/multilingual-e5-large-instruct": E5_INSTRUCT_PROMPTS,
+}
 
 # Models with this encoder and tokenizer whose authors say that their texts need no prefix.
 # Source: their cards on the hub.
@@ -58,8 +67,9 @@ def find_prompts(folder: Path, name: str, read: ReadJson | None = None) -> Promp
     The published ids count first, then what the folder says in
     config_sentence_transformers.json, then a name that says multilingual-e5, or one of a model
     that is known to need no prefix: the model's own, or that of the base model that the model
-    card or an adapter names. Where nothing tells, nothing is known: guessing would give silently
-    worse vectors.
+    card or an adapter names. A sentence-transformers folder that has no list of prompts uses none,
+    as bge-m3 does; one with a list of empty ones is what sentence-transformers saves where nobody
+    has chosen. Where nothing tells, nothing is known: guessing would give silently worse vectors.
     """
     settings = (read or json_reader(folder))(PROMPTS_FILE)
     named = _named(folder / PROMPTS_FILE, settings.get("prompts"))
@@ -74,8 +84,11 @@ def find_prompts(folder: Path, name: str, read: ReadJson | None = None) -> Promp
     if any(named.values()) or named.keys() - UNCHOSEN:
         return Prompts(_by_input_type(named), named, default)
     candidates = (name, folder.resolve().name, *base_models(folder))
-    found = (by_name(candidate) for candidate in candidates)
-    return Prompts(next((prompts for prompts in found if prompts), None), named, default)
+    known = next(filter(None, map(by_name, candidates)), None)
+    listed = (folder / PROMPTS_FILE).is_file() or (folder / MODULES_FILE).is_file()
+    if known is None and listed and not named:
+        known = dict(NO_PROMPTS)
+    return Prompts(known, named, default)
 
 
 def by_name(name: str) -> dict[str, str] | None:

@@ -17,12 +17,11 @@ from typing import Any
 from e5core.checkpoint.dense import Dense, read_dense
 from e5core.checkpoint.headers import WEIGHTS_FILE
 from e5core.checkpoint.limits import TRANSFORMER_FILES, ReadJson
-from e5core.checkpoint.prompts import PROMPTS_FILE, with_document
+from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE, with_document
 from e5core.config import CONFIG_FILE
 from e5core.formats.files import read_json, read_json_object, write_json
 from e5core.pooling import POOLINGS
 
-MODULES_FILE = "modules.json"
 LIMIT_FILE = TRANSFORMER_FILES[0]
 POOLING_FILE = "1_Pooling/config.json"
 STEPS = (("", "Transformer"), ("1_Pooling", "Pooling"))

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from e5core.checkpoint.prompts import PROMPTS_FILE
-from e5core.checkpoint.sentence_transformers import LIMIT_FILE, MODULES_FILE
+from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE
+from e5core.checkpoint.sentence_transformers import LIMIT_FILE
 from e5core.config import CONFIG_FILE
 from e5core.formats.files import lock_folder
 

@@ -57,14 +57,8 @@ def unigram_model(pieces: Sequence[tuple[str, float]], charsmap: bytes) -> bytes
         *(_piece(piece, score, NORMAL) for piece, score in pieces[len(FAIRSEQ_SPECIALS) :]),
     ]
     trainer_spec = field(_MODEL_TYPE, _UNIGRAM) + field(_VOCAB_SIZE, len(vocabulary))
-    normalizer_spec = (
-        field(1, b"nmt_nfkc")
-        + field(2, charsmap)
-        + field(3, 1)  # add_dummy_prefix
-        + field(4, 1)  # remove_extra_whitespaces
-        + field(5, 1)  # escape_whitespaces
-    )
-    specs = field(_TRAINER_SPEC, trainer_spec) + field(_NORMALIZER_SPEC, normalizer_spec)
+    specs = field(_TRAINER_SPEC, trainer_spec)
+    specs += field(_NORMALIZER_SPEC, _normalizer_spec(charsmap))
     return b"".join(vocabulary) + specs
 
 
@@ -108,6 +102,32 @@ def read_charsmap(content: bytes) -> bytes:
             f"{[*trainer.values(), *normalizer.values()]}, those of XLM-R are {expected}"
         )
     return charsmap
+
+
+def without_charsmap(content: bytes) -> bytes:
+    """A SentencePiece model that takes texts as they are, but for white space."""
+    return _with_normalizer(content, _normalizer_spec(b""))
+
+
+def charsmap_model(charsmap: bytes) -> bytes:
+    """A SentencePiece model that only normalises: no white space is added, dropped or escaped."""
+    pieces = [(special, 0.0) for special in FAIRSEQ_SPECIALS] + [("a", 0.0)]
+    return _with_normalizer(unigram_model(pieces, b""), _normalizer_spec(charsmap, spaces=0))
+
+
+def _with_normalizer(content: bytes, spec: bytes) -> bytes:
+    parts = (
+        field(number, spec) if number == _NORMALIZER_SPEC else raw
+        for number, _, raw in _fields(content)
+    )
+    return b"".join(parts)
+
+
+def _normalizer_spec(charsmap: bytes, spaces: int = 1) -> bytes:
+    """A table to normalise by, and what happens to white space: as in XLM-R, or nothing."""
+    # add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces
+    flags = (field(number, spaces) for number in (3, 4, 5))
+    return field(1, b"nmt_nfkc") + field(2, charsmap) + b"".join(flags)
 
 
 def keep_pieces(content: bytes, kept: Collection[int]) -> bytes:

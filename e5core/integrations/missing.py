@@ -46,7 +46,6 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
         ("sentence_embedding",),
         "for token states call model.model.encoder on a batch of pack()",
     ),
-    "truncate_dim": ((None,), "cut the vectors: vectors[:, :256], then l2_normalize"),
     "pool": ((None,), _BULK),
     "chunk_size": ((None,), _BULK),
     "trust_remote_code": ((False, None), "leave it out: e5core runs no code from the hub"),

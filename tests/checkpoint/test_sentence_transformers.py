@@ -136,14 +136,20 @@ def test_query_prompt_alone_leaves_passages_plain(tmp_path: Path) -> None:
     assert read_prompts(tmp_path, "s/arctic") == {"query": "query: ", "passage": ""}
 
 
-@pytest.mark.parametrize("prompts", [{}, None, {"query": "", "document": ""}])
+@pytest.mark.parametrize("prompts", [{}, None])
 def test_sentence_transformers_folder_without_prompts_has_none(
     tmp_path: Path, prompts: object
 ) -> None:
-    """As bge-m3 says it; nobody has chosen them, and other models are asked about."""
+    """As bge-m3 says it."""
     say(tmp_path, prompts)
-    assert read_prompts(tmp_path, "BAAI/bge-m3") == NO_PROMPTS
+    assert read_prompts(tmp_path, "b/bge") == NO_PROMPTS
+
+
+def test_empty_prompts_that_nobody_chose_are_asked_for(tmp_path: Path) -> None:
+    """As sentence-transformers 5 and later save them."""
+    say(tmp_path, {"query": "", "document": ""})
     assert read_prompts(tmp_path, "b/bge") is None
+    assert read_prompts(tmp_path, "BAAI/bge-m3") == NO_PROMPTS
 
 
 def test_prompts_of_another_shape(tmp_path: Path) -> None:

@@ -1,0 +1,182 @@
+"""The tokenizer of a folder: SentencePiece, and what a tokenizer.json puts around it."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+import sentencepiece
+
+from e5core.checkpoint.limits import TOKENIZER_CONFIG_FILE, json_reader
+from e5core.formats.fast_tokenizer import (
+    MASK,
+    SPECIALS,
+    AddedToken,
+    TextStep,
+    TextSteps,
+    read_text_steps,
+    vocabulary_text,
+)
+from e5core.formats.sentencepiece import (
+    FAIRSEQ_SPECIALS,
+    charsmap_model,
+    read_charsmap,
+    read_model,
+    without_charsmap,
+)
+from e5core.tokenizer import SentencePieceTokenizer
+
+SPM_FILE, JSON_FILE = "sentencepiece.bpe.model", "tokenizer.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class FastTokenizer(SentencePieceTokenizer):
+    """SentencePiece with the text steps and the added tokens of a Hugging Face fast tokenizer.
+
+    A text is cut at added tokens first; what lies between them is normalised, cut at those that
+    are looked for in normalised text, and goes to SentencePiece part by part. Source:
+    huggingface/tokenizers, tokenizers/src/tokenizer/added_vocabulary.rs.
+    """
+
+    def __init__(self, path: Path, steps: TextSteps) -> None:
+        """Load a SentencePiece model or a tokenizer.json, and put steps around it."""
+        super().__init__(path)
+        self.steps = steps
+        self._charsmap = None
+        if steps.after or steps.added:
+            # SentencePiece's normalisation stands between steps then, and on its own.
+            content = read_model(path)
+            self._charsmap = sentencepiece.SentencePieceProcessor()
+            self._charsmap.LoadFromSerializedProto(charsmap_model(read_charsmap(content)))
+            self._processor.LoadFromSerializedProto(without_charsmap(content))
+        self._raw = _Finder(token for token in steps.added if not token.normalized)
+        normalized = (token for token in steps.added if token.normalized)
+        self._normalized = _Finder(
+            replace(token, content=self._normalize(token.content)) for token in normalized
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        return max([self.mask_id, *(token.id for token in self.steps.added)]) + 1
+
+    def encode_pieces(self, text: str) -> list[int]:
+        """The ids of a text without `<s>` and `</s>`."""
+        if not isinstance(text, str) or _SURROGATE.search(text):
+            return super().encode_pieces(text)  # raises
+        ids: list[int] = []
+        for raw in self._raw.split(text):
+            if isinstance(raw, int):
+                ids.append(raw)
+                continue
+            for part in self._normalized.split(self._normalize(raw)):
+                ids += [part] if isinstance(part, int) else super().encode_pieces(part)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The normalised text of a list of ids, with the texts of added tokens."""
+        contents = {token.id: token.content for token in self.steps.added}
+        parts: list[str] = []
+        run: list[int] = []
+        for i in ids:
+            if i in contents:
+                parts += [super().decode(run), contents[i]]
+                run = []
+            else:
+                run.append(i)
+        return " ".join(filter(None, [*parts, super().decode(run)]))
+
+    def _normalize(self, text: str) -> str:
+        for step in self.steps.before:
+            text = step(text)
+        if self._charsmap is not None:
+            text = self._charsmap.Normalize(text)
+        for step in self.steps.after:
+            text = step(text)
+        return text
+
+
+class _Finder:
+    """Finds added tokens in a text: the leftmost, of those the longest."""
+
+    def __init__(self, tokens: Iterable[AddedToken]) -> None:
+        self._tokens = {token.content: token for token in tokens if token.content}
+        longest_first = sorted(self._tokens, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The parts of a text in order, added tokens as their ids."""
+        start = 0
+        for match in self._pattern.finditer(text) if self._tokens else ():
+            token = self._tokens[match[0]]
+            first, last = match.span()
+            if token.single_word and (
+                re.search(r"\w\Z", text[:first]) or re.match(r"\w", text[last:])
+            ):
+                continue
+            if token.lstrip:
+                first = max(len(text[:first].rstrip()), start)
+            if token.rstrip:
+                last += len(text[last:]) - len(text[last:].lstrip())
+            if start < first:
+                yield text[start:first]
+            yield token.id
+            start = last
+        if start < len(text):
+            yield text[start:]
+
+
+def load_tokenizer(folder: Path, file: Path, lower_case: bool) -> SentencePieceTokenizer:
+    """The tokenizer of a folder.
+
+    folder      where tokenizer.json and added_tokens.json may lie beside `file`
+    file        the SentencePiece model, or tokenizer.json itself
+    lower_case  whether texts are lowered first
+
+    Raises ValueError for what is damaged, contradicts itself or is not implemented.
+    """
+    fast = folder / JSON_FILE
+    steps = read_text_steps(fast) if fast.is_file() else TextSteps()
+    added = added_tokens(folder)
+    if fast.is_file():
+        missing = sorted({t.content for t in added} - {t.content for t in steps.added})
+        if missing:
+            raise ValueError(
+                f"{folder / TOKENIZER_CONFIG_FILE} or {ADDED_TOKENS_FILE} adds the tokens "
+                f"{missing}, which {fast} lacks; save the tokenizer again"
+            )
+    else:
+        steps = replace(steps, added=tuple(added))
+    if lower_case and TextStep("Lowercase") not in (*steps.before, *steps.after):
+        steps = replace(steps, before=(TextStep("Lowercase"), *steps.before))
+    own = SentencePieceTokenizer(file) if steps == TextSteps() else FastTokenizer(file, steps)
+    if fast.is_file() and file != fast:
+        check_same_pieces(own, file, fast)
+    return own
+
+
+def added_tokens(folder: Path) -> list[AddedToken]:
+    """The tokens beyond XLM-R's that tokenizer_config.json and added_tokens.json name."""
+    found: dict[str, AddedToken] = {}
+    read = json_reader(folder)
+    decoder = read(TOKENIZER_CONFIG_FILE).get("added_tokens_decoder") or {}
+    for number, entry in decoder.items():
+        flags = {k: bool(entry.get(k)) for k in ("single_word", "lstrip", "rstrip", "normalized")}
+        found[entry["content"]] = AddedToken(int(number), entry["content"], **flags)
+    for content, number in read(ADDED_TOKENS_FILE).items():
+        found.setdefault(content, AddedToken(int(number), content))
+    return [t for t in found.values() if t.content not in SPECIALS and t.content != MASK]
+
+
+def check_same_pieces(tokenizer: SentencePieceTokenizer, file: Path, fast: Path) -> None:
+    """ValueError naming both files unless they hold the same pieces under the same ids."""
+    pieces = (*FAIRSEQ_SPECIALS, *tokenizer.pieces(), MASK)
+    for number, (ours, theirs) in enumerate(zip_longest(pieces, vocabulary_text(fast))):
+        # <mask>, and what was added to it, need not stand in the vocabulary.
+        if ours != theirs and not (number >= tokenizer.mask_id and None in (ours, theirs)):
+            raise ValueError(
+                f"{file} and {fast} are not the same tokenizer: id {number} is {ours!r} in the "
+                f"one and {theirs!r} in the other; one of them is left from another model, often "
+                f"{file.name}: remove it"
+            )
