@@ -11,6 +11,7 @@ import sentencepiece
 from e5core.checkpoint.limits import TOKENIZER_CONFIG_FILE, json_reader
 from e5core.formats.fast_tokenizer import (
     MASK,
+    NO_STEPS,
     SPECIALS,
     AddedToken,
     TextStep,
@@ -137,7 +138,7 @@ def load_tokenizer(folder: Path, file: Path, lower_case: bool) -> SentencePieceT
     Raises ValueError for what is damaged, contradicts itself or is not implemented.
     """
     fast = folder / JSON_FILE
-    steps = read_text_steps(fast) if fast.is_file() else TextSteps()
+    steps = read_text_steps(fast) if fast.is_file() else NO_STEPS
     added = added_tokens(folder)
     if fast.is_file():
         missing = sorted({t.content for t in added} - {t.content for t in steps.added})
@@ -150,10 +151,15 @@ def load_tokenizer(folder: Path, file: Path, lower_case: bool) -> SentencePieceT
         steps = replace(steps, added=tuple(added))
     if lower_case and TextStep("Lowercase") not in (*steps.before, *steps.after):
         steps = replace(steps, before=(TextStep("Lowercase"), *steps.before))
-    own = SentencePieceTokenizer(file) if steps == TextSteps() else FastTokenizer(file, steps)
+    own = SentencePieceTokenizer(file) if steps == NO_STEPS else FastTokenizer(file, steps)
     if fast.is_file() and file != fast:
         check_same_pieces(own, file, fast)
     return own
+
+
+def steps_of(tokenizer: SentencePieceTokenizer) -> TextSteps:
+    """What a tokenizer does to a text beside SentencePiece."""
+    return tokenizer.steps if isinstance(tokenizer, FastTokenizer) else NO_STEPS
 
 
 def added_tokens(folder: Path) -> list[AddedToken]:

@@ -19,14 +19,9 @@ from torch import Tensor
 
 from e5core.checkpoint.folder import DTYPES, ModelFolder
 from e5core.checkpoint.names import SCALE_SUFFIX, WORD_EMBEDDINGS
-from e5core.checkpoint.prompts import write_prompts
 from e5core.config import CONFIG_FILE, INT8_MODEL_TYPE
-from e5core.convert.folder import (
-    SENTENCE_TRANSFORMERS_PATTERNS,
-    TOKENIZER_PATTERNS,
-    copy_files,
-    replacing_folder,
-)
+from e5core.convert.folder import replacing_folder
+from e5core.convert.settings import copy_settings, copy_tokenizer_files
 from e5core.convert.weights import Weights, check_finite, stored_weights, stream_weights, summarize
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.safetensors import TensorHeader
@@ -48,9 +43,9 @@ def convert(options: Namespace) -> None:
     result = convert_weights(weights, TARGETS[options.dtype])
     with replacing_folder(options.folder, source, options.force) as folder:
         stream_weights(result, folder)
-        write_config_in(options.dtype, source, folder)
-        copy_files(source, folder, (*TOKENIZER_PATTERNS, *SENTENCE_TRANSFORMERS_PATTERNS))
-        write_prompts(folder, model.prompts)
+        write_config_in(options.dtype, model.config_file, folder)
+        copy_tokenizer_files(model, folder)
+        copy_settings(model, folder)
         if options.verify:
             verify_copy(folder, options.source, options.dtype)
     summarize(result, options.folder)
@@ -108,8 +103,8 @@ def to_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def write_config_in(dtype: str, source: Path, folder: Path) -> None:
-    """The source's config.json, but for what it says about precision."""
-    content = read_json_object(source / CONFIG_FILE)
+    """A source's config.json, but for what it says about precision."""
+    content = read_json_object(source)
     content["model_type"] = content.pop("encoder_type", content["model_type"])
     for key in ("dtype", "torch_dtype"):  # the one of transformers 5, the other of 4
         if key in content:

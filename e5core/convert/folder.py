@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from e5core.checkpoint.limits import TRANSFORMER_FILES
 from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE
-from e5core.checkpoint.sentence_transformers import LIMIT_FILE
 from e5core.config import CONFIG_FILE
 from e5core.formats.files import lock_folder
 
@@ -16,13 +16,16 @@ TOKENIZER_PATTERNS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 )
 SENTENCE_TRANSFORMERS_PATTERNS = (
     MODULES_FILE,
-    LIMIT_FILE,
+    *TRANSFORMER_FILES,
     PROMPTS_FILE,
     "*_Pooling/config.json",
     "*_Normalize/config.json",
+    "*_Dense/config.json",
+    "*_Dense/model.safetensors",
 )
 
 

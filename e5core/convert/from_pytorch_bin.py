@@ -14,14 +14,10 @@ from torch import Tensor
 
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import StoredTensor, by_published_name, check_headers, shards
-from e5core.checkpoint.prompts import write_prompts
+from e5core.checkpoint.prompts import ADAPTER_FILE
 from e5core.config import CONFIG_FILE
-from e5core.convert.folder import (
-    SENTENCE_TRANSFORMERS_PATTERNS,
-    TOKENIZER_PATTERNS,
-    copy_files,
-    replacing_folder,
-)
+from e5core.convert.folder import copy_files, replacing_folder
+from e5core.convert.settings import copy_settings, copy_tokenizer_files
 from e5core.convert.weights import stream_weights, summarize, verify_tensors, weights_of
 from e5core.formats.torch_file import TorchFile, dtype_name
 
@@ -47,7 +43,9 @@ def convert(options: Namespace) -> None:
     source = Path(options.source)
     with replacing_folder(options.folder, source, options.force) as target:
         folder = ModelFolder.read(source, options.source, weights=False)
-        files = {path: TorchFile(path) for path in bin_files(source)}
+        if (folder.path / ADAPTER_FILE).is_file():
+            raise ValueError(f"{folder.path / ADAPTER_FILE}: there is an adapter; merge it first")
+        files = {path: TorchFile(path) for path in bin_files(folder.config_file.parent)}
         stored = by_published_name(
             [
                 StoredTensor(path, name, tuple(tensor.shape), dtype_name(tensor))
@@ -62,10 +60,9 @@ def convert(options: Namespace) -> None:
             return files[tensor.file].tensors()[tensor.stored_name]
 
         weights = weights_of(stored, folder.config, read)
-        copy_files(
-            source, target, (CONFIG_FILE, *TOKENIZER_PATTERNS, *SENTENCE_TRANSFORMERS_PATTERNS)
-        )
-        write_prompts(target, folder.prompts)
+        copy_files(folder.config_file.parent, target, [CONFIG_FILE])
+        copy_tokenizer_files(folder, target)
+        copy_settings(folder, target)
         stream_weights(weights, target)
         if options.verify:
             verify_tensors(weights, target)

@@ -4,11 +4,13 @@ Operators: docs/Operators.md of github.com/onnx/onnx. Built node by node: 25% fa
 at 512 tokens than what torch.onnx.export makes of transformers' model (1.32, two cores, 2026-11).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from e5core.checkpoint.dense import Dense
 from e5core.checkpoint.names import (
     POSITION_EMBEDDINGS,
     TOKEN_TYPE_EMBEDDINGS,
@@ -20,7 +22,11 @@ from e5core.config import EncoderConfig
 OPSET = 20
 
 INPUT_IDS, ATTENTION_MASK, OUTPUT = "input_ids", "attention_mask", "sentence_embedding"
+TOKEN_TYPE_IDS = "token_type_ids"
 HIDDEN_STATES = "last_hidden_state"  # sentence-transformers and optimum look for it
+
+# torch's activations whose operators are called otherwise.
+OPERATORS = {"ReLU": "Relu", "GELU": "Gelu"}
 
 LOWEST = float(np.finfo(np.float32).min)
 SMALLEST_NORM = 1e-12  # of torch.nn.functional.normalize
@@ -31,30 +37,48 @@ def is_matrix(name: str) -> bool:
 
     The graph has these as [inputs, outputs], where checkpoints have [outputs, inputs].
     """
-    return name.startswith("encoder.") and ".LayerNorm." not in name and name.endswith(".weight")
+    layers = name.startswith(("encoder.", dense_name(""))) and ".LayerNorm." not in name
+    return layers and name.endswith(".weight")
 
 
-def encoder_model(config: EncoderConfig, pooling: str, hidden_states: bool = False) -> ModelProto:
+def dense_name(number: int | str) -> str:
+    """What the names of a step Dense's tensors start with."""
+    return f"dense.{number}"
+
+
+def encoder_model(
+    config: EncoderConfig,
+    pooling: str,
+    hidden_states: bool = False,
+    dense: Sequence[Dense] = (),
+    token_types: bool = False,
+) -> ModelProto:
     """The model without its weights, which nodes name as they are published.
 
     input_ids           [batch, length] int64
     attention_mask      [batch, length] int64, 1 for tokens and 0 for padding, on either side
-    sentence_embedding  [batch, hidden_size] float32 of unit length; zeros where all is padding
+    token_type_ids      [batch, length] int64, if `token_types`: a third input, for runtimes that
+                        feed it whatever the model; texts are of type 0
+    sentence_embedding  [batch, hidden_size] float32 of unit length; zeros where all is padding.
+                        Behind steps Dense it has as many numbers as the last of them gives
     last_hidden_state   [batch, length, hidden_size] float32, if `hidden_states`: a second output,
                         for libraries that pool themselves; under padding it means nothing
     """
     graph = EncoderGraph(config)
-    x = graph.embeddings()
+    x = graph.embeddings(token_types)
     graph.prepare_attention()
     for layer in range(config.num_hidden_layers):
         x = graph.layer(x, f"encoder.layer.{layer}")
     if hidden_states:
         graph.add("Identity", x, output=HIDDEN_STATES)
-    graph.pool(x, pooling)
+    graph.unit(graph.dense(graph.pool(x, pooling), dense))
 
     texts = (TensorProto.INT64, ["batch", "length"])
     inputs = [(INPUT_IDS, *texts), (ATTENTION_MASK, *texts)]
-    outputs = [(OUTPUT, TensorProto.FLOAT, ["batch", config.hidden_size])]
+    if token_types:
+        inputs.append((TOKEN_TYPE_IDS, *texts))
+    size = dense[-1].out_features if dense else config.hidden_size
+    outputs = [(OUTPUT, TensorProto.FLOAT, ["batch", size])]
     if hidden_states:
         outputs.append((HIDDEN_STATES, TensorProto.FLOAT, ["batch", "length", config.hidden_size]))
     described = [
@@ -99,13 +123,14 @@ class EncoderGraph(Graph):
         # first token it is 0, whose position might not exist.
         self.count = self.add("Max", self.add("CumSum", ATTENTION_MASK, self.one), self.one)
 
-    def embeddings(self) -> str:
+    def embeddings(self, token_types: bool) -> str:
         """The sum of the three tables' rows, normalised: [batch, length, hidden_size]."""
         first = np.int64(self.config.first_position - 1)
         before_first = self.constant("position.before_first", first)
         places = self.add("Add", self.count, before_first)
         position = self.add("Gather", POSITION_EMBEDDINGS, places)
-        kind = self.add("Gather", TOKEN_TYPE_EMBEDDINGS, self.constant("type", np.int64(0)))
+        types = TOKEN_TYPE_IDS if token_types else self.constant("type", np.int64(0))
+        kind = self.add("Gather", TOKEN_TYPE_EMBEDDINGS, types)
         word = self.add("Gather", WORD_EMBEDDINGS, INPUT_IDS)
         x = self.add("Add", self.add("Add", word, kind), position)  # in transformers' order
         return self.layer_norm(x, "embeddings.LayerNorm")
@@ -149,7 +174,7 @@ class EncoderGraph(Graph):
         return self.add("Transpose", reshaped, perm=order)
 
     def pool(self, x: str, pooling: str) -> str:
-        """The mean of the tokens' states, or the first one's, at unit length."""
+        """The mean of the tokens' states, or the first one's."""
         mask = self.mask
         if pooling == "cls":  # the mean of the first token alone
             first = self.add("Equal", self.add("Mul", self.count, ATTENTION_MASK), self.one)
@@ -157,10 +182,32 @@ class EncoderGraph(Graph):
         share = self.add("Unsqueeze", mask, self.axis[-1])
         total = self.add("ReduceSum", self.add("Mul", x, share), self.axis[1], keepdims=0)
         tokens = self.add("ReduceSum", share, self.axis[1], keepdims=0)
-        pooled = self.add("Div", total, self.add("Max", tokens, self.one_float))
-        norm = self.add("ReduceL2", pooled, self.axis[-1], keepdims=1)
-        smallest = self.constant("smallest_norm", np.float32(SMALLEST_NORM))
-        return self.add("Div", pooled, self.add("Max", norm, smallest), output=OUTPUT)
+        return self.add("Div", total, self.add("Max", tokens, self.one_float))
+
+    def dense(self, x: str, steps: Sequence[Dense]) -> str:
+        """sentence-transformers' steps Dense on [batch, in_features]."""
+        for number, step in enumerate(steps):
+            name = dense_name(number)
+            if step.normalized:
+                x = self.unit(x, output="")
+            y = self.add("MatMul", x, f"{name}.linear.weight")
+            if step.bias:
+                y = self.add("Add", y, f"{name}.linear.bias")
+            if step.activation == "SiLU":
+                y = self.add("Mul", y, self.add("Sigmoid", y))
+            elif step.activation != "Identity":
+                y = self.add(OPERATORS.get(step.activation, step.activation), y)
+            if step.residual and step.in_features != step.out_features:
+                x = self.add("MatMul", x, f"{name}.residual.weight")
+            x = self.add("Add", y, x) if step.residual else y
+        return x
+
+    def unit(self, x: str, output: str = OUTPUT) -> str:
+        """Vectors at unit length."""
+        norm = self.add("ReduceL2", x, self.axis[-1], keepdims=1)
+        place = len(self.nodes)
+        smallest = self.constant(f"smallest_norm.{place}", np.float32(SMALLEST_NORM))
+        return self.add("Div", x, self.add("Max", norm, smallest), output=output)
 
     def linear(self, x: str, name: str) -> str:
         product = self.add("MatMul", x, f"{name}.weight")

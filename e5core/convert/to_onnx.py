@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from e5core import E5
+from e5core.checkpoint.dense import Dense
 from e5core.checkpoint.folder import ModelFolder
 from e5core.convert.dtype import to_dtype
 from e5core.convert.folder import replacing_folder
@@ -49,6 +50,11 @@ Ids = Sequence[Sequence[int]]
 def add_arguments(parser: ArgumentParser) -> None:
     add_prompt_options(parser)
     parser.add_argument(
+        "--token-type-ids",
+        action="store_true",
+        help="take them as a third input, for runtimes that always feed it",
+    )
+    parser.add_argument(
         "--largest-in-file",
         type=int,
         default=LARGEST_IN_FILE,
@@ -67,11 +73,13 @@ def convert(options: Namespace) -> None:
     source = ModelFolder.open(options.source)
     with replacing_folder(options.folder, source.path, options.force) as target:
         result = write_all_but_weights(source, target, options)
-        weights = turn_matrices(stored_weights(source))
+        weights = turn_matrices(with_dense(stored_weights(source), source.dense))
         (target / "onnx").mkdir()
         with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
             files = write_onnx(
-                encoder_model(source.config, source.pooling, hidden_states=True),
+                encoder_model(
+                    source.config, source.pooling, True, source.dense, options.token_type_ids
+                ),
                 weights.headers,
                 weights.read,
                 target / "onnx" / "model.onnx",
@@ -79,11 +87,29 @@ def convert(options: Namespace) -> None:
                 lambda size: advance(size / 1e6),
             )
         if options.verify:
-            verify_in_onnxruntime(source.path, files[0], min(LONGEST, source.max_length))
+            limit = min(LONGEST, source.max_length)
+            verify_in_onnxruntime(source.path, files[0], limit, options.token_type_ids)
     files = [options.folder / file.relative_to(target) for file in files]
     parameters = sum(prod(header.shape) for header in weights.headers.values())
     print_summary(options.folder, files, len(weights.headers), parameters)
     warn_of_missing_prompts(result)
+
+
+def with_dense(weights: Weights, dense: Sequence[Dense]) -> Weights:
+    """Weights with those of steps Dense, under the names that the graph has for them."""
+    from e5core.convert.onnx_graph import dense_name
+
+    tensors = {
+        f"{dense_name(number)}.{name}": tensor
+        for number, step in enumerate(dense)
+        for name, tensor in step.load().items()
+    }
+    headers = {name: TensorHeader(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+
+    def read(name: str) -> Tensor:
+        return tensors[name] if name in tensors else weights.read(name)
+
+    return Weights({**weights.headers, **headers}, read, weights.left_out)
 
 
 def turn_matrices(weights: Weights) -> Weights:
@@ -130,11 +156,13 @@ def batches_to_compare(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]
     yield [longest[:2], longest, *texts[:6]], True
 
 
-def verify_in_onnxruntime(source: Path, file: Path, max_length: int) -> None:
+def verify_in_onnxruntime(
+    source: Path, file: Path, max_length: int, token_types: bool = False
+) -> None:
     """Raise ValueError unless ONNX Runtime gives the vectors that e5core gives for the source."""
     import onnxruntime
 
-    from e5core.convert.onnx_graph import OUTPUT
+    from e5core.convert.onnx_graph import OUTPUT, TOKEN_TYPE_IDS
 
     model = E5.from_pretrained(source, dtype="float32", device="cpu", prompts="none")
     batches = list(batches_to_compare(model, max_length))
@@ -148,7 +176,10 @@ def verify_in_onnxruntime(source: Path, file: Path, max_length: int) -> None:
         ) from error
     worst = 0.0
     for (ids, left), vectors in zip(batches, expected, strict=True):
-        (found,) = session.run([OUTPUT], pad(ids, left))
+        inputs = pad(ids, left)
+        if token_types:
+            inputs[TOKEN_TYPE_IDS] = np.zeros_like(inputs["input_ids"])
+        (found,) = session.run([OUTPUT], inputs)
         difference = float(np.abs(found - vectors).max())
         if not difference <= UNIT_VECTOR_FLOAT32:  # a NaN is not either
             raise ValueError(

@@ -9,6 +9,7 @@ libraries is needed, except by --verify.
 """
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +18,17 @@ from typing import Any
 from e5core import E5
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.prompts import PROMPTS_FILE
-from e5core.checkpoint.sentence_transformers import write_sentence_transformers_files
+from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE
+from e5core.checkpoint.sentence_transformers import (
+    LIMIT_FILE,
+    write_sentence_transformers_files,
+    write_steps,
+)
+from e5core.checkpoint.tokenizers import steps_of
 from e5core.config import CONFIG_FILE
 from e5core.convert.folder import copy_files, replacing_folder
 from e5core.convert.weights import stored_weights, stream_weights, summarize, verify_tensors
+from e5core.formats.fast_tokenizer import NO_STEPS
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.sentencepiece import read_model
 from e5core.formats.tokenizer_json import write_fast_tokenizer
@@ -64,11 +71,13 @@ def verify_vectors(source: ModelFolder, target: Path) -> None:
         prompts=source.prompts or "none",
         max_length=source.max_length,
     )
+    ours.truncate_dim = None  # the library does not scale what it has cut
     expected = ours.encode_query(texts), ours.encode_passage(texts)
     del ours  # one model at a time is in memory
     library: Any = SentenceTransformer
     theirs = library(str(target), device="cpu")
-    options = {"convert_to_numpy": True, "show_progress_bar": False}
+    theirs.truncate_dim = None
+    options = {"show_progress_bar": False, "normalize_embeddings": True}
     found = theirs.encode_query(texts, **options), theirs.encode_document(texts, **options)
     pairs = zip(expected, found, strict=True)
     worst = max(float(abs(left - right).max()) for left, right in pairs)
@@ -84,8 +93,8 @@ def verify_vectors(source: ModelFolder, target: Path) -> None:
 
 
 def write_float32_config(source: Path, target: Path) -> None:
-    """The source's config.json, with the encoder's own type and the precision of e5core."""
-    content = read_json_object(source / CONFIG_FILE)
+    """A source's config.json, with the encoder's own type and the precision of e5core."""
+    content = read_json_object(source)
     content["model_type"] = content.pop("encoder_type", content["model_type"])
     # Where nothing is said, transformers computes in the precision of the file.
     content.pop("torch_dtype", None)
@@ -93,24 +102,37 @@ def write_float32_config(source: Path, target: Path) -> None:
 
 
 def copy_tokenizer(source: ModelFolder, folder: Path) -> None:
-    """The SentencePiece model of a model's folder, and a fast tokenizer's files made from it."""
-    source.load_tokenizer()  # raises where it is damaged or does not fit the token table
+    """A fast tokenizer's files, and the SentencePiece model where that is the whole tokenizer."""
+    tokenizer = source.load_tokenizer()  # raises where it is damaged or does not fit the table
     assert source.tokenizer_file is not None  # it was loaded
     content = read_model(source.tokenizer_file)
-    (folder / TOKENIZER_FILES[0]).write_bytes(content)
-    write_fast_tokenizer(content, folder, source.max_length)
+    steps = steps_of(tokenizer)
+    if steps == NO_STEPS:
+        (folder / TOKENIZER_FILES[0]).write_bytes(content)
+    write_fast_tokenizer(content, folder, source.max_length, steps)
+
+
+def write_settings(source: ModelFolder, target: Path, prompts: Mapping[str, str] | None) -> None:
+    """Write sentence-transformers' files, with prompts that may be other than the source's."""
+    copy_files(source.path, target, [PROMPTS_FILE])
+    size = source.config.hidden_size
+    write_sentence_transformers_files(target, size, source.max_length, source.pooling, prompts)
+    # A folder that lists no steps gets E5's, whose vectors have unit length.
+    normalizes = source.normalizes or not (source.path / MODULES_FILE).is_file()
+    if source.dense or not normalizes:
+        write_steps(target, size, source.pooling, normalizes, source.dense)
+    if source.lower_case:
+        limit = read_json_object(target / LIMIT_FILE)
+        write_json(target / LIMIT_FILE, {**limit, "do_lower_case": True})
 
 
 def write_all_but_weights(source: ModelFolder, target: Path, options: Namespace) -> ModelFolder:
     """Config, tokenizer, pooling and prompts; returns the source with the result's prompts."""
     prompts = check_prompts(options.prompts) if options.prompts else source.prompts
     prompts = with_task(prompts, options.task)
-    write_float32_config(source.path, target)
-    copy_files(source.path, target, [PROMPTS_FILE])
+    write_float32_config(source.config_file, target)
     copy_tokenizer(source, target)
-    write_sentence_transformers_files(
-        target, source.config.hidden_size, source.max_length, source.pooling, prompts
-    )
+    write_settings(source, target, prompts)
     return replace(source, prompts=prompts)
 
 

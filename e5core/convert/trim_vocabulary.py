@@ -9,7 +9,7 @@ into smaller pieces, in the end into single characters, which are all kept.
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,13 @@ from e5core import E5, SentencePieceTokenizer
 from e5core.bulk.sources import STDIN, read_texts
 from e5core.checkpoint import hub
 from e5core.checkpoint.folder import ModelFolder
-from e5core.checkpoint.headers import weight_files
 from e5core.checkpoint.names import WORD_EMBEDDINGS
-from e5core.checkpoint.prompts import write_prompts
+from e5core.checkpoint.tokenizers import steps_of
 from e5core.config import CONFIG_FILE
-from e5core.convert.folder import SENTENCE_TRANSFORMERS_PATTERNS, copy_files, replacing_folder
+from e5core.convert.folder import replacing_folder
+from e5core.convert.settings import copy_settings
 from e5core.convert.weights import Weights, stored_weights, stream_weights, summarize
+from e5core.formats.fast_tokenizer import NO_STEPS, AddedToken, TextSteps
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.safetensors import TensorHeader
 from e5core.formats.sentencepiece import NORMAL, Piece, keep_pieces, read_model, read_pieces
@@ -197,7 +198,7 @@ def report(source: ModelFolder, target: ModelFolder, seen: Comparison) -> None:
     if spare := before.vocab_size - source.load_tokenizer().vocab_size:
         print(f"  {spare} of them belonged to no id of the tokenizer and are left out")
     sizes = [
-        sum(file.stat().st_size for file in weight_files(folder.path)[0])
+        sum(file.stat().st_size for file in {t.file for t in (folder.tensors or {}).values()})
         for folder in (source, target)
     ]
     print(f"bytes of weights: {in_numbers(*sizes)}; the table was {share:.0%} of the parameters")
@@ -240,9 +241,12 @@ def convert(options: Namespace) -> None:
         used |= used_ids(tokenizer, (source.prompts or {}).values())
         assert source.tokenizer_file is not None  # it was loaded
         model = read_model(source.tokenizer_file)
-        rows = kept_ids(read_pieces(model), used)
+        steps = steps_of(tokenizer)
+        kept = kept_ids(read_pieces(model), used | {token.id for token in steps.added})
+        rows = with_added(kept, steps, tokenizer.mask_id)
+        steps = replace(steps, added=renumbered(steps.added, rows))
         weights = trim_table(stored_weights(source), rows)
-        result = write_result(source, target, trim_spm(model, rows), weights)
+        result = write_result(source, target, trim_spm(model, kept), weights, steps)
 
         sample = read_corpus(options.sample) if options.sample else corpus
         seen = compare(tokenizer, result.load_tokenizer(), rows, with_bar(sample))
@@ -254,15 +258,26 @@ def convert(options: Namespace) -> None:
     summarize(weights, options.folder)
 
 
+def with_added(kept: Sequence[int], steps: TextSteps, mask_id: int) -> list[int]:
+    """The old id of each new one, those of added tokens behind `<mask>` as before."""
+    return [*kept, *sorted({token.id for token in steps.added if token.id > mask_id})]
+
+
+def renumbered(added: Iterable[AddedToken], rows: Sequence[int]) -> tuple[AddedToken, ...]:
+    """Added tokens under their new ids."""
+    new = {old: number for number, old in enumerate(rows)}
+    return tuple(replace(token, id=new[token.id]) for token in added)
+
+
 def write_result(
-    source: ModelFolder, target: Path, tokenizer: bytes, weights: Weights
+    source: ModelFolder, target: Path, tokenizer: bytes, weights: Weights, steps: TextSteps
 ) -> ModelFolder:
     """Write the whole folder; ValueError unless it says of itself what the source says."""
-    copy_files(source.path, target, SENTENCE_TRANSFORMERS_PATTERNS)
-    write_prompts(target, source.prompts)
-    (target / hub.TOKENIZER_FILES[0]).write_bytes(tokenizer)
-    write_fast_tokenizer(tokenizer, target, source.max_length)
-    config = read_json_object(source.path / CONFIG_FILE)
+    copy_settings(source, target)
+    if steps == NO_STEPS:
+        (target / hub.TOKENIZER_FILES[0]).write_bytes(tokenizer)
+    write_fast_tokenizer(tokenizer, target, source.max_length, steps)
+    config = read_json_object(source.config_file)
     vocab_size = weights.headers[WORD_EMBEDDINGS].shape[0]
     write_json(target / CONFIG_FILE, {**config, "vocab_size": vocab_size})
     stream_weights(weights, target)

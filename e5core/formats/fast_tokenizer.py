@@ -71,6 +71,9 @@ class TextSteps:
     added: tuple[AddedToken, ...] = ()
 
 
+NO_STEPS = TextSteps()
+
+
 def read_text_steps(path: Path) -> TextSteps:
     """The steps and the added tokens of a tokenizer.json.
 

@@ -7,9 +7,11 @@ in tokenizers/src/tokenizer/serialization.rs.
 
 import base64
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from e5core.formats.fast_tokenizer import NO_STEPS, TextStep, TextSteps
 from e5core.formats.files import replacing, write_json
 from e5core.formats.sentencepiece import (
     CONTROL,
@@ -90,13 +92,40 @@ def tokenizer_json(content: bytes) -> dict[str, Any]:
     }
 
 
-def write_fast_tokenizer(content: bytes, folder: Path, max_length: int) -> None:
+def with_steps(tokenizer: dict[str, Any], steps: TextSteps) -> dict[str, Any]:
+    """What tokenizer.json holds, with text steps and added tokens."""
+    own = [tokenizer["normalizer"]] if tokenizer["normalizer"] else []
+    chain = [*map(_normalizer, steps.before), *own, *map(_normalizer, steps.after)]
+    changed = {"type": "Sequence", "normalizers": chain} if len(chain) > 1 else chain[0]
+    added = [{**asdict(token), "special": not token.normalized} for token in steps.added]
+    return {
+        **tokenizer,
+        "added_tokens": [*tokenizer["added_tokens"], *added],
+        "normalizer": changed,
+    }
+
+
+def _normalizer(step: TextStep) -> dict[str, Any]:
+    if step.kind == "Replace":
+        pattern = {"String": step.pattern}
+        return {"type": step.kind, "pattern": pattern, "content": step.content}
+    return {"type": step.kind}
+
+
+def write_fast_tokenizer(
+    content: bytes, folder: Path, max_length: int, steps: TextSteps = NO_STEPS
+) -> None:
     """tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
     content     a SentencePiece model
     max_length  tokens that a text is cut at
+    steps       what happens to a text beside SentencePiece
     """
     tokenizer = tokenizer_json(content)
+    # transformers 5 makes an XLMRobertaTokenizer of the vocabulary alone.
+    kind = "XLMRobertaTokenizer"
+    if steps != NO_STEPS:
+        tokenizer, kind = with_steps(tokenizer, steps), "PreTrainedTokenizerFast"
     with replacing(folder / "tokenizer.json") as temporary:
         # Indented, a vocabulary of 250,000 takes four times the lines and twice the bytes.
         temporary.write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n", "utf-8")
@@ -106,7 +135,7 @@ def write_fast_tokenizer(content: bytes, folder: Path, max_length: int) -> None:
             **ROLES,
             "add_prefix_space": True,
             "model_max_length": max_length,
-            "tokenizer_class": "XLMRobertaTokenizer",
+            "tokenizer_class": kind,
         },
     )
     write_json(folder / "special_tokens_map.json", ROLES)
