@@ -1,6 +1,7 @@
 """The number of tokens that a text may have, from every file that may say it."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -46,7 +47,8 @@ def read_limit(folder: Path, read: ReadJson | None = None) -> int | None:
     read    what reads its JSON files; None reads them anew
 
     As in sentence-transformers, the settings of its Transformer step count first and the
-    tokenizer's model_max_length second. Raises ValueError for what is no number of tokens.
+    tokenizer's model_max_length second; where neither is there, a tokenizer.json that cuts texts
+    by itself. Raises ValueError for what is no number of tokens.
     """
     read = read or json_reader(folder)
     name, settings = transformer_settings(folder, read)
@@ -63,7 +65,19 @@ def read_limit(folder: Path, read: ReadJson | None = None) -> int | None:
     for file, content, key in said:
         if content.get(key) is not None:
             return _whole(content[key], f"{folder / file}: {key}")
+    if (cut := _truncation(folder / "tokenizer.json")) is not None:
+        return _whole(cut, f"{folder / 'tokenizer.json'}: truncation")
     return None
+
+
+def _truncation(path: Path) -> Any:
+    """Where a tokenizer.json cuts texts by itself, which it says near its beginning."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        start = file.read(4096)
+    found = re.search(rb'"truncation"\s*:\s*\{[^{}]*"max_length"\s*:\s*([^\s,}]+)', start)
+    return found[1].decode("utf-8", "replace").strip('"') if found else None
 
 
 def _whole(value: Any, name: str) -> int | None:

@@ -24,6 +24,7 @@ from e5core.checkpoint.names import (
     names_by_part,
     tensor_names,
 )
+from e5core.checkpoint.prompts import ADAPTER_FILE
 from e5core.config import EncoderConfig
 from e5core.encoder import ClassificationHead, Embeddings, Encoder, EncoderLayer
 from e5core.formats.safetensors import DTYPES_BY_NAME, open_tensors
@@ -116,6 +117,11 @@ def load_checkpoint(encoder: Encoder, path: str | Path) -> None:
     All names and shapes are checked before any tensor is read, and all values before the
     encoder changes. Raises FileNotFoundError or CheckpointError.
     """
+    if (Path(path) / ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"{path} holds an adapter, which E5.from_pretrained merges and this does not; convert "
+            "it to a whole model with: e5core convert dtype"
+        )
     stored = read_headers(Path(path))
     check_headers(stored, encoder.config, path)
     names = tensor_names(encoder.config)
