@@ -25,7 +25,7 @@ from e5core.texts.passages import Passage, split_text
 from e5core.texts.slices import prefetch, slices
 from e5core.texts.windows import Windows, windows
 from e5core.tokenizer import SentencePieceTokenizer
-from e5core.vectors.stack import stack
+from e5core.vectors.stack import kept, stack
 
 Vectors = npt.NDArray[np.float32]
 InputType = Literal["query", "passage"] | None
@@ -87,8 +87,8 @@ class E5:
             raise ValueError(
                 f"max_length is {max_length}, this model takes 3 to {self.config.max_length}"
             )
-        self.pipeline.kept(truncate_dim)  # raises for what is none
         self.truncate_dim = truncate_dim
+        kept(truncate_dim, self.pipeline.size)  # raises for what is none
         tokenizer.check_rows(self.config.vocab_size)
 
     @classmethod
@@ -128,7 +128,7 @@ class E5:
     @property
     def dimension(self) -> int:
         """The numbers of a vector."""
-        return self.pipeline.kept(self.truncate_dim)
+        return kept(self.truncate_dim, self.pipeline.size)
 
     def encode_query(
         self, texts: str | Iterable[str], *, task: str | None = None, **options: Any
@@ -183,7 +183,7 @@ class E5:
         prefix = prefix_for(self.prompts, input_type, task)
         check_truncate(truncate)
         max_tokens = self.pipeline.budget(max_tokens_per_batch)
-        kept = self.pipeline.kept(self.truncate_dim if truncate_dim is None else truncate_dim)
+        size = self.dimension if truncate_dim is None else kept(truncate_dim, self.pipeline.size)
         single = isinstance(texts, str)
         texts = [texts] if isinstance(texts, str) else several(texts)
         if truncate == "none":
@@ -196,13 +196,13 @@ class E5:
         total = len(texts) if isinstance(texts, Sequence) else None
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
             for ids in self._tokenized(note_blank(texts, blank), prefix):
-                pooled = self._pool(ids, prefix, truncate, max_tokens, advance)[:, :kept]
+                pooled = self._pool(ids, prefix, truncate, max_tokens, advance)[:, :size]
                 self._check_vectors(pooled, first=len(counts))
                 vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
                 counts += map(len, ids)
         token_counts = np.array(counts, dtype=np.int64)
         truncated = (token_counts > self.max_length) & (truncate == "end")
-        stacked = stack(vectors, len(counts), kept)
+        stacked = stack(vectors, len(counts), size)
         shaped = stacked[0] if single else stacked
         return EmbedResult(shaped, token_counts, truncated, np.array(blank, dtype=np.bool_))
 

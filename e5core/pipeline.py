@@ -80,15 +80,6 @@ class Pipeline:
         order = torch.tensor([i for batch in batches for i in batch])
         return torch.cat(rows)[order.argsort().to(device)]
 
-    def kept(self, truncate_dim: int | None) -> int:
-        """The numbers of a row that are kept: all, or those asked for, if it has them."""
-        if truncate_dim is not None and not 1 <= truncate_dim <= self.size:
-            raise ValueError(
-                f"truncate_dim is {truncate_dim}, this model's vectors have {self.size} numbers; "
-                f"pass 1 to {self.size} (--truncate-dim)"
-            )
-        return self.size if truncate_dim is None else truncate_dim
-
     def budget(self, max_tokens: int | None) -> int:
         """The tokens of one forward pass: those asked for, or what suits the device.
 

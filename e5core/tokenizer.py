@@ -66,10 +66,6 @@ class SentencePieceTokenizer:
     def vocab_size(self) -> int:
         return self.mask_id + 1
 
-    def pieces(self) -> list[str]:
-        """The pieces in the order of their ids, without XLM-R's specials."""
-        return [self._processor.IdToPiece(k) for k in range(3, self._processor.GetPieceSize())]
-
     def check_rows(self, rows: int) -> None:
         """Raise ValueError if there are more ids than the token table has rows."""
         if self.vocab_size > rows:

@@ -168,6 +168,7 @@ def added_tokens(folder: Path) -> list[AddedToken]:
     read = json_reader(folder)
     decoder = read(TOKENIZER_CONFIG_FILE).get("added_tokens_decoder") or {}
     for number, entry in decoder.items():
+        entry = entry if isinstance(entry, dict) else {"content": str(entry), "normalized": True}
         flags = {k: bool(entry.get(k)) for k in ("single_word", "lstrip", "rstrip", "normalized")}
         found[entry["content"]] = AddedToken(int(number), entry["content"], **flags)
     for content, number in read(ADDED_TOKENS_FILE).items():
@@ -177,7 +178,7 @@ def added_tokens(folder: Path) -> list[AddedToken]:
 
 def check_same_pieces(tokenizer: SentencePieceTokenizer, file: Path, fast: Path) -> None:
     """ValueError naming both files unless they hold the same pieces under the same ids."""
-    pieces = (*FAIRSEQ_SPECIALS, *tokenizer.pieces(), MASK)
+    pieces = (*FAIRSEQ_SPECIALS, *_pieces(tokenizer), MASK)
     for number, (ours, theirs) in enumerate(zip_longest(pieces, vocabulary_text(fast))):
         # <mask>, and what was added to it, need not stand in the vocabulary.
         if ours != theirs and not (number >= tokenizer.mask_id and None in (ours, theirs)):
@@ -186,3 +187,9 @@ def check_same_pieces(tokenizer: SentencePieceTokenizer, file: Path, fast: Path)
                 f"one and {theirs!r} in the other; one of them is left from another model, often "
                 f"{file.name}: remove it"
             )
+
+
+def _pieces(tokenizer: SentencePieceTokenizer) -> list[str]:
+    """The pieces in the order of their ids, without the specials."""
+    processor = tokenizer._processor
+    return [processor.IdToPiece(piece) for piece in range(3, processor.GetPieceSize())]

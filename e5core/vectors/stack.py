@@ -1,4 +1,4 @@
-"""Vectors that come in parts, as one array."""
+"""How many numbers of a vector are kept, and vectors that come in parts, as one array."""
 
 from collections import deque
 
@@ -17,3 +17,13 @@ def stack(parts: deque[Vectors], rows: int, dimension: int) -> Vectors:
         stacked[place : place + len(part)] = part
         place += len(part)
     return stacked
+
+
+def kept(truncate_dim: int | None, size: int) -> int:
+    """The numbers of a vector of `size` that are kept: all, or those asked for, if it has them."""
+    if truncate_dim is not None and not 1 <= truncate_dim <= size:
+        raise ValueError(
+            f"truncate_dim is {truncate_dim}, this model's vectors have {size} numbers; pass 1 to "
+            f"{size} (--truncate-dim)"
+        )
+    return size if truncate_dim is None else truncate_dim
