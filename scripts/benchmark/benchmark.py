@@ -4,6 +4,8 @@
     python scripts/benchmark --model large --engines e5core transformers
     python scripts/benchmark search              an Index beside numpy and faiss, see --help there
 
+Rerankers have a program of their own: python scripts/benchmark/reranking.py.
+
 Every library and precision runs in a process of its own, which stays loaded; they work in turn,
 round by round, so that a machine that slows down slows them all. A ratio is the median of the
 rounds' ratios. Needs the extra `bench`; what is not installed is left out.
@@ -112,7 +114,13 @@ def start_all(options: argparse.Namespace, folder: Path, trial: list[str]) -> li
                 continue
             print(f"loading {name} {precision}", file=sys.stderr, flush=True)
             found = start(
-                name, precision, folder, options.threads, options.device, trial, options.batch_size
+                engine,
+                precision,
+                folder,
+                options.threads,
+                options.device,
+                trial,
+                options.batch_size,
             )
             if isinstance(found, str):
                 print(f"{name} {precision} is left out: {found}", file=sys.stderr)

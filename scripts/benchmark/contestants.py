@@ -14,8 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from engines import ENGINES, Vectors
-from workloads import PREFIX
+from engines import Engine, Vectors
 
 AGREES = 0.9999  # cosine between the float32 vectors of two libraries, or one of them is wrong
 
@@ -56,11 +55,15 @@ class Contestant:
 
 
 def work(
-    connection: Connection, engine: str, folder: Path, precision: str, threads: int, device: str
+    connection: Connection,
+    kind: type[Engine],
+    folder: Path,
+    precision: str,
+    threads: int,
+    device: str,
 ) -> None:
     """A worker's life: export or load once, then do whatever it is asked."""
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (the libraries' own progress and advice)
-    kind = ENGINES[engine]
     loaded: Any = None
     reply: Any
     while True:
@@ -76,7 +79,7 @@ def work(
                 importlib.import_module(kind.package)
                 start = time.perf_counter()
                 loaded = kind(folder, precision, threads, device)
-                loaded.encode([PREFIX + "a first text"], 1)
+                loaded.encode(kind.first, 1)
                 reply = time.perf_counter() - start
             elif what == "encode":
                 start = time.perf_counter()
@@ -108,12 +111,12 @@ def peak_megabytes() -> float:
 
 
 def start(
-    engine: str,
+    kind: type[Engine],
     precision: str,
     folder: Path,
     threads: int,
     device: str,
-    texts: list[str],
+    texts: list[Any],
     batch_size: int | None = None,
 ) -> Contestant | str:
     """A loaded contestant, or why it is not there.
@@ -123,16 +126,16 @@ def start(
     context = multiprocessing.get_context("spawn")
     for stage in ("export", "load"):  # an export's memory is not the engine's
         ours, theirs = context.Pipe()
-        options = (theirs, engine, folder, precision, threads, device)
+        options = (theirs, kind, folder, precision, threads, device)
         process = context.Process(target=work, args=options, daemon=True)
         process.start()
         theirs.close()
-        contestant = Contestant(engine, precision, process, ours)
+        contestant = Contestant(kind.name, precision, process, ours)
         try:
             answer = contestant.ask(stage)
             if stage == "load":
                 contestant.load_seconds = answer
-                sizes = ENGINES[engine].batch_sizes
+                sizes = kind.batch_sizes
                 if batch_size and any(sizes):
                     sizes = (batch_size,)
                 seconds = [
@@ -152,7 +155,7 @@ def start(
 def run_rounds(
     contestants: list[Contestant],
     ceiling: Callable[[str], float],
-    texts: dict[str, list[str]],
+    texts: dict[str, list[Any]],
     rounds: int,
 ) -> dict[str, list[float]]:
     """Fill the contestants' figures; returns the ceilings, GFLOP/s a round, by precision."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from exports import LIMIT, export_onnx, peer_folder
+from workloads import PREFIX
 
 Vectors = npt.NDArray[np.float32]
 
@@ -23,6 +24,7 @@ class Engine:
     package: str  # what has to be installed
     precisions: tuple[str, ...]
     batch_sizes: tuple[int, ...] = (8, 32)  # tried once, the better one counts
+    first: Sequence[Any] = (PREFIX + "a first text",)  # what an engine is warmed up with
 
     @classmethod
     def export(cls, folder: Path, precision: str) -> None:
