@@ -14,7 +14,7 @@ from e5core.checkpoint.headers import StoredTensor, check_headers, read_headers
 from e5core.checkpoint.limits import json_reader, read_limit, transformer_settings
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.options import LoadOptions
-from e5core.checkpoint.prompts import MODULES_FILE, find_prompts
+from e5core.checkpoint.prompts import MODULES_FILE, Prompts, find_prompts
 from e5core.checkpoint.sentence_transformers import (
     Steps,
     check_widths,
@@ -148,7 +148,9 @@ class ModelFolder:
         check_widths(steps.dense, config.hidden_size)
         read = json_reader(inner)
         root = read if inner == path else json_reader(path)
-        prompts, limit = find_prompts(path, name, root), read_limit(inner, read)
+        limit = read_limit(inner, read)
+        # A cross-encoder's name may tell of E5 too, but it reads texts as they are.
+        prompts = Prompts(None, {}, None) if config.num_labels else find_prompts(path, name, root)
         if base and limit is None:
             limit = base.max_length
         files = (inner / file for file in hub.TOKENIZER_FILES)

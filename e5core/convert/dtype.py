@@ -42,7 +42,7 @@ def convert(options: Namespace) -> None:
     source, weights = model.path, stored_weights(model)
     result = convert_weights(weights, TARGETS[options.dtype])
     with replacing_folder(options.folder, source, options.force) as folder:
-        stream_weights(result, folder)
+        stream_weights(result, folder, model.config)
         write_config_in(options.dtype, model.config_file, folder)
         copy_tokenizer_files(model, folder)
         copy_settings(model, folder)
@@ -81,7 +81,7 @@ def convert_weights(weights: Weights, dtype: torch.dtype) -> Weights:
 
 def is_quantized(name: str, header: TensorHeader) -> bool:
     """Whether int8 has the tensor in integers: the token table and what linear layers multiply."""
-    in_layer = not name.startswith(("embeddings.", "pooler."))
+    in_layer = name.startswith("encoder.")  # the head of a cross-encoder stays in float32
     return name == WORD_EMBEDDINGS or (in_layer and len(header.shape) == 2)
 
 
@@ -115,9 +115,10 @@ def write_config_in(dtype: str, source: Path, folder: Path) -> None:
 
 
 def verify_copy(folder: Path, source: str, dtype: str) -> None:
-    """Raise ValueError unless texts have the source's vectors, as far as the dtype allows."""
+    """Raise ValueError unless texts have the source's vectors, or pairs its scores, as far as the
+    dtype allows."""
     result = "int8" if dtype == "int8" else "float32"  # of the arithmetic
     cases = list(against_copy(str(folder), source, result, "float32", bounds=dtype))
     print(table(cases))
     if not all(case.ok for case in cases):
-        raise ValueError(f"in {dtype} the vectors are too far from the source's")
+        raise ValueError(f"in {dtype} the outputs are too far from the source's")

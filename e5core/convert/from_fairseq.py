@@ -239,7 +239,7 @@ def convert(options: Namespace) -> None:
         write_json(target / CONFIG_FILE, config.to_dict())
         copy_files(source, target, [SPM_FILE])
         write_fast_tokenizer((source / SPM_FILE).read_bytes(), target, config.max_length)
-        stream_weights(weights, target)
+        stream_weights(weights, target, config)
         if options.verify:
             verify_tensors(weights, target)
     summarize(weights, options.folder)

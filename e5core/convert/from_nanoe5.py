@@ -211,7 +211,7 @@ def convert_file(source: Path, options: Namespace) -> None:
         write_sentence_transformers_files(
             target, config.hidden_size, config.max_length, "mean", dict(E5_PROMPTS)
         )
-        stream_weights(weights, target)
+        stream_weights(weights, target, config)
         if options.verify:
             verify_tensors(weights, target)
     summarize(weights, options.folder)

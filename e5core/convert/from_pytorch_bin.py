@@ -1,8 +1,9 @@
 """pytorch_model.bin, whole or split, to model.safetensors.
 
 Names become those of today: no task model's prefix, no gamma and beta. Heads and buffers are
-left out; config, tokenizer and sentence-transformers files travel along. A .bin file is a
-pickle: one that brings code is refused, and nothing of it is run.
+left out, but for the head of a cross-encoder, whose names keep the prefix; config, tokenizer and
+sentence-transformers files travel along. A .bin file is a pickle: one that brings code is
+refused, and nothing of it is run.
 
     e5core convert pytorch-bin FOLDER_WITH_BIN NEW_FOLDER
 """
@@ -63,7 +64,7 @@ def convert(options: Namespace) -> None:
         copy_files(folder.config_file.parent, target, [CONFIG_FILE])
         copy_tokenizer_files(folder, target)
         copy_settings(folder, target)
-        stream_weights(weights, target)
+        stream_weights(weights, target, folder.config)
         if options.verify:
             verify_tensors(weights, target)
     summarize(weights, options.folder)

@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from e5core.checkpoint.dense import Dense
 from e5core.checkpoint.names import (
+    HEADS,
     POSITION_EMBEDDINGS,
     TOKEN_TYPE_EMBEDDINGS,
     WORD_EMBEDDINGS,
@@ -24,6 +25,7 @@ OPSET = 20
 INPUT_IDS, ATTENTION_MASK, OUTPUT = "input_ids", "attention_mask", "sentence_embedding"
 TOKEN_TYPE_IDS = "token_type_ids"
 HIDDEN_STATES = "last_hidden_state"  # sentence-transformers and optimum look for it
+LOGITS = "logits"  # and for this, of a cross-encoder
 
 # torch's activations whose operators are called otherwise.
 OPERATORS = {"ReLU": "Relu", "GELU": "Gelu"}
@@ -37,8 +39,8 @@ def is_matrix(name: str) -> bool:
 
     The graph has these as [inputs, outputs], where checkpoints have [outputs, inputs].
     """
-    layers = name.startswith(("encoder.", dense_name(""))) and ".LayerNorm." not in name
-    return layers and name.endswith(".weight")
+    linears = name.startswith(("encoder.", "classifier.", "pooler.", dense_name("")))
+    return linears and ".LayerNorm." not in name and name.endswith(".weight")
 
 
 def dense_name(number: int | str) -> str:
@@ -63,24 +65,28 @@ def encoder_model(
                         Behind steps Dense it has as many numbers as the last of them gives
     last_hidden_state   [batch, length, hidden_size] float32, if `hidden_states`: a second output,
                         for libraries that pool themselves; under padding it means nothing
+    logits              [batch, num_labels] float32, of a model with a head in place of the two
     """
     graph = EncoderGraph(config)
     x = graph.embeddings(token_types)
     graph.prepare_attention()
     for layer in range(config.num_hidden_layers):
         x = graph.layer(x, f"encoder.layer.{layer}")
-    if hidden_states:
-        graph.add("Identity", x, output=HIDDEN_STATES)
-    graph.unit(graph.dense(graph.pool(x, pooling), dense))
-
+    if config.num_labels:
+        graph.head(graph.pool(x, "cls"))
+        outputs = [(LOGITS, TensorProto.FLOAT, ["batch", config.num_labels])]
+    else:
+        graph.unit(graph.dense(graph.pool(x, pooling), dense))
+        size = dense[-1].out_features if dense else config.hidden_size
+        outputs = [(OUTPUT, TensorProto.FLOAT, ["batch", size])]
+        if hidden_states:
+            graph.add("Identity", x, output=HIDDEN_STATES)
+            axes = ["batch", "length", config.hidden_size]
+            outputs.append((HIDDEN_STATES, TensorProto.FLOAT, axes))
     texts = (TensorProto.INT64, ["batch", "length"])
     inputs = [(INPUT_IDS, *texts), (ATTENTION_MASK, *texts)]
     if token_types:
         inputs.append((TOKEN_TYPE_IDS, *texts))
-    size = dense[-1].out_features if dense else config.hidden_size
-    outputs = [(OUTPUT, TensorProto.FLOAT, ["batch", size])]
-    if hidden_states:
-        outputs.append((HIDDEN_STATES, TensorProto.FLOAT, ["batch", "length", config.hidden_size]))
     described = [
         [helper.make_tensor_value_info(*value) for value in values] for values in (inputs, outputs)
     ]
@@ -209,9 +215,14 @@ class EncoderGraph(Graph):
         smallest = self.constant(f"smallest_norm.{place}", np.float32(SMALLEST_NORM))
         return self.add("Div", x, self.add("Max", norm, smallest), output=output)
 
-    def linear(self, x: str, name: str) -> str:
+    def head(self, x: str) -> str:
+        """The logits, of the first tokens' states."""
+        dense, output = (name.removesuffix(".{p}") for name, _, _ in HEADS[self.config.model_type])
+        return self.linear(self.add("Tanh", self.linear(x, dense)), output, LOGITS)
+
+    def linear(self, x: str, name: str, output: str = "") -> str:
         product = self.add("MatMul", x, f"{name}.weight")
-        return self.add("Add", product, f"{name}.bias")
+        return self.add("Add", product, f"{name}.bias", output=output)
 
     def layer_norm(self, x: str, name: str) -> str:
         parameters = (f"{name}.weight", f"{name}.bias")

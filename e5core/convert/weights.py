@@ -11,7 +11,7 @@ from torch import Tensor
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import WEIGHTS_FILE, StoredTensor, read_headers
 from e5core.checkpoint.load import updated
-from e5core.checkpoint.names import SCALE_SUFFIX, tensor_names
+from e5core.checkpoint.names import SCALE_SUFFIX, task_name, tensor_shapes
 from e5core.config import EncoderConfig
 from e5core.formats.files import sha256
 from e5core.formats.safetensors import DTYPES_BY_NAME, TensorHeader, open_tensors, write_tensors
@@ -39,9 +39,10 @@ class Weights:
 
 
 def is_kept(name: str, config: EncoderConfig) -> bool:
-    """Whether a result has the tensor: the encoder's, and a pooler, as transformers expects."""
-    own = name.removesuffix(SCALE_SUFFIX) in tensor_names(config)
-    return own or name.startswith("pooler.dense.")
+    """Whether a result has the tensor: the encoder's, that of a cross-encoder's head, and an
+    encoder's pooler, as transformers expects."""
+    own = name.removesuffix(SCALE_SUFFIX) in tensor_shapes(config)
+    return own or (not config.num_labels and name.startswith("pooler.dense."))
 
 
 def weights_of(stored: Mapping[str, StoredTensor], config: EncoderConfig, read: Read) -> Weights:
@@ -87,12 +88,16 @@ def stored_weights(folder: ModelFolder) -> Weights:
     return Weights(headers, read, weights.left_out)
 
 
-def stream_weights(weights: Weights, folder: Path) -> None:
-    """Write model.safetensors, a tensor at a time; ValueError for a value that is no number."""
+def stream_weights(weights: Weights, folder: Path, config: EncoderConfig) -> None:
+    """Write model.safetensors, a tensor at a time; ValueError for a value that is no number.
+
+    config  whose labels say whether the names are those of a model with a head
+    """
+    names = {task_name(name, config): name for name in weights.headers}
     with progress_bar(round(weights.size / 1e6), None, " MB") as advance:
         write_tensors(
-            weights.headers,
-            lambda name: check_finite(name, weights.read(name)),
+            {stored_name: weights.headers[name] for stored_name, name in names.items()},
+            lambda stored_name: check_finite(stored_name, weights.read(names[stored_name])),
             folder / WEIGHTS_FILE,
             lambda size: advance(size / 1e6),
         )

@@ -7,6 +7,7 @@ import numpy as np
 from e5core import search
 from e5core.checkpoint.folder import ModelFolder
 from e5core.parity.cases import Case, at_least, at_most, worst
+from e5core.parity.rerankers import reranker_against_copy
 from e5core.parity.samples import QUERIES, SENTENCES, spread
 from e5core.parity.tolerances import COPY_BOUNDS
 from e5core.parity.vectors import embed, load
@@ -29,7 +30,16 @@ def against_copy(
             f"{name} has hidden size {sizes[0]}, {other} has {sizes[1]}: they cannot be copies of "
             "one model; give two checkpoints of the same"
         )
+    if folders[0].config.num_labels != folders[1].config.num_labels:
+        raise ValueError(
+            f"{name} has a head of {folders[0].config.num_labels} labels, {other} one of "
+            f"{folders[1].config.num_labels}: they cannot be copies of one model; give two "
+            "checkpoints of the same"
+        )
     coarser = max(dtype, other_dtype, key=list(COPY_BOUNDS).index)
+    if folders[0].config.num_labels:
+        yield from reranker_against_copy(folders, (dtype, other_dtype), sample, bounds or coarser)
+        return
     limits = COPY_BOUNDS[bounds or coarser]
 
     sentences = SENTENCES if sample is None else spread(SENTENCES, sample)

@@ -8,19 +8,36 @@ import torch
 from e5core import E5, pack
 from e5core.checkpoint.folder import ModelFolder
 from e5core.parity.cases import Case, at_most, worst
-from e5core.parity.published import Expectation, FirstNumbers, LastNumbers, published_outputs
+from e5core.parity.published import (
+    FirstNumbers,
+    LastNumbers,
+    Scores,
+    Similarities,
+    published_outputs,
+)
+from e5core.parity.rerankers import reranker_against_published
 from e5core.parity.vectors import Vectors, load
+
+VectorOutput = LastNumbers | FirstNumbers | Similarities
 
 
 def against_published(
     name: str, published_as: str | None = None, dtype: str = "float32"
 ) -> Iterator[Case]:
     expectations = published_outputs(published_as or name)
-    model = load(ModelFolder.open(name), dtype=dtype, device="cpu")
-    return (published_case(model, expected) for expected in expectations)
+    folder = ModelFolder.open(name)
+    scores = [expected for expected in expectations if isinstance(expected, Scores)]
+    if scores:  # the model is a cross-encoder, or loading it says that it is none
+        return reranker_against_published(folder, scores, dtype)
+    model = load(folder, dtype=dtype, device="cpu")
+    return (
+        published_case(model, expected)
+        for expected in expectations
+        if not isinstance(expected, Scores)
+    )
 
 
-def published_case(model: E5, expected: Expectation) -> Case:
+def published_case(model: E5, expected: VectorOutput) -> Case:
     """The setting under which the numbers come nearest decides."""
     differences = {
         setting: worst(numbers, expected.numbers)
@@ -31,7 +48,7 @@ def published_case(model: E5, expected: Expectation) -> Case:
     return at_most(expected.source, expected.tolerance, differences[nearest], note)
 
 
-def outputs(model: E5, expected: Expectation) -> dict[str, Vectors]:
+def outputs(model: E5, expected: VectorOutput) -> dict[str, Vectors]:
     """By the name of the setting, what the model computes in the place of the numbers."""
     encode = partial(model.encode, input_type=None, show_progress=False)
     if isinstance(expected, LastNumbers):

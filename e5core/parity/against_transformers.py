@@ -5,19 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from e5core import E5
 from e5core.checkpoint.folder import ModelFolder
 from e5core.formats.sentencepiece import CHARSMAP
 from e5core.kernels import BACKENDS, why_not
-from e5core.parity.cases import Case, at_most, worst
+from e5core.parity.cases import Case, at_most, error_case, worst
+from e5core.parity.rerankers import reranker_against_transformers
 from e5core.parity.samples import QUERIES, SENTENCES, spread, text_of_length
 from e5core.parity.tolerances import (
     BATCH_INVARIANCE_FLOAT32,
-    FLOAT64_ERROR_FACTOR,
-    FLOAT64_ERROR_STANDARD_ERRORS,
     UNIT_VECTOR_FLOAT32,
 )
 from e5core.parity.vectors import LONGEST, Kind, Vectors, embed, encode_ids, load, task_of
@@ -61,7 +59,7 @@ class Sample:
 def against_transformers(
     name: str, sample: int | None = None, max_length: int | None = None
 ) -> Iterator[Case]:
-    """Compare ids, vectors and batches of a model with those of transformers.
+    """Compare ids, vectors or logits, and batches of a model with those of transformers.
 
     sample      texts of the collection; None takes SAMPLE
     max_length  longest text in tokens; None takes LONGEST, or the model's own limit
@@ -69,6 +67,9 @@ def against_transformers(
     oracle = import_oracle()
     folder = ModelFolder.open(name)
     limit = max_length or min(LONGEST, folder.max_length)
+    if folder.config.num_labels:
+        yield from reranker_against_transformers(oracle, folder, sample or SAMPLE, limit, KERNELS)
+        return
     fast = oracle.fast_tokenizer(folder.path, CHARSMAP)
     collection = spread(SENTENCES + QUERIES, sample or SAMPLE)
     exact = load(folder, dtype="float64", device="cpu", kernels="plain", max_length=limit)
@@ -143,15 +144,3 @@ def compare_batches(
         difference = max(worst(packed[size], packed[1]) for size in BATCH_SIZES[1:])
         case = f"packed against one at a time, kernels {kernels}"
         yield at_most(case, BATCH_INVARIANCE_FLOAT32, difference)
-
-
-def error_case(kernels: str, ours: Vectors, theirs: Vectors, truth: Vectors) -> Case:
-    """e5core's distance from the exact result is no larger than transformers'."""
-    our_errors, their_errors = (np.abs(v - truth).mean(axis=1) for v in (ours, theirs))
-    chance = (our_errors - their_errors).std() / np.sqrt(len(truth))
-    bound = (
-        FLOAT64_ERROR_FACTOR[kernels] * their_errors.mean() + FLOAT64_ERROR_STANDARD_ERRORS * chance
-    )
-    note = f" (transformers {their_errors.mean():.2g})"
-    name = f"mean error against float64, kernels {kernels}"
-    return at_most(name, float(bound), float(our_errors.mean()), note)

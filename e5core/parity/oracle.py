@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from e5core import Encoder
-from e5core.checkpoint.names import tensor_names
+from e5core.checkpoint.names import head_names, task_name, tensor_names
+from e5core.encoder import ClassificationHead
 
 TOKENIZER_FILE = "sentencepiece.bpe.model"
 
@@ -64,20 +65,41 @@ def load_reference(folder: Path, attention: str = "eager") -> torch.nn.Module:
     return model.eval()
 
 
-def reference_model(encoder: Encoder, attention: str = "eager") -> torch.nn.Module:
+def load_classifier(folder: Path, attention: str = "eager") -> torch.nn.Module:
+    """transformers' model with its head, in float32 from the files of a folder."""
+    auto: Any = transformers.AutoModelForSequenceClassification
+    model: torch.nn.Module = auto.from_pretrained(
+        folder, attn_implementation=attention, dtype=torch.float32
+    )
+    return model.eval()
+
+
+def reference_model(
+    encoder: Encoder, attention: str = "eager", head: ClassificationHead | None = None
+) -> torch.nn.Module:
     """transformers' model of the same config, holding the very same weight tensors."""
     published = encoder.config.to_dict()
     config = transformers.AutoConfig.for_model(
         **{name: value for name, value in published.items() if name != "architectures"}
     )
     auto: Any = transformers.AutoModel
+    options: dict[str, Any] = {"attn_implementation": attention}
+    parts = [(encoder.state_dict(), tensor_names(encoder.config))]
+    if head is None:
+        options["add_pooling_layer"] = False
+    else:
+        auto = transformers.AutoModelForSequenceClassification
+        parts.append((head.state_dict(), head_names(encoder.config)))
     with torch.device("meta"):
-        model = auto.from_config(config, attn_implementation=attention, add_pooling_layer=False)
-    state = encoder.state_dict()
-    names = tensor_names(encoder.config)
-    model.load_state_dict({name: state[ours] for name, ours in names.items()}, assign=True)
+        model = auto.from_config(config, **options)
+    tensors = {
+        task_name(name, encoder.config): state[ours]
+        for state, names in parts
+        for name, ours in names.items()
+    }
+    model.load_state_dict(tensors, assign=True)
     # Buffers are no part of a state dict; on the meta device they have no values.
-    embeddings = model.embeddings
+    embeddings = model.base_model.embeddings
     embeddings.position_ids = torch.arange(embeddings.position_ids.shape[1])[None]
     embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
     reference: torch.nn.Module = model.eval()
@@ -88,13 +110,40 @@ def reference_hidden_states(
     model: torch.nn.Module, ids: Sequence[Sequence[int]]
 ) -> list[torch.Tensor]:
     """The last hidden states [tokens, hidden_size] of each text, from one padded batch."""
+    with torch.no_grad():
+        states = model(**padded(ids)).last_hidden_state
+    return [row[: len(text)] for row, text in zip(states, ids, strict=True)]
+
+
+def padded(ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask [texts, longest] of a batch."""
     longest = max(map(len, ids))
     # The pad id is the tokenizer's, 1: e5-small's config says 0, which is <s>.
     input_ids = torch.tensor([[*text, *[1] * (longest - len(text))] for text in ids])
     mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in ids])
-    with torch.no_grad():
-        states = model(input_ids=input_ids, attention_mask=mask).last_hidden_state
-    return [row[: len(text)] for row, text in zip(states, ids, strict=True)]
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def pair_ids(fast: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
+    """The ids of pairs as the fast tokenizer lays them out, cut by its longest_first.
+
+    No text may be empty: the tokenizer then takes the other one for a text alone.
+    """
+    options = {"truncation": "longest_first", "max_length": max_length}
+    encoded = fast([q for q, _ in pairs], [p for _, p in pairs], **options)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def reference_logits(
+    model: torch.nn.Module, ids: Sequence[Sequence[int]], batch_size: int = 32
+) -> npt.NDArray[Any]:
+    """Logits [pairs, num_labels] in the model's dtype, from padded batches."""
+    logits = []
+    for start in range(0, len(ids), batch_size):
+        with torch.no_grad():
+            logits.append(model(**padded(ids[start : start + batch_size])).logits)
+    return torch.cat(logits).numpy()
 
 
 def reference_vectors(

@@ -49,11 +49,24 @@ class Similarities:
     numbers: tuple[float, ...]  # [queries, passages], row by row
 
 
-Expectation = LastNumbers | FirstNumbers | Similarities
+@dataclass(frozen=True)
+class Scores:
+    """What a cross-encoder gives to pairs: logits, or their sigmoid if `normalized`."""
+
+    source: str
+    tolerance: float
+    normalized: bool
+    pairs: tuple[tuple[str, str], ...]
+    numbers: tuple[float, ...]  # one a pair
+
+
+Expectation = LastNumbers | FirstNumbers | Similarities | Scores
 
 TRANSFORMERS = "transformers, tests/models/xlm_roberta/test_modeling_xlm_roberta.py"
 FASTEMBED = "fastembed, tests/test_text_onnx_embeddings.py"
 SENTENCE_TRANSFORMERS = "sentence-transformers, tests/test_pretrained.py"
+CROSS_ENCODERS = "sentence-transformers, tests/cross_encoder/test_pretrained.py"
+FLAG_EMBEDDING = "FlagEmbedding, examples/inference/reranker/README.md"
 MODEL_CARD = "model card of intfloat/multilingual-e5-large-instruct"
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -74,17 +87,40 @@ def _red_planet(settings: tuple[Prefixes, ...], *numbers: float) -> Similarities
         0.01,
         1.0,
         settings,
-        queries=("Which planet is known as the Red Planet?",),
-        passages=(
-            "Venus is often called Earth's twin because of its similar size and proximity.",
-            "Mars, known for its reddish appearance, is often referred to as the Red Planet.",
-            "Jupiter, the largest planet in our solar system, has a prominent red spot.",
-            "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
-        ),
+        queries=(_PLANET,),
+        passages=_PLANETS,
         numbers=numbers,
     )
 
 
+def _red_planet_scores(*numbers: float, normalized: bool = True) -> Scores:
+    """Computed in bfloat16, which rounds a logit of 10 to sixteenths and a sigmoid near 1 to
+    256ths. The test allows two runs of that 0.01; other precisions get twice as much, and two
+    steps for logits."""
+    tolerance = 0.02 if normalized else 0.125
+    pairs = tuple((_PLANET, passage) for passage in _PLANETS)
+    return Scores(CROSS_ENCODERS, tolerance, normalized, pairs, numbers)
+
+
+def _flag_embedding(*numbers: float) -> Scores:
+    """Printed in float16 on a GPU, where a logit of 5 is rounded to 256ths, and so is every
+    layer before it. No tolerance is named."""
+    panda = "what is panda?"
+    pairs = (("query", "passage"), (panda, "hi"), (panda, _GIANT_PANDA))
+    return Scores(FLAG_EMBEDDING, 0.05, False, pairs, numbers)
+
+
+_PLANET = "Which planet is known as the Red Planet?"
+_PLANETS = (
+    "Venus is often called Earth's twin because of its similar size and proximity.",
+    "Mars, known for its reddish appearance, is often referred to as the Red Planet.",
+    "Jupiter, the largest planet in our solar system, has a prominent red spot.",
+    "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
+)
+_GIANT_PANDA = (
+    "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a "
+    "bear species endemic to China."
+)
 _PROTEIN = (
     "As a general guideline, the CDC's average requirement of protein for women ages 19 to 70 is "
     "46 grams per day. But, as you can see from this chart, you'll need to increase that if you're "
@@ -135,6 +171,27 @@ PUBLISHED: dict[str, tuple[Expectation, ...]] = {
             passages=(_PROTEIN, _PUMPKIN),
             numbers=(91.92852783203125, 67.580322265625, 70.3814468383789, 92.1330795288086),
         ),
+    ),
+    "BAAI/bge-reranker-base": (_red_planet_scores(0.87891, 0.99609, 0.99609, 0.05029),),
+    "BAAI/bge-reranker-large": (
+        _flag_embedding(-1.5263671875, -5.60546875, 5.76171875),
+        _red_planet_scores(0.69922, 1.0, 0.97266, 0.81641),
+    ),
+    "BAAI/bge-reranker-v2-m3": (
+        _flag_embedding(-5.65234375, -8.1875, 5.26171875),
+        _red_planet_scores(0.01855, 1.0, 0.78906, 0.98828),
+    ),
+    "cross-encoder/mmarco-mMiniLMv2-L12-H384-v1": (
+        _red_planet_scores(-3.28125, 10.1875, 3.4375, 7.46875, normalized=False),
+    ),
+    "dragonkue/bge-reranker-v2-m3-ko": (_red_planet_scores(0.00711, 1.0, 0.96484, 1.0),),
+    "hotchpotch/japanese-bge-reranker-v2-m3-v1": (
+        _red_planet_scores(0.04077, 0.99609, 0.82031, 0.98438),
+    ),
+    # bge-reranker-v2-m3 with a trimmed vocabulary: the same scores, to the last digit.
+    "qilowoq/bge-reranker-v2-m3-en-ru": (_red_planet_scores(0.01855, 1.0, 0.78906, 0.98828),),
+    "seroe/bge-reranker-v2-m3-turkish-triplet": (
+        _red_planet_scores(0.01453, 0.99609, 0.625, 0.96875),
     ),
 }
 

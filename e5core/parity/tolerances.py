@@ -24,6 +24,17 @@ KERNEL_ERROR_FLOOR = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3, "float
 FLOAT64_ERROR_FACTOR = {"plain": 1.1, "sdpa": 1.1, "onednn": 1.5, "native": 1.1}
 FLOAT64_ERROR_STANDARD_ERRORS = 3.0
 
+# A logit is a sum over the hidden size of products with the head's weights, so its error grows with
+# the spread of the logits, their standard deviation over many pairs. transformers' logits of one
+# pair alone and in a padded batch differ by 1.1e-5 times that. Of a model whose scores are all
+# nearly alike the spread counts as 1. Without the head's tanh, with a separator missing, or pooled
+# over another token, logits change by a tenth of the spread or more.
+SCORE_SPREAD_FLOAT32 = 2e-5
+
+# The share of that bound within which a pair's logit alone and in a batch has to lie. "native" and
+# "onednn" add in the same order in every batch: their bits are the same.
+SCORE_BATCHES_FLOAT32 = {"plain": 1.0, "sdpa": 1.0, "onednn": 0.0, "native": 0.0, "cuda": 1.0}
+
 # The stored references are in float64 and come from weights that are exact in float32. Two float64
 # runs that add in another order were measured to differ by up to 1.4e-14. The smallest mutation,
 # BERT's LayerNorm eps of 1e-12 times 0.01, changes hidden states by more than 1e-13.
@@ -69,6 +80,38 @@ COPY_BOUNDS = {
     # The quality gate for a quantised copy, which may be stored as floats. Dynamic int8 is known to
     # ruin multilingual models (microsoft/onnxruntime#9599).
     "int8": CopyBounds(None, 0.998, 0.999, 12 / 16, 0.9),
+}
+
+
+@dataclass(frozen=True)
+class RankBounds:
+    """How far the orders of two copies of one cross-encoder may differ.
+
+    exact        whether the logits themselves are bounded, by SCORE_SPREAD_FLOAT32
+    correlation  Spearman's rank correlation over all pairs of all queries
+    worst_query  the same over the passages of one query, the worst of all queries
+    first_share  the share of queries for which both copies put the same passage first
+    """
+
+    exact: bool
+    correlation: float
+    worst_query: float
+    first_share: float
+
+
+# The coarser of the two precisions decides. Measured with random heads, whose logits spread by 1.1
+# to 1.6, on real multilingual-e5-small, 8 queries and 48 sentences, against float32: trained heads
+# spread further, and keep the order better.
+RANK_BOUNDS = {
+    # Only scores that are equal up to rounding can change places.
+    "float64": RankBounds(True, 0.999999, 0.99999, 1.0),
+    "float32": RankBounds(True, 0.999999, 0.99999, 1.0),
+    # Measured: .99999, worst query .9998, the same first passages. Tiny models: .9999 and .998.
+    "float16": RankBounds(False, 0.9998, 0.995, 7 / 8),
+    # Measured: .9998, worst query .9980, 7 of 8 first passages. Tiny models: .9989 and .993.
+    "bfloat16": RankBounds(False, 0.995, 0.98, 5 / 8),
+    # Measured: .9940 to .9971, worst query .984, 6 of 8 first passages. Tiny models: .993 and .975.
+    "int8": RankBounds(False, 0.98, 0.95, 4 / 8),
 }
 
 # int8 against float32 on real e5-small: the kernels have to reach these. Measured: a mean of .9997
