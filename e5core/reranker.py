@@ -99,11 +99,10 @@ class Reranker:
     @classmethod
     def from_folder(cls, folder: ModelFolder, options: LoadOptions = LoadOptions()) -> "Reranker":
         """Load a model from a folder that was opened and read already."""
-        if options.prompts is not None:
-            raise ValueError(
-                f"prompts is {options.prompts!r}, but a cross-encoder reads texts as they are; "
-                "leave it out"
-            )
+        for name, found in (("prompts", options.prompts), ("truncate_dim", options.truncate_dim)):
+            if found is not None:
+                what = "reads texts as they are and gives scores"
+                raise ValueError(f"{name} is {found!r}, but a cross-encoder {what}; leave it out")
         head = folder.load_head()  # first, since it says so if the model has none
         encoder = folder.load_encoder(options.dtype, options.device, options.kernels)
         head.to(encoder.device).prepare(encoder.kernels)

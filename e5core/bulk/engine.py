@@ -167,6 +167,7 @@ def describe(model: E5, options: EmbedOptions) -> dict[str, Any]:
     device = model.encoder.device
     return {
         "hidden_size": model.dimension,
+        **({} if model.truncate_dim is None else {"truncate_dim": model.truncate_dim}),
         "prefix": prefix,
         "pooling": str(model.pooling),
         "max_length": model.max_length,

@@ -55,6 +55,9 @@ class Dense:
             shapes["residual.weight"] = size
         return shapes
 
+    def __str__(self) -> str:
+        return f"Dense({self.in_features} to {self.out_features}, {self.activation})"
+
     def load(self) -> dict[str, Tensor]:
         """Its tensors in float32 or wider, by their names in the file.
 
@@ -136,7 +139,7 @@ class DensePooling:
         ]
 
     def __str__(self) -> str:
-        return "+".join([self.name, *(f"Dense({step.out_features})" for step in self.steps)])
+        return " + ".join([self.name, *map(str, self.steps)])
 
     def __call__(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
         """From token states [tokens, hidden_size] to rows [sequences, size]."""

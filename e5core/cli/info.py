@@ -35,7 +35,9 @@ def run(options: Namespace) -> int:
 
 def describe_vectors(folder: ModelFolder) -> dict[str, str]:
     """What an embedding model does with a text."""
-    rows = {"pooling": folder.pooling}
+    rows = {"pooling": " + ".join([folder.pooling, *map(str, folder.dense)])}
+    if folder.truncate_dim is not None:
+        rows["vectors"] = f"cut to {folder.truncate_dim} numbers, then scaled to unit length"
     for kind in ("query", "passage"):
         known = folder.prompts and repr(folder.prompts[kind])
         rows[f"{kind} prefix"] = known or "not known; say it with --prompts"

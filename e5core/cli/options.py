@@ -28,6 +28,8 @@ MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "max_length": {"type": int, "help": "tokens a text may have"},
     "truncate_dim": {"type": int, "help": "numbers of a vector that are kept (Matryoshka)"},
 }
+# What a cross-encoder has no use for: it puts no prefix and gives no vector.
+NOT_OF_RERANKERS = ("prompts", "truncate_dim")
 
 
 def add_hub_options(parser: Parser) -> None:
@@ -46,7 +48,7 @@ def add_model_options(parser: Parser) -> None:
 def add_reranker_options(parser: Parser) -> None:
     """The same for a cross-encoder, which reads texts without prefixes and in pairs."""
     parser.add_argument("--model", required=True, help="a cross-encoder: a folder or a hub id")
-    flags = {name: flag for name, flag in MODEL_FLAGS.items() if name != "prompts"}
+    flags = {name: flag for name, flag in MODEL_FLAGS.items() if name not in NOT_OF_RERANKERS}
     flags["max_length"] = {
         "type": int,
         "help": "tokens a pair may have, four special ones included",

@@ -59,6 +59,7 @@ def run(options: Namespace) -> int:
     reranker = None
     if options.reranker is not None:  # loaded before any work, which an error would waste
         load = replace(load_options(options), revision=None, prompts=None, max_length=None)
+        load = replace(load, truncate_dim=None)
         reranker = Reranker.from_pretrained(options.reranker, **vars(load))
     if passages is None:
         found, passages = search_index(options, top)

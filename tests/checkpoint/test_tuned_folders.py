@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.conversions import convert
 from support.models import write_tiny_model
 
-from e5core import E5, SentencePieceTokenizer
+from e5core import E5, Reranker, SentencePieceTokenizer
 from e5core.checkpoint.folder import ModelFolder
 from e5core.formats.files import read_json_object, write_json
 from e5core.integrations.sentence_transformers import SentenceTransformer
@@ -416,3 +417,57 @@ def test_vectors_are_cut_before_they_get_unit_length(saved: Path, tmp_path: Path
         whole.encode(TEXTS, input_type=None, truncate_dim=25)
     with pytest.raises(ValueError, match="truncate_dim is 0"):
         whole.encode(TEXTS, input_type=None, truncate_dim=0)
+
+
+def test_the_command_line_and_adapters_cut_vectors(saved: Path, tmp_path: Path) -> None:
+    sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    from e5core.bulk import embed_files
+    from e5core.cli import main
+    from e5core.integrations.sklearn import E5Transformer
+
+    texts = ["the query", "a passage"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    expected = E5.from_pretrained(saved).encode(texts, input_type=None, truncate_dim=6)
+    arguments = ["embed", tmp_path / "texts.txt", "--model", saved, "--input-type", "none"]
+    arguments += ["--output", tmp_path / "cut.npy", "--truncate-dim", 6]
+    assert main(list(map(str, arguments))) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "cut.npy"), expected)
+    arguments = ["search", "--index", tmp_path / "cut.npy", "the query", "--model", saved]
+    assert main(list(map(str, arguments))) == 0
+    options = {"input_type": None, "truncate_dim": 6}
+    summary = embed_files(saved, tmp_path / "texts.txt", tmp_path / "two.npy", **options)
+    assert summary.hidden_size == 6
+    transformer = E5Transformer(saved, input_type=None, truncate_dim=6)
+    np.testing.assert_array_equal(transformer.fit(texts).transform(texts), expected)
+    assert len(sklearn.base.clone(transformer).get_feature_names_out()) == 6
+    with pytest.raises(ValueError, match="truncate_dim is 6, but a cross-encoder"):
+        Reranker.from_pretrained(saved, truncate_dim=6)
+
+
+@pytest.mark.parametrize("kind", ["added tokens", "a subfolder", "a Dense step", "an adapter"])
+def test_a_download_has_all_that_loading_reads(saved: Path, tmp_path: Path, kind: str) -> None:
+    from e5core.checkpoint.hub import needed_files
+
+    folder = shutil.copytree(saved, tmp_path / "model")
+    if kind == "added tokens":
+        add_tokens(folder)
+    elif kind == "a subfolder":
+        into_subfolder(folder)
+    elif kind == "a Dense step":
+        add_dense(torch.nn.Tanh(), 8)(folder)
+    else:
+        write_json(
+            folder / "adapter_config.json",
+            {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": str(saved)},
+        )
+        name = "base_model.model.encoder.layer.0.attention.self.query.lora_{}.weight"
+        pair = {name.format("A"): torch.ones(1, 24), name.format("B"): torch.ones(24, 1)}
+        save_file(pair, folder / "adapter_model.safetensors")
+        (folder / "model.safetensors").unlink()
+        (folder / "config.json").unlink()
+    published = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    for file in needed_files(published):
+        (tmp_path / "hub" / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / file, tmp_path / "hub" / file)
+    found = SentenceTransformer(tmp_path / "hub").encode(TEXTS)
+    np.testing.assert_array_equal(found, SentenceTransformer(folder).encode(TEXTS))

@@ -393,3 +393,44 @@ def test_a_run_killed_while_it_writes(make_tiny: Make, tmp_path: Path) -> None:
     assert content(target.parent) == {
         f"new/{name}": data for name, data in content(tmp_path / "fresh").items()
     }
+
+
+def test_token_types_are_an_input_on_request(tiny_folder: Path, tmp_path: Path) -> None:
+    """Runtimes that feed three inputs whatever the model get the same vectors."""
+    convert("onnx", tiny_folder, tmp_path / "new", "--token-type-ids", "--verify")
+    exported = session(tmp_path / "new")
+    names = {"input_ids", "attention_mask", "token_type_ids"}
+    assert {entry.name for entry in exported.get_inputs()} == names
+    model = E5.from_pretrained(tiny_folder)
+    inputs = to_onnx.pad([cut(model.tokenizer.encode(text), 64) for text in TEXTS])
+    inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
+    (found,) = exported.run(["sentence_embedding"], inputs)
+    assert np.abs(found - model.encode(TEXTS, input_type=None)).max() < UNIT_VECTOR_FLOAT32
+
+
+@pytest.mark.parametrize("activation", ["Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_steps_dense_are_part_of_the_graph(
+    make_tiny: Make, tmp_path: Path, activation: str, residual: bool
+) -> None:
+    folder = make_tiny()
+    step = folder / "2_Dense"
+    step.mkdir()
+    config = {"in_features": 24, "out_features": 10, "bias": not residual}
+    config |= {"activation_function": f"torch.nn.modules.activation.{activation}"}
+    write_json(step / "config.json", {**config, "use_residual": residual})
+    torch.manual_seed(1)
+    tensors = {"linear.weight": torch.randn(10, 24)}
+    tensors["residual.weight" if residual else "linear.bias"] = (
+        torch.randn(10, 24) if residual else torch.randn(10)
+    )
+    save_file(tensors, step / "model.safetensors")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    modules = [{"path": path, "type": f"x.{kind}"} for path, kind in kinds.items()]
+    write_json(folder / "modules.json", modules)
+    convert("onnx", folder, tmp_path / "new", "--verify")
+    model = E5.from_pretrained(folder)
+    assert model.dimension == 10
+    ids = [cut(model.tokenizer.encode(text), 64) for text in TEXTS]
+    found = run(session(tmp_path / "new"), ids)
+    assert np.abs(found - model.encode(TEXTS, input_type=None)).max() < UNIT_VECTOR_FLOAT32
