@@ -272,7 +272,7 @@ class E5:
             raise TextError(f"{counts}; {describe_limit(self.max_length)}", *long)
 
     def _check_vectors(self, pooled: Tensor, first: int) -> None:
-        """No vector leaves that is not one: NaN, infinite or zero vectors raise."""
+        """Raise TextError if a vector is zero, or has a NaN or an infinity."""
         good = pooled.isfinite().all(dim=1) & pooled.any(dim=1)
         if not good.all():
             bad = (~good).nonzero().flatten().tolist()

@@ -203,7 +203,7 @@ class Reranker:
             yield sequences, counts
 
     def _check_scores(self, logits: Tensor, first: int) -> None:
-        """No score leaves that is no number: NaN and infinities raise."""
+        """Raise PairError if a score is NaN or infinite."""
         bad = (~logits.isfinite()).nonzero().flatten().tolist()
         if bad:
             raise PairError(

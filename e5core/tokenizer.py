@@ -48,7 +48,7 @@ class SentencePieceTokenizer:
                 f"{path} starts with the pieces {specials}, expected '<unk>', '<s>', '</s>': "
                 "it is not an XLM-R tokenizer"
             )
-        # Of another type, one of them could come out of a text.
+        # A special of another type could be found in an ordinary text.
         types = self._processor.IsUnknown(0), *map(self._processor.IsControl, (1, 2))
         if not all(types):
             wrong = specials[types.index(False)]

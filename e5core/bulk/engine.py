@@ -52,7 +52,7 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class Embedded:
-    """What the texts of a chunk became.
+    """The vectors of a chunk's texts, and the counts that come with them.
 
     vectors   [texts - rejected, hidden_size] float32, in order; of split texts [passages, …]
     tokens    the tokens of all these texts before any cut
@@ -69,9 +69,9 @@ class Embedded:
 
 
 class Engine(Protocol):
-    """Whatever turns chunks into vectors.
+    """An engine turns chunks into vectors.
 
-    description  what the vectors depend on, beside the model's files and the texts
+    description  the settings that the vectors depend on, beside the model's files and the texts
     """
 
     description: dict[str, Any]
@@ -157,7 +157,7 @@ def embed_passages(
 
 
 def describe(model: E5, options: EmbedOptions) -> dict[str, Any]:
-    """What the vectors depend on, beside the model's files and the texts.
+    """The settings that the vectors depend on, beside the model's files and the texts.
 
     Raises ValueError if the options do not fit the model.
     """

@@ -46,7 +46,7 @@ SHARD_ROWS = 65_536  # 100 MB of e5-small's vectors
 
 @dataclass(frozen=True)
 class Summary:
-    """What `embed_files` did, in all runs that it took.
+    """The counts of a job of `embed_files`, over all runs that it took.
 
     rows      vectors written, of `hidden_size` numbers; of split texts one for each passage
     tokens    the tokens of their texts before any cut, with prefix, `<s>` and `</s>`
@@ -176,7 +176,7 @@ def choose_chunk_size(options: JobOptions, engine: Engine) -> ChunkSize:
 def fingerprint(
     model: ModelFolder, options: JobOptions, engine: Engine, size: ChunkSize
 ) -> dict[str, dict[str, Any]]:
-    """Whatever the bytes of the output depend on, beside the rows: {group: {name: value}}."""
+    """Everything but the rows that the output's bytes depend on, as {group: {name: value}}."""
     return {
         "model": model_digests(model.path),
         "options": {

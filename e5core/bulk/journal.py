@@ -1,4 +1,4 @@
-"""What a partial output holds, what it was made from, and whether a run may go on from it."""
+"""The journal of a partial output: how far it is, what made it, and whether a run may go on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -43,7 +43,7 @@ class Done:
 class Journal:
     """The journal of a folder; `write` makes it hold on the disk before it returns.
 
-    made_from  whatever the bytes of the output depend on, beside the rows: {group: {name: value}}
+    made_from  everything but the rows that the output's bytes depend on: {group: {name: value}}
     complete   nothing is left but to move the files to their names
     """
 
@@ -136,7 +136,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def check_same(journal: Journal, made_from: dict[str, dict[str, Any]], on_error: str) -> None:
-    """PartialOutputError if what is done would not be done so now."""
+    """Raise PartialOutputError unless this run would make the finished rows in the same way."""
     if found := differences(journal.made_from, made_from):
         raise PartialOutputError(
             f"{journal.folder} was begun otherwise: {'; '.join(found)}. Go on as it was begun, or "
@@ -174,7 +174,7 @@ def skip_done(chunks: Iterator[Chunk], journal: Journal, files: list[list[str | 
 
 
 def holds(chunks: Iterator[Chunk], done: Done) -> bool:
-    """Whether these are the rows that are done, and no others behind them."""
+    """Whether the chunks hold exactly the rows that are done, and none behind them."""
     rows_read, sha256 = 0, ""
     for chunk in chunks:
         rows_read, sha256 = chunk.rows_read, chunk.sha256

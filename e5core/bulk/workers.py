@@ -120,7 +120,7 @@ class Workers:
             raise fault
 
     def _wait_for(self, workers: Iterable[int]) -> list[int]:
-        """Those of the workers that have answered, one at least."""
+        """Wait until at least one of the workers has answered; return all that have."""
         ready = wait([self._connections[worker] for worker in workers])
         return [worker for worker in workers if self._connections[worker] in ready]
 
@@ -134,7 +134,7 @@ class Workers:
             connection.close()
 
     def _receive(self, worker: int) -> Any:
-        """The next answer of a worker, or the error that it ended with."""
+        """The next answer of a worker, or a ChildProcessError if the worker is dead."""
         try:
             return self._connections[worker].recv()
         except (EOFError, ConnectionError):

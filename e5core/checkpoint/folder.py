@@ -1,4 +1,4 @@
-"""What a model's folder holds, read once: encoder, tokenizer and settings."""
+"""The content of a model's folder, read once: encoder, tokenizer and settings."""
 
 import re
 from collections.abc import Mapping
@@ -142,7 +142,7 @@ class ModelFolder:
         base: "ModelFolder | None",
         tensors: Mapping[str, StoredTensor] | None,
     ) -> "ModelFolder":
-        """What the small files say; a base model says what the folder of an adapter does not."""
+        """Read the small files; a base model says what the folder of an adapter leaves open."""
         inner = steps.transformer
         config = base.config if base else EncoderConfig.from_file(inner / CONFIG_FILE)
         check_widths(steps.dense, config.hidden_size)
@@ -166,7 +166,7 @@ class ModelFolder:
             base.prompts if base and prompts.known is None else prompts.known,
             prompts.named,
             prompts.default,
-            # Some say 514, the rows of the position table, which hold 512 tokens.
+            # Some folders say 514: they count position rows, which hold only 512 tokens.
             config.max_length if limit is None else min(limit, config.max_length),
             read_truncate_dim(path, root),
             base.normalizes if base and silent else steps.normalizes,

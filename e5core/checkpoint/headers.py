@@ -1,4 +1,4 @@
-"""What a checkpoint holds, told by the headers of its files alone, and every fault in it."""
+"""The tensors of a checkpoint and all their faults, read from the headers of its files alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FAULTS_SHOWN = 12  # a config of another model has hundreds
 
-# What a weight may be stored as, in the names of safetensors. Other integers and 8-bit floats
-# are quantised in ways that nothing in the file tells; int8 with its scales is ours.
+# The dtypes that a weight may be stored in, under safetensors' names. Other integers and 8-bit
+# floats are quantised in ways that nothing in the file tells; int8 with its scales is ours.
 STORED_DTYPES = ("F16", "BF16", "F32", "F64")
 INT8 = "I8"
 
@@ -203,7 +203,7 @@ def check_headers(
 def _faults(
     name: str, tensor: StoredTensor, expected: tuple[int, ...], scales: StoredTensor | None
 ) -> list[str]:
-    """What is wrong with the shape and the dtype of one tensor of the encoder."""
+    """The faults in the shape and the dtype of one tensor of the encoder, each as a phrase."""
     faults = []
     if tensor.shape != expected:
         faults.append(

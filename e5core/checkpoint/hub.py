@@ -59,7 +59,7 @@ def resolve(
 
 
 def needed_files(published: set[str], weights: bool = True) -> list[str]:
-    """Of all the files of a repository those that loading it reads: no pickles, no exports."""
+    """The files of a repository that loading it reads; pickles and exports are not among them."""
     inner = _transformer_folder(published)
 
     def there(folder: str, *names: str) -> list[str]:

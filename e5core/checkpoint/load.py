@@ -86,7 +86,7 @@ def fill(
     for name, tensor in read_weights(stored, names, integers=scales):
         if name != WORD_EMBEDDINGS:
             _check_values(stored[name], tensor, dtype)
-        # A vector that stays would keep the whole file mapped.
+        # Kernels replace matrices and keep vectors. A kept one must not keep the file mapped.
         state[names[name]] = tensor.clone() if tensor.dim() == 1 else tensor
     part.load_state_dict(state, assign=True)
 
@@ -102,7 +102,7 @@ def load_head(config: EncoderConfig, stored: Mapping[str, StoredTensor]) -> Clas
     for name, tensor in read_weights(stored, names):
         _check_values(stored[name], tensor, torch.float32)
         dtype = torch.promote_types(tensor.dtype, torch.float32)
-        state[names[name]] = tensor.to(dtype, copy=True)  # or the file would stay mapped
+        state[names[name]] = tensor.to(dtype, copy=True)  # no view of the mapped file
     head.load_state_dict(state, assign=True)
     return head.requires_grad_(False)
 
@@ -159,7 +159,7 @@ def read_scales(stored: Mapping[str, StoredTensor], names: Iterable[str]) -> dic
                 f"{stored[name].file}: {stored[name].stored_name} holds {scale.min():g}, expected "
                 "scales above 0; convert the model again"
             )
-        scales[owners[name]] = scale.clone()  # or it would keep the whole file mapped
+        scales[owners[name]] = scale.clone()  # a view would keep the whole file mapped
     return scales
 
 

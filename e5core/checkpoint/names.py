@@ -80,7 +80,7 @@ TASK_PREFIXES = {"xlm-roberta": "roberta.", "bert": "bert."}
 
 CLASSIFIER = "classifier."  # stands in front of a head's tensors, in both dialects
 
-# What else such files hold, by the start of the name after the prefix, and why it is left.
+# Other tensors in such files: how the name starts after the prefix, and why each is left out.
 IGNORED = {
     "embeddings.position_ids": "a buffer that older files hold; positions are computed",
     "pooler.dense.": "E5 pools by mean, bge-m3 and others by the first token",

@@ -50,5 +50,5 @@ def save_checkpoint(
         try:
             # The metadata says that these are torch's tensors, as transformers expects.
             save_file(tensors, new_weights, metadata={"format": "pt"})
-        except SafetensorError as error:  # what it makes of a full disk
+        except SafetensorError as error:  # safetensors' error for a full disk
             raise OSError(f"cannot write {weights}: {error}") from error

@@ -33,7 +33,7 @@ POOLING_FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_to
 
 @dataclass(frozen=True)
 class Steps:
-    """What modules.json and the configs of its steps say.
+    """The steps of a model, from modules.json and the configs of its steps.
 
     pooling      "mean" or "cls"
     normalizes   whether the vectors have unit length
@@ -48,10 +48,11 @@ class Steps:
 
 
 def read_steps(folder: Path) -> Steps:
-    """What a folder does with the token states.
+    """Read the steps that a folder applies to the token states.
 
-    A folder that says nothing is E5's and gets "mean", and its vectors no unit length. Raises
-    ValueError if the folder asks for a pooling, or for a further step, that is not implemented.
+    A folder that names no pooling gets E5's "mean". Vectors get unit length only if the folder
+    has the step Normalize. Raises ValueError if it asks for a pooling, or for a further step,
+    that is not implemented.
     """
     modules = folder / MODULES_FILE
     entries = read_json(modules) if modules.is_file() else []
@@ -153,13 +154,13 @@ def write_sentence_transformers_files(
     pooling: str,
     prompts: Mapping[str, str] | None,
 ) -> None:
-    """Write what the published folders of multilingual E5 hold.
+    """Write the files that the published folders of multilingual E5 have.
 
     max_length  tokens that a text is cut at
     pooling     "mean" or "cls"
     prompts     of "query" and "passage", None if they are not known
 
-    What config_sentence_transformers.json says beside these prompts stays.
+    All other entries of config_sentence_transformers.json stay.
     """
     write_steps(folder, hidden_size, pooling)
     write_json(folder / LIMIT_FILE, {"max_seq_length": max_length, "do_lower_case": False})

@@ -63,7 +63,10 @@ PARTS = ("q_proj", "k_proj", "v_proj")
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the file a tensor lies; `part` counts the thirds of a joined one."""
+    """The place of a tensor in the file.
+
+    part  0, 1 or 2 if the stored tensor joins query, key and value; None if it is one tensor
+    """
 
     stored_name: str
     part: int | None = None
@@ -77,7 +80,7 @@ class Place:
 
 
 def places(state: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Place]]:
-    """Name in today's fairseq, without prefix, and place of every tensor of the encoder."""
+    """Yield each tensor of the encoder: its name in today's fairseq, unprefixed, and its place."""
     for stored_name, tensor in state.items():
         # `version` is a number that says which naming the file has.
         if not stored_name.startswith(prefix) or stored_name == prefix + "version":
@@ -95,7 +98,7 @@ def places(state: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Plac
 
 
 def training_settings(content: Any, path: Path) -> Mapping[str, Any]:
-    """What the model was trained with: `args` of older checkpoints, `cfg.model` of newer ones."""
+    """The settings of the training: `args` in older checkpoints, `cfg.model` in newer ones."""
     if isinstance(content, Mapping):
         found = content.get("args") or content.get("cfg")
         found = found.get("model") if isinstance(found, Mapping) else found

@@ -159,7 +159,7 @@ def read_tensor(data: mmap.mmap, kind: int, values: int, offset: int) -> np.ndar
     blocks = np.frombuffer(data, BLOCK, values // BLOCK_LENGTH, offset)
     nibbles = blocks["nibbles"]
     levels = np.concatenate([nibbles & 15, nibbles >> 4], axis=1).astype(np.float32)
-    # In place: the token table is 384 MB.
+    # Both steps work in place, because the token table takes 384 MB.
     levels -= 8
     levels *= blocks["d"].astype(np.float32)[:, None]
     return levels.ravel()

@@ -44,7 +44,7 @@ def is_matrix(name: str) -> bool:
 
 
 def dense_name(number: int | str) -> str:
-    """What the names of a step Dense's tensors start with."""
+    """The start of the names that a step Dense's tensors have."""
     return f"dense.{number}"
 
 
@@ -125,8 +125,8 @@ class EncoderGraph(Graph):
         self.one_float = self.constant("one.float", np.float32(1))
         self.axis = {n: self.constant(f"axis.{n}", np.array([n], np.int64)) for n in (-1, 1)}
         self.mask = self.add("Cast", ATTENTION_MASK, to=TensorProto.FLOAT)  # [batch, length]
-        # Counted over the tokens alone, so that padding on the left shifts nothing. Before the
-        # first token it is 0, whose position might not exist.
+        # Each token's number in its text, from 1 on. Padding is not counted, so on the left it
+        # shifts nothing. There it gets 1 instead of 0, for which a position might not exist.
         self.count = self.add("Max", self.add("CumSum", ATTENTION_MASK, self.one), self.one)
 
     def embeddings(self, token_types: bool) -> str:
@@ -142,11 +142,11 @@ class EncoderGraph(Graph):
         return self.layer_norm(x, "embeddings.LayerNorm")
 
     def prepare_attention(self) -> None:
-        """What the attention of every layer shares."""
+        """Add the nodes that the attention of all layers shares."""
         axes = self.constant("axes.wide", np.array([1, 2], np.int64))
         wide = self.add("Unsqueeze", self.mask, axes)  # [batch, 1, 1, length]
         lowest = self.constant("lowest", np.float32(LOWEST))
-        # Added to scores. Where all is padding, even weights come out of it rather than NaN.
+        # This is added to the scores. A text of padding alone gets equal weights and no NaN.
         self.padding = self.add("Mul", self.add("Sub", self.one_float, wide), lowest)
         config = self.config
         apart = [0, 0, config.num_attention_heads, config.head_size]  # 0: as it is

@@ -21,7 +21,7 @@ def field(number: int, value: Value) -> bytes:
 
 
 def field_start(number: int, size: int) -> bytes:
-    """What stands before a field of `size` bytes: its number and type, then the size."""
+    """The start of a field of `size` bytes: its number and type, then the size."""
     return varint(number << 3 | BYTES) + varint(size)
 
 

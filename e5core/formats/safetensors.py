@@ -33,14 +33,14 @@ _ALIGNMENT = 8  # of the first tensor; the header is filled up with spaces
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a tensor is before anything of it is read."""
+    """The dtype and the shape of a tensor, known before its numbers are read."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The bytes that its numbers take."""
         return prod(self.shape) * self.dtype.itemsize
 
 

@@ -24,8 +24,8 @@ _PIECES, _TRAINER_SPEC, _NORMALIZER_SPEC, _SELF_TEST_DATA = 1, 2, 3, 4  # fields
 # Fields of TrainerSpec.
 _MODEL_TYPE, _VOCAB_SIZE, _WHITESPACE_SUFFIX, _BYTE_FALLBACK = 3, 4, 24, 35
 
-# The four that open a vocabulary in fairseq's order; SentencePiece has no <pad> and
-# another order, and neither scores nor matches them.
+# These four pieces open a vocabulary in fairseq's order. SentencePiece has no <pad> and another
+# order. It neither scores these pieces nor finds them in a text.
 FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 
 
@@ -70,7 +70,7 @@ def read_pieces(content: bytes) -> list[Piece]:
     pieces = []
     for number, value, _ in _fields(content):
         if number == _PIECES:
-            # A kind that is left out is NORMAL, a score 0.
+            # A piece without a kind is NORMAL, and one without a score has 0.
             entry: dict[int, Any] = {1: b"", 2: 0.0, 3: NORMAL}
             entry.update({inner: content for inner, content, _ in _fields(_message(value))})
             pieces.append(Piece(_message(entry[1]).decode(), float(entry[2]), int(entry[3])))
@@ -85,7 +85,7 @@ def read_charsmap(content: bytes) -> bytes:
     Raises ValueError if the model is of another kind than XLM-R's: not Unigram, spelling
     unknown characters out in bytes, or treating white space in another way.
     """
-    # What is left out has these values.
+    # A setting that the file leaves out has the value given here.
     trainer: dict[int, Any] = {_MODEL_TYPE: _UNIGRAM, _BYTE_FALLBACK: 0, _WHITESPACE_SUFFIX: 0}
     normalizer: dict[int, Any] = {2: b"", 3: 1, 4: 1, 5: 1}  # as unigram_model writes them
     expected = [*trainer.values(), 1, 1, 1]

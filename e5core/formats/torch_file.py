@@ -19,10 +19,10 @@ _ZIP_MAGIC = b"PK\x03\x04"
 class TorchFile:
     """A file of torch.save, which is a pickle with tensors.
 
-    torch's own restricted unpickler reads it: whatever else than tensors, plain values and the
-    types in `allowed` is asked for is not run but refused. Since torch 1.6 the file is an
-    archive and is mapped anew for each access, so that its memory counts only while a tensor is
-    in use; the form before that can only be read whole, once.
+    torch's own restricted unpickler reads it. It takes tensors, plain values and the types in
+    `allowed`; everything else is refused and never run. Since torch 1.6 the file is an archive.
+    It is mapped anew for each access, so its memory counts only while a tensor is in use. The
+    older form can only be read whole, once.
 
     Raises ValueError naming the file and what is wrong with it.
     """
@@ -35,7 +35,7 @@ class TorchFile:
 
     @property
     def content(self) -> Any:
-        """What was saved."""
+        """The object that was saved, usually a dictionary."""
         return self._load() if self.mapped else self._whole
 
     def tensors(self, *keys: str) -> dict[str, Tensor]:
@@ -59,12 +59,12 @@ class TorchFile:
     def _load(self) -> Any:
         try:
             with torch.serialization.safe_globals(list(self.allowed)), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what is wrong is said by the error
+                warnings.simplefilter("ignore")  # the error says what is wrong
                 return torch.load(
                     self.path, map_location="cpu", weights_only=True, mmap=self.mapped
                 )
         except pickle.UnpicklingError as error:
-            # The message says it amid advice on how to allow it.
+            # torch's message names the code amid advice on how to allow it.
             if wanted := re.search(r"GLOBAL (\S+)", str(error)):
                 raise ValueError(
                     f"{self.path} wants {wanted[1]}, which is code and no weight; nothing of it "
@@ -83,5 +83,5 @@ class TorchFile:
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """As safetensors names it; a dtype that no weight has keeps torch's name."""
+    """The name of a tensor's dtype in safetensors, or in torch if no weight has that dtype."""
     return DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype))

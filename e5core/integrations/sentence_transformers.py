@@ -217,7 +217,7 @@ class SentenceTransformer(Module):
         return torch.from_numpy(vectors[0]) if single else list(torch.from_numpy(vectors))
 
     def _embed(self, texts: list[str], prefix: str, **options: Any) -> npt.NDArray[np.float32]:
-        # What is no text is named by its place further down.
+        # An item that is no text gets no prefix; `encode` refuses it and names its place.
         prefixed = [prefix + text if isinstance(text, str) else text for text in texts]
         try:
             return self.model.encode(prefixed, input_type=None, **options)

@@ -19,9 +19,10 @@ from torch import Tensor
 # attention, where padding costs least.
 VECTOR = {torch.float32: 16, torch.bfloat16: 32}
 
-# How attention is computed, by dtype: up to which length in which way and dtype. Short texts
-# are faster in float32, longer ones in bfloat16; the rest takes PyTorch's fused attention.
-# (e5-small and large on Zen 4: 1.1 to 2 times faster than fused attention throughout.)
+# The ways to compute attention for each dtype. An entry names the longest text that it takes, a
+# function in FUNCTIONS, and the dtype of the scores. Short texts are faster in float32, longer ones
+# in bfloat16. Texts beyond the last entry take PyTorch's fused attention. (On Zen 4, with e5-small
+# and large, all entries are 1.1 to 2 times faster than fused attention.)
 WAYS = {
     torch.float32: ((64, "grouped", torch.float32),),
     torch.bfloat16: (
@@ -159,9 +160,9 @@ def _groups(lengths: tuple[int, ...], heads: int, dtype: torch.dtype) -> Iterato
 
 
 def _way(length: int, dtype: torch.dtype) -> tuple[str, int, torch.dtype]:
-    """How the attention of a text is computed: way, length with padding, dtype of the scores.
+    """The way to compute a text's attention, its length with padding, and the scores' dtype.
 
-    It depends on nothing but the text's length, so neither do the bits of the result.
+    All three depend on the text's length alone, and so do the bits of the result.
     """
     for longest, way, wide in WAYS[dtype]:
         if length <= longest:

@@ -1,7 +1,7 @@
-"""Weights in int8: one scale a row, so one an output channel of a linear layer, one a token of
-the table.
+"""Weights in int8, with one scale for each row of a matrix.
 
-A row is symmetric about 0 and spans -127 to 127, value = scale · integer; the error is at most
+A row is an output channel of a linear layer, or a token of the token table. Its integers are
+symmetric about 0 and reach from -127 to 127. A value is scale · integer, and its error is at most
 half a scale.
 """
 

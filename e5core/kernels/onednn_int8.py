@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from e5core.kernels.int8_rows import quantized_weight
 
-# Steps between a token's smallest and largest number, which become uint8 (oneDNN has no fast path
-# for int8 there). Not 255: where zero point and largest number both end on half a step and both
-# are rounded up, that is one more.
+# Steps between a token's smallest and largest number. The numbers become uint8, because oneDNN has
+# no fast path for int8 there. With 255 steps the largest could become 256: its own rounding and
+# that of the zero point may both go up by half a step.
 STEPS = 254
 
 SMALLEST_SCALE = 1e-30  # of a token of zeros; its reciprocal is still finite

@@ -38,7 +38,7 @@ def against_published(
 
 
 def published_case(model: E5, expected: VectorOutput) -> Case:
-    """The setting under which the numbers come nearest decides."""
+    """Compare the numbers under the setting in which they come nearest."""
     differences = {
         setting: worst(numbers, expected.numbers)
         for setting, numbers in outputs(model, expected).items()
@@ -49,7 +49,7 @@ def published_case(model: E5, expected: VectorOutput) -> Case:
 
 
 def outputs(model: E5, expected: VectorOutput) -> dict[str, Vectors]:
-    """By the name of the setting, what the model computes in the place of the numbers."""
+    """The model's own numbers for the published ones, by the name of each possible setting."""
     encode = partial(model.encode, input_type=None, show_progress=False)
     if isinstance(expected, LastNumbers):
         with torch.inference_mode():

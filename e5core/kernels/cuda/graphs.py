@@ -52,7 +52,10 @@ class RecordedStack:
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """The last hidden states [tokens, hidden_size] of the first ones."""
+        """The hidden states behind the last layer, from those before the first one.
+
+        x and the result are [tokens, hidden_size].
+        """
         own = x.shape[0]
         size = next((size for size in SIZES if own <= size), None)
         if size is None or cu_seqlens.shape[0] != 2:

@@ -26,7 +26,7 @@ def kind_of(dtype: torch.dtype) -> Kind:
 
 
 class InMemory:
-    """A structure of C with the memory that it points to: neither can be elsewhere."""
+    """A structure of C and the memory that it points to, which can be neither moved nor copied."""
 
     def __init__(self, structure: ctypes.Structure, *memory: object) -> None:
         self.structure = structure
@@ -38,8 +38,11 @@ class InMemory:
 
 
 class NativeKernels(InferenceKernels):
-    """In int8 the products have the scales and zero points of onednn_int8.py, the rest is in
-    float32; attention rounds to bfloat16 where that is faster: little beside the rounding to int8.
+    """The operations in C++.
+
+    In int8 the products have the scales and zero points of onednn_int8.py. Attention then rounds
+    to bfloat16 where that is faster, since its error is small beside that of int8. Everything
+    else is in float32.
     """
 
     name = "native"
