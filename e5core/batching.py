@@ -27,7 +27,7 @@ class PackedBatch:
     max_seqlen: int
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch there. A GPU gets it as one more step in its queue, without a wait."""
+        """The same batch on a device. A GPU queues the copy, and the CPU does not wait for it."""
         queued = torch.device(device).type == "cuda" and not self.input_ids.is_cuda
 
         def moved(tensor: Tensor) -> Tensor:

@@ -85,8 +85,8 @@ class SelfAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """Attention, then a feed-forward network, each with its residual and LayerNorm.
 
-    The modules hold the weights as published; `weights` is what the kernels multiply by. Until
-    `prepare` that is these modules.
+    The modules hold the weights as published. `weights` holds what the kernels multiply by: the
+    modules themselves until `prepare` is called.
     """
 
     def __init__(self, config: EncoderConfig) -> None:

@@ -13,7 +13,7 @@ from e5core.bulk.kinds import check_kind
 
 BLOCK = 1 << 16  # bytes that are read at a time; so many decide what kind a file is
 
-# By suffix, what unpacks a stream or a member of one.
+# The decompressor for each suffix. It unpacks a stream, or one member of a stream.
 UNPACKERS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".bz2": bz2.BZ2Decompressor,

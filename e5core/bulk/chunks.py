@@ -1,4 +1,4 @@
-"""Rows in chunks: what is computed, stored and gone on from as a whole."""
+"""Rows in chunks. A chunk is computed and stored as a whole, and a run can go on behind it."""
 
 import hashlib
 import json

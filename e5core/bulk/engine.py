@@ -17,7 +17,7 @@ from e5core.texts.cutting import describe_limit
 from e5core.texts.errors import TextError
 from e5core.texts.passages import check_split, split_text
 
-OVERLAP = 32  # tokens that a passage shares with the one before it, unless something else is asked
+OVERLAP = 32  # tokens that a passage shares with the one before it, by default
 
 
 @dataclass(frozen=True)

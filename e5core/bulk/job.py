@@ -224,7 +224,7 @@ def embed_rest(
 
 
 def complete(journal: Journal, model: ModelFolder, options: JobOptions) -> None:
-    """Say what made the output, and that nothing is left but to publish it.
+    """Write the record, and note in the journal that only publishing is left.
 
     Raises ValueError if every row was rejected; such a job leaves nothing.
     """

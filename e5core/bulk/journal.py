@@ -70,7 +70,8 @@ class Journal:
 def write_inputs(folder: Path, files: Sequence[Sequence[Any]]) -> None:
     """Note the input files with their sizes and times, to name a change by.
 
-    Apart from the journal, which would write the names of a million files again after each chunk.
+    They lie apart from the journal. It is written after each chunk, and would write the names of a
+    million files each time.
     """
     write_json_durably(folder / INPUTS, files)
 

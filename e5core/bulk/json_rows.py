@@ -18,7 +18,7 @@ from e5core.bulk.rows import (
     without_end,
 )
 
-# Characters of an element of an array, after which a fault is looked for no further.
+# An element of an array that is not whole after so many characters is a fault.
 ELEMENT_LIMIT = 64_000_000
 _SPACE = re.compile(r"[ \t\r\n]*")
 _ABSENT: Any = object()
@@ -80,7 +80,7 @@ def _find(fields: object, name: str) -> Any:
 def _read_array(blocks: Iterator[bytes], file: str, columns: Columns) -> Iterator[Row | BadRow]:
     """A row for each element of one array, a few of which are in memory at a time.
 
-    Raises ValueError where it is no JSON: what stands behind the fault cannot be told.
+    Raises ValueError where the file is no JSON, since nothing behind the fault can be trusted.
     """
     reader = _Reader(blocks, file)
     reader.take("[")
@@ -95,7 +95,7 @@ def _read_array(blocks: Iterator[bytes], file: str, columns: Columns) -> Iterato
 
 
 class _Reader:
-    """The text of blocks, of which as much is in memory as an element takes."""
+    """The text of some blocks. Only as much of it as one element takes is in memory."""
 
     def __init__(self, blocks: Iterator[bytes], file: str) -> None:
         # A byte that is not UTF-8 becomes a lone surrogate, which is a fault of its own row alone.
@@ -120,7 +120,7 @@ class _Reader:
                 return ""
 
     def take(self, expected: str) -> str:
-        """Go over one of these characters; ValueError if another one follows."""
+        """Go over the next character, which must be in `expected`; else ValueError."""
         found = self.peek()
         if not found or found not in expected:
             shown = repr(found) if found else "the end of the file"

@@ -1,8 +1,8 @@
-"""What a file is, by its first bytes: what holds no lines of UTF-8 is refused, and named."""
+"""The kind of a file by its first bytes. A file without lines of UTF-8 is refused and named."""
 
 import codecs
 
-# By how they start. What can be read in another way says how.
+# Files that hold no lines of text: how each starts, its kind, and how to get at its text.
 _UNPACK = "name it by its suffix, {}, or unpack it first"
 SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "gzip", _UNPACK.format(".gz")),
@@ -43,7 +43,7 @@ def check_kind(file: str, head: bytes, whole: bool) -> None:
     whole  whether they are all of it
     """
     for start, kind, way in SIGNATURES:
-        # Letters alone may begin a text too.
+        # A signature of letters alone may also begin a text.
         if head.startswith(start) and not (start.isalnum() and _is_text(head, whole)):
             raise ValueError(f"{file} is {kind} by its first bytes; {way}")
     for mark, name in BOMS:

@@ -1,4 +1,4 @@
-"""What a bulk job is to do: its options, which do not change while it runs, and their checks."""
+"""The options of a bulk job, which do not change while it runs, and their checks."""
 
 from dataclasses import dataclass
 from pathlib import Path

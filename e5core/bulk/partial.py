@@ -33,7 +33,7 @@ def partial_folder(output: Path) -> Path:
 
 
 def follow(output: Path) -> Path:
-    """The file that a link leads to, which is to be written, and not the link."""
+    """The file that a link leads to. That file is written, and the link stays a link."""
     return Path(os.path.realpath(output)) if output.is_symlink() else output
 
 

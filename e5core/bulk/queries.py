@@ -15,13 +15,13 @@ from e5core.model import E5, InputType
 from e5core.prompts import check_prompts
 from e5core.vectors.index import Index
 
-# What a query is embedded as, by the type of the vectors that it is compared with.
+# The input type of a query, for each type of the vectors that it is compared with.
 QUERY_TYPES: dict[str | None, InputType] = {"passage": "query", "query": "query", None: None}
 
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """How queries are asked to be embedded; None for what is to be as the vectors were made."""
+    """How queries are to be embedded. An option that is None follows the job of the vectors."""
 
     model: str | Path | None = None
     input_type: Literal["query", "passage", "none"] | None = None
@@ -106,9 +106,9 @@ def read_passages(
     """The texts of some vectors, by their places, read anew from the files that they came from.
 
     path     of the index
-    reading  how the files are to be read, as arguments of Source, where it is not as they were
+    reading  arguments of Source for the files; an argument that is missing or None is the job's
 
-    Left out are those whose file is gone, cannot be read, or has changed since the vectors were
+    A text is left out if its file is gone, cannot be read, or has changed since the vectors were
     made.
     """
     made, rows = index.made_from, index.rows

@@ -19,7 +19,7 @@ _FIELD = r'(?:"(?:[^"]|"")*"|[^"\t\n]*)'
 _RECORD = re.compile(rf"{_FIELD}(?:\t{_FIELD})*(?:\n|\Z)")
 _OPEN = re.compile(rf'(?:{_FIELD}\t)*"(?:[^"]|"")*\Z')
 _QUOTED = re.compile(r'(?:^|(?<=[\t\n]))"((?:[^"]|"")*)"')
-# What makes programs put a field in quotes; Excel does so for a comma too.
+# A field is put in quotes by most programs if this matches; Excel does so for a comma too.
 _NEEDS = re.compile(r'[\t\n",;]|^\s|\s$')
 
 
@@ -63,12 +63,12 @@ def is_quoted(lines: list[str], fields: int, whole: bool) -> bool:
         return False
     found = [_QUOTED.findall(record) for record in records]
     if not fields and found[0]:
-        return True  # the header is quoted, so everything is that is text
+        return True  # the header is quoted, so all text is
     inside = [field for record in found for field in record]
     if not all(_NEEDS.search(field) for field in inside):
         return False
-    # Lines that have the right number of fields anyway have two readings: then marks are text,
-    # unless one is doubled.
+    # If lines have the right number of fields even without quotes, there are two readings. Marks
+    # are text then, unless one is doubled.
     plain = all(len(_split(line)) in (fields, 0) for line in lines)
     return not (plain and any("\n" in field for field in inside)) or '""' in text
 

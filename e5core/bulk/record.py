@@ -1,4 +1,4 @@
-"""What stands beside a finished output in `<output>.json`: what made it, and from how many rows."""
+"""The record beside a finished output, `<output>.json`: what made it, and from how many rows."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from e5core.formats.files import read_json_object
 from e5core.prompts import check_prompts
 
 FORMAT = 1
-# Nothing that differs from one run to the next, so that the same job writes the same bytes.
+# No count here differs from one run to the next, so the same job writes the same bytes.
 COUNTS = ("rows", "rows_read", "tokens", "cut", "rejected")
 
 
@@ -44,7 +44,7 @@ def write_record(journal: Journal, model: ModelFolder, options: JobOptions) -> N
 def read_record(output: Path) -> Journal | None:
     """The journal of a finished output, as its record tells it.
 
-    None if there is no output, or none that says what made it.
+    returns  None if there is no output, or no record of what made it
     """
     path = published_names(output)[RECORD]
     if not output.exists() or not path.is_file():
@@ -82,9 +82,9 @@ def check_not_other(finished: Journal, made_from: dict[str, dict[str, Any]], out
 def check_output_is_free(
     options: JobOptions, journal: Journal | None, finished: Journal | None
 ) -> None:
-    """FileExistsError for a folder of shards that is there.
+    """Raise FileExistsError for a folder of shards that exists already.
 
-    Unless a run was publishing it, or it says what made it, which is looked at later.
+    A folder that a run was publishing passes. One with a record passes too: it is checked later.
     """
     output = options.output
     if output.suffix != PARQUET or not output.exists() or (journal and journal.complete):

@@ -78,7 +78,7 @@ def make_row(file: str, line: int, text: object, name: object, columns: Columns)
 
 
 def _as_id(value: object) -> object:
-    """Values that name a row as well as a text or a whole number does, as one of these."""
+    """The id as a text or a whole number, if it is a date, a UUID or the like; else as it is."""
     if isinstance(value, date | time):  # datetime is a date
         return value.isoformat()
     if isinstance(value, Decimal | UUID) and value == value:  # a Decimal may be NaN

@@ -184,7 +184,7 @@ def _inner(file: str) -> Path:
 
 
 def _expand(name: str) -> list[str]:
-    """The files of a pattern that the shell left as it is; a name that is one stays."""
+    """The files that a pattern matches. A name that is no pattern, or is a file's, stays."""
     if name == STDIN or not glob.has_magic(name) or os.path.lexists(name):
         return [name]
     found = glob.glob(name, recursive=True)  # noqa: PTH207 (a pattern may be absolute)

@@ -20,8 +20,8 @@ from e5core.bulk.rows import (
 # mark that is never closed would take the rest of the file into memory.
 CSV_FIELD_LIMIT = 16_000_000
 
-# Takes the blocks, the name of the file, the columns and the character between two fields; None
-# where nobody named one.
+# A reader takes the blocks, the name of the file, the columns, and the character between two
+# fields, which is None if the caller named none.
 Reader = Callable[[Blocks, str, Columns, str | None], Iterator[Row | BadRow]]
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 

@@ -85,7 +85,7 @@ def lies_elsewhere(adapter: Adapter, whole_weights: bool) -> bool:
     """Whether the weights that an adapter is for are those of its base model, not those beside it.
 
     As in transformers, a base model that can be found counts before weights that lie beside the
-    adapter. Raises ValueError where nothing tells what those are: the base, or already merged.
+    adapter. Raises ValueError where nothing tells whether the adapter is merged into these already.
     """
     base = Path(adapter.base).expanduser()
     named = bool(adapter.base) and base.resolve() != adapter.folder.resolve()
@@ -109,7 +109,7 @@ def lies_elsewhere(adapter: Adapter, whole_weights: bool) -> bool:
 def merge(adapter: Adapter, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors of a model, by published name, as they are with an adapter.
 
-    What it changes is in float32 or wider, whatever the model is stored in. Raises
+    Tensors that it changes are in float32 or wider, whatever the model is stored in. Raises
     FileNotFoundError if its weights are missing, CheckpointError if they do not fit the model.
     """
     file = adapter.folder / WEIGHTS_FILE

@@ -15,7 +15,7 @@ from e5core.formats.files import read_json_object
 from e5core.formats.safetensors import open_tensors
 from e5core.pooling import POOLINGS, l2_normalize
 
-# By the last part of the class's name in the step's config.
+# The keys are class names of torch, as the step's config has them behind the last dot.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda x: x,
     "Tanh": torch.tanh,

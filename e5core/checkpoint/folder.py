@@ -184,7 +184,7 @@ class ModelFolder:
 
     @property
     def activation(self) -> str | None:
-        """What sentence-transformers applies to a cross-encoder's logits; read when asked for."""
+        """The class that sentence-transformers applies to a cross-encoder's logits, read anew."""
         return read_activation(self.path)
 
     def load_encoder(
@@ -229,7 +229,7 @@ class ModelFolder:
         return load.load_head(self.config, self.tensors)
 
     def load_pooling(self, device: torch.device) -> str | DensePooling:
-        """What turns the token states of a text into its vector: a pooling's name, or all steps."""
+        """The way from token states to a vector: a pooling's name, or the pooling and its Dense."""
         return DensePooling(self.pooling, self.dense, device) if self.dense else self.pooling
 
     def load_tokenizer(self) -> SentencePieceTokenizer:

@@ -23,7 +23,7 @@ ReadJson = Callable[[str], dict[str, Any]]
 
 
 def json_reader(folder: Path) -> ReadJson:
-    """What reads the JSON files of a folder, each of them once."""
+    """A function that reads the JSON files of a folder by name, each of them once."""
 
     @cache
     def read(name: str) -> dict[str, Any]:

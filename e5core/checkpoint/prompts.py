@@ -154,7 +154,7 @@ def _by_input_type(named: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def write_prompts(folder: Path, prompts: Mapping[str, str] | None) -> None:
-    """Say known prompts in a folder that says none: a model's name tells them only to e5core."""
+    """Write known prompts into a folder without any: only e5core knows them by a model's name."""
     path = folder / PROMPTS_FILE
     content = read_json_object(path) if path.is_file() else {}
     said = _named(path, content.get("prompts"))

@@ -96,7 +96,7 @@ def run(options: Namespace) -> int:
 
 
 def what_is_kept(options: Namespace, error: BaseException) -> str:
-    """What an error leaves of the job, and whether the same command goes on from there."""
+    """Say where an error has left the job's work, and if the same command goes on from there."""
     kept = bulk.partial_folder(options.output)
     if isinstance(error, bulk.PartialOutputError) or not kept.is_dir():
         return ""

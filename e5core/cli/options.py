@@ -57,7 +57,7 @@ def add_reranker_options(parser: Parser) -> None:
 
 
 def load_options(options: Namespace) -> LoadOptions:
-    """The options of loading as they were given; those that a command does not have by default."""
+    """The options of loading as they were given. One that the command lacks has its default."""
     names = [field.name for field in fields(LoadOptions)]
     return LoadOptions(**{name: getattr(options, name) for name in names if name in options})
 

@@ -1,4 +1,4 @@
-"""What the commands share that find passages: where they stand, and how hits are printed."""
+"""Passages and hits of all commands that search: where passages stand, how hits are printed."""
 
 import re
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""What every program of the package shares: one-line errors and exit codes."""
+"""The frame of every program of the package: one-line errors and exit codes."""
 
 import argparse
 import io

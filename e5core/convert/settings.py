@@ -1,4 +1,4 @@
-"""What a folder holds beside its weights, on its way into the result of a conversion."""
+"""The files beside a model's weights, on their way into the result of a conversion."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from e5core.convert.to_sentence_transformers import write_settings
 
 
 def copy_settings(source: ModelFolder, target: Path) -> None:
-    """sentence-transformers' files: the steps, the limit and the prompts.
+    """Copy sentence-transformers' files: the steps, the limit and the prompts.
 
     They are copied where the encoder lies beside them. Where it lies in a folder of its own, or
     is an adapter's base model, they are written for a folder that holds all of it.
@@ -22,6 +22,6 @@ def copy_settings(source: ModelFolder, target: Path) -> None:
 
 
 def copy_tokenizer_files(source: ModelFolder, target: Path) -> None:
-    """The tokenizer as it is."""
+    """Copy the tokenizer's files as they are."""
     if source.tokenizer_file is not None:
         copy_files(source.tokenizer_file.parent, target, TOKENIZER_PATTERNS)

@@ -162,7 +162,7 @@ def batches_to_compare(
 def expected_outputs(
     source: ModelFolder, batches: Sequence[tuple[Ids, bool]]
 ) -> tuple[list[npt.NDArray[Any]], float]:
-    """What e5core gives for the source, and how far another float32 run may be from it."""
+    """e5core's outputs for the source, and how far another float32 run may be from them."""
     options: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
     if not source.config.num_labels:
         model = E5.from_folder(source, LoadOptions(prompts="none", **options))

@@ -25,7 +25,7 @@ Read = Callable[[StoredTensor], Tensor]
 class Weights:
     """The tensors of a source under their published names, none of them in memory.
 
-    left_out  stored names of what the result does not take along: heads and buffers
+    left_out  stored names of the tensors that the result lacks: heads and buffers
     """
 
     headers: Mapping[str, TensorHeader]
@@ -34,7 +34,7 @@ class Weights:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The bytes of all tensors together."""
         return sum(header.size for header in self.headers.values())
 
 
@@ -46,7 +46,7 @@ def is_kept(name: str, config: EncoderConfig) -> bool:
 
 
 def weights_of(stored: Mapping[str, StoredTensor], config: EncoderConfig, read: Read) -> Weights:
-    """What of some checked tensors goes into a result.
+    """The tensors of a checked checkpoint that go into a result.
 
     read  gives a stored tensor, best mapped anew each time, so that the memory of its file
           counts only while the tensor is in use

@@ -1,8 +1,8 @@
 """Files that are on the disk itself when a call returns, so that a run can go on from them.
 
-files.py swaps whole files too, but leaves it to the system when the disk gets them. Here the disk
-has them: after a power cut a file is the old one or the new one, and a growing file holds all that
-was appended.
+files.py swaps whole files too, but leaves it to the system when the disk gets them. Here they are
+on the disk at once: after a power cut a file is the old one or the new one, and a growing file
+holds everything that was appended.
 """
 
 import json

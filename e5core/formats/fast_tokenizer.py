@@ -1,4 +1,4 @@
-"""What a tokenizer.json says beside its vocabulary: text steps and added tokens.
+"""The text steps and the added tokens of a tokenizer.json, which stand beside its vocabulary.
 
 Format: huggingface/tokenizers, tokenizers/src/tokenizer/serialization.rs. What XLM-R's own
 tokenizer does, SentencePiece does; what goes beyond it is described here, or refused by name.
@@ -19,7 +19,7 @@ SPECIALS = {name: number for number, name in enumerate(FAIRSEQ_SPECIALS)}
 MASK = "<mask>"
 _WAY_OUT = "use the model with transformers or sentence-transformers, or train it without"
 _UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-# Of white space SentencePiece makes the same, wherever these stand.
+# SentencePiece does these replacements of spaces itself, wherever they stand in the file.
 _SPACES = ({"Regex": " {2,}"}, (" ", "▁"))
 
 
@@ -60,7 +60,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class TextSteps:
-    """What happens to a text beside SentencePiece.
+    """The steps that a text goes through beside SentencePiece.
 
     before, after  steps before and after SentencePiece's own normalisation
     added          tokens beyond the vocabulary and XLM-R's specials
@@ -111,9 +111,9 @@ def read_head(path: Path) -> dict[str, Any]:
 def _object_until(
     text: str, stop: str, inner: str = "", place: int = 0
 ) -> tuple[dict[str, Any], int]:
-    """The values of an object by key, up to a key or, in the object `inner`, the same.
+    """The values of an object by key, up to the key `stop` in it or in its object `inner`.
 
-    returns  them, and the place where it stopped; 0 if the object ended before
+    returns  the values, and the place behind that key; 0 if the object ended without it
     """
     decode = json.JSONDecoder().raw_decode
     found: dict[str, Any] = {}
@@ -214,7 +214,7 @@ def _check_post_processor(path: Path, processor: Any) -> None:
 
 
 def _added_tokens(path: Path, entries: list[dict[str, Any]]) -> Iterator[AddedToken]:
-    """Those that are none of XLM-R's five."""
+    """The added tokens that are none of XLM-R's five specials."""
     for entry in entries:
         content, number = entry.get("content"), entry.get("id")
         if not isinstance(content, str) or not content or type(number) is not int or number < 0:

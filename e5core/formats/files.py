@@ -1,8 +1,8 @@
 """Reading JSON, and writing files so that nobody ever sees half of one.
 
-The system takes what is written here to the disk when it likes, so a power cut may undo it: right
-for what can be made again, such as a converted model. What a stopped run goes on from is written
-by durable.py instead.
+The system takes these files to the disk when it likes, so a power cut may undo them. That is right
+for files that can be made again, such as a converted model. A file that a stopped run goes on from
+is written by durable.py instead.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
 
 
 def lfs_way_out(path: Path) -> str:
-    """What gets the file where there is only a pointer to it; "" if it is no pointer."""
+    """How to get a file of which only a Git LFS pointer is there; "" if it is no pointer."""
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) != _LFS_POINTER:
             return ""

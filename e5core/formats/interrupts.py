@@ -1,7 +1,7 @@
 """Ctrl-C while torch is imported, which takes seconds: one line, as at any other time.
 
-Imported before torch, and by the program itself alone does it change anything: a library leaves
-signals to whoever uses it.
+This is imported before torch. It changes something only if the process is the program itself: a
+library leaves signals to its user.
 """
 
 import os

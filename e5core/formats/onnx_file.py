@@ -106,7 +106,7 @@ def _described(name: str, header: TensorHeader) -> TensorProto:
 
 
 def _start(name: str, header: TensorHeader) -> bytes:
-    """All of a weight in a graph but its numbers, which follow."""
+    """The bytes of a weight in a graph up to its numbers, which follow."""
     described: bytes = _described(name, header).SerializeToString()
     tensor = described + field_start(_RAW_DATA, header.size)
     return field_start(_INITIALIZER, len(tensor) + header.size) + tensor

@@ -39,7 +39,7 @@ METHODS = {
     "truncate_sentence_embeddings": "cut the vectors: vectors[:, :256], then l2_normalize",
 }
 
-# Arguments with the values at which they ask for nothing that is not done.
+# Arguments that e5core cannot follow: the values at which they ask for nothing, and the way out.
 ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
     "precision": (("float32", None), "call e5core.quantize_vectors on the vectors"),
     "output_value": (
@@ -60,7 +60,7 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-# What a CrossEncoder has beside these, or otherwise.
+# The same for the methods of a CrossEncoder.
 CROSS_ENCODER_METHODS = {
     **{name: way for name, way in METHODS.items() if not name.startswith(("encode", "truncate"))},
     **dict.fromkeys(("start_multi_process_pool", "stop_multi_process_pool"), _CORES),
@@ -112,13 +112,13 @@ def name_device(device: Any) -> str | None:
 
 
 class Module:
-    """What code calls on a model of sentence-transformers because it is a torch module."""
+    """The torch module's methods that code calls on a model of sentence-transformers."""
 
     ways: ClassVar[Mapping[str, str]] = METHODS  # what to use in place of methods
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that holds the model."""
         raise NotImplementedError
 
     def to(self: Model, device: Any = None) -> Model:

@@ -79,5 +79,5 @@ def _word(dtype: torch.dtype) -> str:
 
 @cache
 def warn_once(message: str) -> None:
-    """A warning that a process gives once, whatever it does how often."""
+    """Give a warning once in a process, however often this is called."""
     warnings.warn(message, stacklevel=3)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from e5core.kernels.forking import forks
 
-# What `prepare` makes of linears: every back-end has a type of its own.
+# The result of `prepare`: every back-end has a type of its own for it.
 Prepared = Any
 
 # All layers in one call: x [tokens, hidden_size], cu_seqlens, max_seqlen → x of the last layer.
@@ -27,7 +27,7 @@ Pooling = Callable[[Tensor, Tensor], Tensor]
 
 
 class LayerWeights(NamedTuple):
-    """What one encoder layer multiplies by, as the kernels have prepared it."""
+    """The weights of one encoder layer, as the kernels have prepared them."""
 
     qkv: Prepared
     attention_output: Prepared
@@ -38,7 +38,7 @@ class LayerWeights(NamedTuple):
 
 
 class Layer(Protocol):
-    """What kernels see of an encoder layer: its weights, and that it can be called."""
+    """An encoder layer as kernels see it: it has weights and can be called."""
 
     weights: LayerWeights
     head_size: int
@@ -87,14 +87,16 @@ class Kernels:
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why they do not run here on a device and in a dtype they are made for, as a sentence;
-        None if they do."""
+        """Why the kernels do not run on a device in a dtype that they are made for, as a sentence.
+
+        returns  None if they run
+        """
         return None
 
     def prepare(self, *linears: nn.Linear) -> Prepared:
-        """What the operations multiply by in place of linears, which are multiplied together.
+        """The weights that operations take in place of linears that are multiplied together.
 
-        Here that is the linears themselves, converted to `dtype`. Kernels that are not trainable
+        Here these are the linears themselves, converted to `dtype`. Kernels that are not trainable
         return weights in a layout of their own, and the caller drops those of the linears.
         """
         for linear in linears:
@@ -199,7 +201,7 @@ class InferenceKernels(Kernels):
 
 
 def only_infer(kernels: Kernels) -> str:
-    """What is said to whoever trains on kernels that are not made for it."""
+    """The sentence of the error for training on kernels that are not made for it."""
     return f"the {kernels.name} kernels only infer; call eval() first"
 
 

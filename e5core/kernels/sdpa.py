@@ -41,7 +41,7 @@ def grouped_attention(
 
 
 def segment_mean(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """pooling.mean_pool in one launch for the batch, where that one launches once a text.
+    """pooling.mean_pool in one launch for the whole batch instead of one for each text.
 
     It does not wait for the GPU, so a text without tokens gives NaN and no error.
     """

@@ -33,7 +33,7 @@ def table(cases: Sequence[Case]) -> str:
 
 
 def at_most(name: str, bound: float, measured: float, note: str = "") -> Case:
-    """NaN breaks any bound."""
+    """A case that holds if `measured` is at most the bound; NaN breaks any bound."""
     return Case(name, f"≤ {bound:.2g}", f"{measured:.2g}{note}", measured <= bound)
 
 

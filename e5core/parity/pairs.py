@@ -1,4 +1,4 @@
-"""What a checked cross-encoder makes of pairs and ids."""
+"""Pairs to check a cross-encoder with, and the logits that it gives to pairs and to ids."""
 
 from collections.abc import Sequence
 from typing import Any

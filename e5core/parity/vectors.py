@@ -1,4 +1,4 @@
-"""What a checked model makes of texts and ids."""
+"""The vectors that a checked model gives to texts and to ids."""
 
 from collections.abc import Sequence
 from typing import Any, Literal

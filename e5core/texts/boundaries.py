@@ -122,7 +122,7 @@ def is_grapheme_boundary(text: str, place: int) -> bool:
 
 
 def _is_joined(character: str) -> bool:
-    """Whether it belongs to what stands before it."""
+    """Whether a character belongs to the one before it."""
     category = unicodedata.category(character)
     if category == "Cn":  # of a newer Unicode: it may be a mark, but not among the ideographs
         return character < "\U00020000"
@@ -141,7 +141,7 @@ def _ends_in_virama(text: str, place: int) -> bool:
 
 
 def _is_prepended(character: str) -> bool:
-    """Whether it belongs to what follows: signs of Arabic and Indic numbers, and a few letters."""
+    """Whether a character belongs to the next one, as signs before Arabic numbers do."""
     if unicodedata.category(character) == "Cf":
         return "\u0600" <= character < "\u2000" or "\U000110bd" <= character <= "\U000110cd"
     return character in _PREPENDED_LETTERS
@@ -158,7 +158,7 @@ def _is_regional(character: str) -> bool:
 
 
 def _joins_syllable(before: str, after: str) -> bool:
-    """Whether both are of one syllable of Hangul, spelled in its letters."""
+    """Whether two letters of Hangul belong to one syllable."""
     if "\u1160" <= after <= "\u11ff" or "\ud7b0" <= after <= "\ud7fb":  # a vowel or a final
         return "\u1100" <= before <= "\u11ff" or "\ua960" <= before <= "\ud7fb"
     leads = "\u1100" <= before <= "\u115f" or "\ua960" <= before <= "\ua97c"

@@ -21,7 +21,7 @@ def is_blank(text: str) -> bool:
 
 
 def note_blank(texts: Iterable[str], blank: list[bool]) -> Iterator[str]:
-    """The same texts; `blank` gets for each of them whether it is."""
+    """Yield the same texts, and append to `blank` whether each of them is blank."""
     for text in texts:
         blank.append(isinstance(text, str) and is_blank(text))
         yield text
@@ -32,9 +32,9 @@ def several(texts: Any, name: str = "texts") -> Iterable[str]:
 
     name  what errors call the argument
 
-    What iterates over the names of its columns or over its keys, as tables and dicts do, would
-    have these embedded in place of the texts. Raises TypeError naming the column to pass, and for
-    what holds no texts or has them in no order.
+    Tables iterate over the names of their columns, and dicts over their keys. These would be
+    embedded in place of the texts, so a TypeError names the column to pass. Raises TypeError too
+    if there are no texts, or if they have no order.
     """
     kind = type(texts).__name__
     columns = _columns(texts)
@@ -81,7 +81,7 @@ def describe_item(index: int, item: Any) -> str:
 def _columns(texts: Any) -> list[Any] | None:
     """The names of the columns, fields or keys of a table or a mapping; None for anything else.
 
-    Found on the type, since a Series finds its labels among its own attributes.
+    They are looked for on the type, since a Series shows its labels as attributes of its own.
     """
     if isinstance(texts, Mapping):
         return list(texts)

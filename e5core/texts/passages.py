@@ -103,7 +103,7 @@ class _Splitter:
             start = self._overlap_start(start, end, overlap)
 
     def _cut(self, start: int, done: int, tokens: int) -> int | None:
-        """Where a passage from `start` on ends that goes beyond `done`; None if none does."""
+        """The end of the passage from `start`; None if it cannot end beyond `done`."""
         most = self._furthest(start, tokens)
         while most > done:
             filled = max(done, start + int((most - start) * _FILLED))

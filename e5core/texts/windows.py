@@ -1,4 +1,4 @@
-"""Long texts in windows: sequences that fit, and the average of what becomes of them."""
+"""Long texts in windows: sequences that fit the model, and the average of their rows."""
 
 from collections.abc import Sequence
 

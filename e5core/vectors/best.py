@@ -27,7 +27,7 @@ class Best:
         exact   the exact scores of the passages of a query: (query, passages [n]) → [n]
         """
         self._queries, self._k, self._margin, self._exact = queries, k, margin, exact
-        # What a passage's score must be; k passages are known that are as good.
+        # The least rough score that a passage needs: k passages are known to be as good.
         self._least = np.full(queries, -np.inf, dtype=np.float32)
         # Pairs of a query and a passage, and their scores. A query's passages ascend.
         self._pairs = [_no_pairs()]
@@ -78,7 +78,7 @@ class Best:
         np.maximum(self._least, kth - self._margin, out=self._least)
 
     def _drop(self) -> None:
-        """Forget the pairs that k others of their query leave behind."""
+        """Forget the pairs that k others of their query beat by more than the margin."""
         queries, passages, scores = map(np.concatenate, zip(*self._pairs, strict=True))
         order = np.lexsort((-scores, queries))
         starts = np.searchsorted(queries[order], np.arange(self._queries + 1))

@@ -1,4 +1,4 @@
-"""How many numbers of a vector are kept, and vectors that come in parts, as one array."""
+"""Parts of an array joined into one, and the number of dimensions that a vector keeps."""
 
 from collections import deque
 

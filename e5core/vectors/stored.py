@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Stored:
-    """What lies on the disk under one name.
+    """Vectors on the disk, and everything that lies beside them under the same name.
 
     vectors    [rows, hidden_size]; in the file, except for Parquet's
     rows       for each vector its id, file and line, and of a passage its number and offsets;
@@ -73,7 +73,7 @@ def open_stored(path: Path) -> Stored:
 class JsonLines(Sequence[Row]):
     """The lines of a .jsonl file, each parsed when it is asked for.
 
-    Only where they start is kept, eight bytes each.
+    Only the offset of each line is kept, which takes eight bytes.
     """
 
     def __init__(self, path: Path) -> None:

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """What a library is compiled for. `name` is that of a header in src/isa/."""
+    """The instructions that a library is compiled for. `name` is that of a header in src/isa/."""
 
     name: str
     machines: tuple[str, ...]
