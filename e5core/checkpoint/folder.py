@@ -11,10 +11,15 @@ from e5core.checkpoint import hub, load
 from e5core.checkpoint.adapters import Adapter, find_adapter, lies_elsewhere, merge
 from e5core.checkpoint.dense import Dense, DensePooling
 from e5core.checkpoint.headers import StoredTensor, check_headers, read_headers
-from e5core.checkpoint.limits import json_reader, read_limit, transformer_settings
+from e5core.checkpoint.limits import (
+    TRANSFORMER_FILES,
+    json_reader,
+    read_limit,
+    transformer_settings,
+)
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.options import LoadOptions
-from e5core.checkpoint.prompts import MODULES_FILE, Prompts, find_prompts
+from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE, Prompts, find_prompts
 from e5core.checkpoint.sentence_transformers import (
     Steps,
     check_widths,
@@ -22,9 +27,10 @@ from e5core.checkpoint.sentence_transformers import (
     read_steps,
     read_truncate_dim,
 )
-from e5core.checkpoint.tokenizers import load_tokenizer
+from e5core.checkpoint.tokenizers import added_tokens, load_tokenizer
 from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import ClassificationHead, Encoder
+from e5core.formats.fast_tokenizer import AddedToken
 from e5core.formats.safetensors import DTYPES_BY_NAME
 from e5core.kernels import BACKENDS, select, why_not
 from e5core.tokenizer import SentencePieceTokenizer
@@ -56,6 +62,7 @@ class ModelFolder:
     normalizes  whether the vectors have unit length by modules.json
     tokenizer_file  the first of hub.TOKENIZER_FILES that is there
     lower_case  whether texts are lowered before they are tokenized
+    added_tokens  tokens beyond XLM-R's that small files beside the tokenizer name
     tensors     the weights by published name, as the headers of their files describe them; None
                 if they were left aside
     """
@@ -74,6 +81,7 @@ class ModelFolder:
     normalizes: bool
     tokenizer_file: Path | None
     lower_case: bool
+    added_tokens: tuple[AddedToken, ...]
     tensors: Mapping[str, StoredTensor] | None = field(repr=False)
 
     @classmethod
@@ -122,57 +130,48 @@ class ModelFolder:
         adapter, whole = find_adapter(inner), (inner / CONFIG_FILE).is_file()
         if adapter is not None and lies_elsewhere(adapter, whole):
             base = cls.open(adapter.base, replace(options, revision=None), weights)
-            return _with_adapter(cls._read(path, name, steps, base, base.tensors), adapter)
+            return _with_adapter(
+                _of_adapter(cls._read(path, name, steps, base.config), base), adapter
+            )
         if not whole:
             raise FileNotFoundError(
                 f"{inner} has no {CONFIG_FILE}: it is no model folder in Hugging Face layout"
             )
-        tensors = read_headers(inner) if weights else None
-        folder = cls._read(path, name, steps, None, tensors)
-        if tensors is not None:
-            check_headers(tensors, folder.config, inner)
+        folder = cls._read(path, name, steps, EncoderConfig.from_file(inner / CONFIG_FILE))
+        if weights:
+            folder = replace(folder, tensors=read_headers(inner))
+            check_headers(folder.tensors or {}, folder.config, inner)
         return folder if adapter is None else _with_adapter(folder, adapter)
 
     @classmethod
-    def _read(
-        cls,
-        path: Path,
-        name: str,
-        steps: Steps,
-        base: "ModelFolder | None",
-        tensors: Mapping[str, StoredTensor] | None,
-    ) -> "ModelFolder":
-        """Read the small files; a base model says what the folder of an adapter leaves open."""
+    def _read(cls, path: Path, name: str, steps: Steps, config: EncoderConfig) -> "ModelFolder":
+        """Read all files but the weights."""
         inner = steps.transformer
-        config = base.config if base else EncoderConfig.from_file(inner / CONFIG_FILE)
         check_widths(steps.dense, config.hidden_size)
         read = json_reader(inner)
         root = read if inner == path else json_reader(path)
         limit = read_limit(inner, read)
         # A cross-encoder's name may tell of E5 too, but it reads texts as they are.
         prompts = Prompts(None, {}, None) if config.num_labels else find_prompts(path, name, root)
-        if base and limit is None:
-            limit = base.max_length
         files = (inner / file for file in hub.TOKENIZER_FILES)
-        own_tokenizer = next((file for file in files if file.is_file()), None)
-        silent = base is not None and not (path / MODULES_FILE).is_file()
         return cls(
             path,
             name,
-            base.config_file if base else inner / CONFIG_FILE,
+            inner / CONFIG_FILE,
             config,
-            base.pooling if base and silent else steps.pooling,
-            base.dense if base and silent else steps.dense,
-            base.prompts if base and prompts.known is None else prompts.known,
+            steps.pooling,
+            steps.dense,
+            prompts.known,
             prompts.named,
             prompts.default,
             # Some folders say 514: they count position rows, which hold only 512 tokens.
             config.max_length if limit is None else min(limit, config.max_length),
             read_truncate_dim(path, root),
-            base.normalizes if base and silent else steps.normalizes,
-            own_tokenizer or (base.tokenizer_file if base else None),
+            steps.normalizes,
+            next((file for file in files if file.is_file()), None),
             bool(transformer_settings(inner, read)[1].get("do_lower_case")),
-            tensors,
+            tuple(added_tokens(read)),
+            None,
         )
 
     @property
@@ -240,7 +239,7 @@ class ModelFolder:
         if self.tokenizer_file is None:
             raise FileNotFoundError(f"{self.path} has no {' and no '.join(hub.TOKENIZER_FILES)}")
         beside = self.tokenizer_file.parent
-        tokenizer = load_tokenizer(beside, self.tokenizer_file, self.lower_case)
+        tokenizer = load_tokenizer(beside, self.tokenizer_file, self.lower_case, self.added_tokens)
         try:
             tokenizer.check_rows(self.config.vocab_size)
         except ValueError as error:
@@ -254,6 +253,25 @@ class ModelFolder:
             if any(why_not(backend, device, torch.int8) is None for backend in wanted):
                 return torch.int8
         return torch.float32
+
+
+def _of_adapter(folder: ModelFolder, base: ModelFolder) -> ModelFolder:
+    """An adapter's folder with what its base model says in the files that it lacks."""
+    inherited = ["config_file", "tensors"]
+    if not (folder.path / MODULES_FILE).is_file():
+        inherited += ["pooling", "dense", "normalizes"]
+    if not (folder.path / PROMPTS_FILE).is_file():
+        inherited += ["named_prompts", "default_prompt_name", "truncate_dim"]
+    if folder.prompts is None:
+        inherited.append("prompts")
+    inner = folder.config_file.parent
+    if folder.tokenizer_file is None:
+        inherited += ["tokenizer_file", "added_tokens"]
+    if read_limit(inner) is None:
+        inherited.append("max_length")
+    if not any((inner / name).is_file() for name in TRANSFORMER_FILES):
+        inherited.append("lower_case")
+    return replace(folder, **{name: getattr(base, name) for name in inherited})
 
 
 def _with_adapter(folder: ModelFolder, adapter: Adapter) -> ModelFolder:

@@ -1,14 +1,14 @@
 """The tokenizer of a folder: SentencePiece, and what a tokenizer.json puts around it."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import sentencepiece
 
-from e5core.checkpoint.limits import TOKENIZER_CONFIG_FILE, json_reader
+from e5core.checkpoint.limits import TOKENIZER_CONFIG_FILE, ReadJson
 from e5core.formats.fast_tokenizer import (
     MASK,
     NO_STEPS,
@@ -128,18 +128,20 @@ class _Finder:
             yield text[start:]
 
 
-def load_tokenizer(folder: Path, file: Path, lower_case: bool) -> SentencePieceTokenizer:
+def load_tokenizer(
+    folder: Path, file: Path, lower_case: bool, added: Sequence[AddedToken] = ()
+) -> SentencePieceTokenizer:
     """The tokenizer of a folder.
 
-    folder      where tokenizer.json and added_tokens.json may lie beside `file`
+    folder      where tokenizer.json may lie beside `file`
     file        the SentencePiece model, or tokenizer.json itself
     lower_case  whether texts are lowered first
+    added       tokens that the folder's other files name
 
     Raises ValueError for what is damaged, contradicts itself or is not implemented.
     """
     fast = folder / JSON_FILE
     steps = read_text_steps(fast) if fast.is_file() else NO_STEPS
-    added = added_tokens(folder)
     if fast.is_file():
         missing = sorted({t.content for t in added} - {t.content for t in steps.added})
         if missing:
@@ -162,10 +164,12 @@ def steps_of(tokenizer: SentencePieceTokenizer) -> TextSteps:
     return tokenizer.steps if isinstance(tokenizer, FastTokenizer) else NO_STEPS
 
 
-def added_tokens(folder: Path) -> list[AddedToken]:
-    """The tokens beyond XLM-R's that tokenizer_config.json and added_tokens.json name."""
+def added_tokens(read: ReadJson) -> list[AddedToken]:
+    """The tokens beyond XLM-R's that tokenizer_config.json and added_tokens.json name.
+
+    read  what reads a folder's JSON files
+    """
     found: dict[str, AddedToken] = {}
-    read = json_reader(folder)
     decoder = read(TOKENIZER_CONFIG_FILE).get("added_tokens_decoder") or {}
     for number, entry in decoder.items():
         entry = entry if isinstance(entry, dict) else {"content": str(entry), "normalized": True}
@@ -178,7 +182,9 @@ def added_tokens(folder: Path) -> list[AddedToken]:
 
 def check_same_pieces(tokenizer: SentencePieceTokenizer, file: Path, fast: Path) -> None:
     """ValueError naming both files unless they hold the same pieces under the same ids."""
-    pieces = (*FAIRSEQ_SPECIALS, *_pieces(tokenizer), MASK)
+    processor = tokenizer._processor
+    own = map(processor.IdToPiece, range(3, processor.GetPieceSize()))
+    pieces = chain(FAIRSEQ_SPECIALS, own, [MASK])
     for number, (ours, theirs) in enumerate(zip_longest(pieces, vocabulary_text(fast))):
         # <mask>, and what was added to it, need not stand in the vocabulary.
         if ours != theirs and not (number >= tokenizer.mask_id and None in (ours, theirs)):
@@ -187,9 +193,3 @@ def check_same_pieces(tokenizer: SentencePieceTokenizer, file: Path, fast: Path)
                 f"one and {theirs!r} in the other; one of them is left from another model, often "
                 f"{file.name}: remove it"
             )
-
-
-def _pieces(tokenizer: SentencePieceTokenizer) -> list[str]:
-    """The pieces in the order of their ids, without the specials."""
-    processor = tokenizer._processor
-    return [processor.IdToPiece(piece) for piece in range(3, processor.GetPieceSize())]

@@ -5,19 +5,22 @@ tokenizer does, SentencePiece does; what goes beyond it is described here, or re
 """
 
 import json
+import mmap
 import re
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e5core.formats.files import lfs_way_out, read_json_object
+from e5core.formats.files import read_json_object
 from e5core.formats.sentencepiece import FAIRSEQ_SPECIALS
 
 SPECIALS = {name: number for number, name in enumerate(FAIRSEQ_SPECIALS)}
 MASK = "<mask>"
 _WAY_OUT = "use the model with transformers or sentence-transformers, or train it without"
+_PIECE = re.compile(rb'\[\s*"((?:[^"\\]|\\.)*)"\s*,\s*-?[\d.]')
 _UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # SentencePiece does these replacements of spaces itself, wherever they stand in the file.
 _SPACES = ({"Regex": " {2,}"}, (" ", "▁"))
@@ -94,18 +97,26 @@ def read_text_steps(path: Path) -> TextSteps:
 def read_head(path: Path) -> dict[str, Any]:
     """A tokenizer.json without its vocabulary, which may take 17 MB and a second to parse."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        head, place = _object_until(text, "vocab", "model")
-    except (ValueError, IndexError) as error:
-        raise ValueError(
-            f"{path} is not valid JSON: {error}; {lfs_way_out(path) or 'get the file again'}"
-        ) from error
-    rest = text[text.rfind("]") + 1 :] if place else ""
+        with _mapped(path) as content:
+            # A few characters more, so that the key is read as one.
+            start, end = content.find(b'"vocab"'), content.rfind(b"]")
+            text = content[: start + 16].decode("utf-8-sig", "ignore") if start >= 0 else ""
+            rest = content[end + 1 :]
+        head = _object_until(text, "vocab", "model")[0]
+    except (ValueError, IndexError):
+        head = {}
     if not {"added_tokens", "normalizer", "pre_tokenizer", "model"} <= head.keys():
-        return read_json_object(path)  # in another order than the library writes
-    if re.search(r'"byte_fallback"\s*:\s*true', rest):
+        return read_json_object(path)  # in another order than the library writes, or damaged
+    if re.search(rb'"byte_fallback"\s*:\s*true', rest):
         head["model"]["byte_fallback"] = True
     return head
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    """A file's bytes, of which only what is looked at comes into memory; ValueError if empty."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
 
 
 def _object_until(
@@ -145,11 +156,10 @@ def _skip(text: str, place: int, expected: str = "") -> int:
 
 def vocabulary_text(path: Path) -> Iterator[str]:
     """The pieces of a tokenizer.json in the order of their ids, without the cost of parsing it."""
-    content = path.read_bytes()
-    start = content.find(b'"vocab"')
-    for match in re.finditer(rb'\[\s*"((?:[^"\\]|\\.)*)"\s*,\s*-?[\d.]', content[start:]):
-        piece = match[1]
-        yield json.loads(b'"%s"' % piece) if b"\\" in piece else piece.decode()
+    with _mapped(path) as content:
+        for match in _PIECE.finditer(content, content.find(b'"vocab"')):
+            piece = match[1]
+            yield json.loads(b'"%s"' % piece) if b"\\" in piece else piece.decode()
 
 
 def _normalizers(path: Path, normalizer: Any) -> tuple[tuple[TextStep, ...], tuple[TextStep, ...]]:
