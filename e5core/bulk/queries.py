@@ -52,8 +52,8 @@ def query_model(index: Index, name: str | Path, options: QueryOptions) -> tuple[
     size = made["options"]["hidden_size"]
     if load.truncate_dim not in (None, size):
         raise ValueError(
-            f"{name} holds vectors of {size} numbers, truncate_dim is {load.truncate_dim}. Leave it "
-            "out (--truncate-dim)"
+            f"{name} holds vectors of {size} numbers, truncate_dim is {load.truncate_dim}. Leave "
+            "it out (--truncate-dim)"
         )
     arguments = _arguments(made, name, options)
     folder = _open_model(made, name, options)

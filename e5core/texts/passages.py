@@ -121,23 +121,30 @@ class _Splitter:
         return None
 
     def _furthest(self, start: int, tokens: int) -> int:
-        """The last place up to which the text from `start` on has no more than `tokens` tokens."""
-        low, step = start, max(1, int((tokens - self._lead) * self._characters))
-        high = len(self._text)
-        while low + step < high:
-            if self._count(self._text[start : low + step]) > tokens:
-                high = low + step
-                break
-            low, step = low + step, 2 * step
-        else:
-            if self._count(self._text[start:high]) <= tokens:
-                return high
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._count(self._text[start:middle]) <= tokens:
-                low = middle
+        """The last place up to which the text from `start` on has no more than `tokens` tokens.
+
+        It is looked for where it must be if all tokens are of one length, and every third time in
+        the middle, so that it is found in any case.
+        """
+        low, low_tokens = start, self._lead
+        high, high_tokens = len(self._text), 0  # once it is known to be too far
+        step = int((tokens - self._lead + 1) * self._characters) + 1
+        tries = 0
+        while not high_tokens or high - low > 1:
+            if not high_tokens:
+                place, step = min(low + step, high), 2 * step
+            elif tries % 3 == 2:
+                place = (low + high) // 2
             else:
-                high = middle
+                share = (tokens + 0.5 - low_tokens) / (high_tokens - low_tokens)
+                place = min(max(low + int((high - low) * share), low + 1), high - 1)
+            found, tries = self._count(self._text[start:place]), tries + 1
+            if found > tokens:
+                high, high_tokens = place, found
+            elif place == len(self._text):
+                return place
+            else:
+                low, low_tokens = place, found
         return low
 
     def _overlap_start(self, start: int, end: int, overlap: int) -> int:
@@ -145,6 +152,9 @@ class _Splitter:
         if not overlap or end == len(self._text):
             return end
         low, high = start, end  # the text from high on has few enough tokens
+        near = end - int(4 * overlap * self._characters)
+        if near > start and self._count(self._text[near:end]) - self._lead > overlap:
+            low = near
         while high - low > 1:
             middle = (low + high) // 2
             if self._count(self._text[middle:end]) - self._lead <= overlap:
