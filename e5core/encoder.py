@@ -189,7 +189,7 @@ class Encoder(nn.Module):
         """
         if self.training and not self.kernels.trainable:
             raise ValueError(f"the encoder is in training mode, but {only_infer(self.kernels)}")
-        one_thread_if_forked(self.kernels.forks)
+        one_thread_if_forked()
         x: Tensor = self.embeddings(batch.input_ids, batch.position_ids, self.kernels)
         if self.stack is not None:
             return self.stack(x, batch.cu_seqlens, batch.max_seqlen)

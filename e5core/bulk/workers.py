@@ -28,7 +28,7 @@ from e5core.bulk.chunks import Chunk
 from e5core.bulk.engine import Embedded, EmbedOptions, describe, embed_texts, locate
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
-from e5core.kernels.forking import forks
+from e5core.kernels.forking import allow_threads
 from e5core.model import E5
 from e5core.texts.errors import TextError
 
@@ -192,7 +192,7 @@ def _fork(connections: list[Connection], model: E5, options: EmbedOptions, threa
                     other.close()
             torch.set_num_threads(threads)
             # The parent has used one thread only, so several are safe here: see forking.py.
-            model.encoder.kernels.forks = forks()
+            allow_threads()
             _work(own, model, options)
         finally:
             os._exit(0)

@@ -18,6 +18,7 @@ from e5core.checkpoint.names import (
 from e5core.config import EncoderConfig
 from e5core.formats.files import read_json_object
 from e5core.formats.safetensors import open_tensors
+from e5core.kernels.forking import one_thread_if_forked
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -118,6 +119,7 @@ def read_headers(path: Path) -> dict[str, StoredTensor]:
     Raises FileNotFoundError if a file is missing, CheckpointError if one is truncated or not
     safetensors, if a tensor is there twice or not in the file that the index says.
     """
+    one_thread_if_forked()  # whoever reads headers computes with the weights next
     files, weight_map = weight_files(path)
     tensors = [tensor for file in files for tensor in read_tensors(file)]
     for tensor in tensors:

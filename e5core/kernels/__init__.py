@@ -10,6 +10,7 @@ from functools import cache
 import torch
 
 from e5core.kernels.cuda.operations import CudaKernels
+from e5core.kernels.forking import one_thread_if_forked
 from e5core.kernels.native import NativeKernels
 from e5core.kernels.onednn import OnednnKernels
 from e5core.kernels.plain import Kernels
@@ -36,6 +37,7 @@ def select(
 
     Raises ValueError naming the choices, or why the kernels of that name cannot run.
     """
+    one_thread_if_forked()
     device = torch.device(device)
     if name != "auto":
         if name not in BACKENDS:
@@ -61,6 +63,7 @@ def select(
 
 def why_not(backend: type[Kernels], device: torch.device, dtype: torch.dtype) -> str | None:
     """Why kernels do not run on a device in a dtype, as a sentence; None if they do."""
+    one_thread_if_forked()
     if made_for(backend, device, dtype):
         return backend.unavailable(device, dtype)
     return (

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e5core.kernels.forking import forks
 
 # The result of `prepare`: every back-end has a type of its own for it.
 Prepared = Any
@@ -62,7 +61,6 @@ class Kernels:
                is wrong then: the CPU is another, or no compiler was there
 
     dtype      the precision that weights are prepared in, one of `dtypes`
-    forks      the value of forking.forks() when the kernels were made
     """
 
     name = "plain"
@@ -78,7 +76,6 @@ class Kernels:
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
-        self.forks = forks()
 
     @property
     def hidden_dtype(self) -> torch.dtype:
