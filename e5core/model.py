@@ -54,8 +54,8 @@ class EmbedResult:
 class E5:
     """A multilingual E5 model: tokenizer, encoder, pooling and prompts.
 
-    One model can be shared between threads. On a CPU a process forked after it was loaded can
-    use it too, on one thread; spawn processes that are to have several each.
+    One model can be shared between threads, and pickled for other processes. On a CPU a forked
+    process can use it too, on one thread; spawn processes that are to have several each.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """The options of a bulk job, which do not change while it runs, and their checks."""
 
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -103,6 +104,11 @@ class JobOptions:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"{name} is {count}, expected 1 or more")
+        if self.workers > 1 and multiprocessing.current_process().daemon:
+            raise ValueError(
+                f"workers is {self.workers}, but this process is daemonic, as those of a Pool and "
+                "of celery are, and may start none; pass workers=1 (--workers 1)"
+            )
         self._check_apart()
 
     def _check_apart(self) -> None:

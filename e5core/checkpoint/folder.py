@@ -19,6 +19,7 @@ from e5core.checkpoint.limits import (
 )
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.options import LoadOptions
+from e5core.checkpoint.pickling import travels_as
 from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE, Prompts, find_prompts
 from e5core.checkpoint.sentence_transformers import (
     Steps,
@@ -104,7 +105,8 @@ class ModelFolder:
             local_files_only=options.local_files_only,
             weights=weights,
         )
-        folder = cls.read(path, str(model), weights, options)
+        # Other processes, which pickles of it go to, may work elsewhere.
+        folder = cls.read(path.absolute(), str(model), weights, options)
         if folder.prompts is None and not Path(model).expanduser().is_dir():
             hub.fetch_card(str(model), options, path)
             folder = replace(folder, prompts=find_prompts(path, folder.name).known)
@@ -206,7 +208,8 @@ class ModelFolder:
         assert torch_dtype is not None
         assert self.tensors is not None, "read with weights=False"
         chosen = select(kernels, device, torch_dtype)
-        return load.load_encoder(self.config, self.tensors, torch_dtype, device, chosen)
+        encoder = load.load_encoder(self.config, self.tensors, torch_dtype, device, chosen)
+        return travels_as(encoder, self, "encoder", dtype, device, kernels)
 
     def load_head(self) -> ClassificationHead:
         """The head of a cross-encoder, in float32 or wider.
@@ -244,7 +247,7 @@ class ModelFolder:
             tokenizer.check_rows(self.config.vocab_size)
         except ValueError as error:
             raise ValueError(f"{self.tokenizer_file}: {error}") from None
-        return tokenizer
+        return travels_as(tokenizer, self, "tokenizer")
 
     def _made_for(self, device: torch.device, kernels: str) -> torch.dtype:
         """int8 if the files are in int8 and the kernels that are wanted run it, else float32."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from e5core.kernels import onednn_int8, probe
 from e5core.kernels.cpu_attention import attend
 from e5core.kernels.onednn_int8 import Int8Linear
-from e5core.kernels.plain import InferenceKernels, Prepared, text_lengths
+from e5core.kernels.plain import InferenceKernels, Prepared, StaysHere, text_lengths
 
 # Rows that the layout is chosen for: a full batch. It is no slower for one query.
 ROWS = 1024
@@ -29,7 +29,7 @@ LARGEST_ERROR = {
 
 
 @dataclass(frozen=True)
-class FloatLinear:
+class FloatLinear(StaysHere):
     """The weights of linears that are multiplied together, in oneDNN's layout."""
 
     weight: Tensor

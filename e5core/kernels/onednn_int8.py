@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from e5core.kernels.int8_rows import quantized_weight
+from e5core.kernels.plain import StaysHere
 
 # Steps between a token's smallest and largest number. The numbers become uint8, because oneDNN has
 # no fast path for int8 there. With 255 steps the largest could become 256: its own rounding and
@@ -32,7 +33,7 @@ ROUNDER = 1.5 * 2**23
 
 
 @dataclass(frozen=True)
-class Int8Linear:
+class Int8Linear(StaysHere):
     """Linears that are multiplied together; channel, row_sum and bias are [outputs] float32.
 
     row_sum  -channel · sum(I), what a zero point of 1 takes off each output

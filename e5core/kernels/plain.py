@@ -8,12 +8,11 @@ a probability, 0.0 outside training. Nothing is computed in place.
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 
 # The result of `prepare`: every back-end has a type of its own for it.
 Prepared = Any
@@ -167,7 +166,17 @@ class Kernels:
         return None
 
 
-class InferenceKernels(Kernels):
+class StaysHere:
+    """What is of use in one process alone: kernels that only infer, and weights in their layout."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__}: prepared weights and the kernels that hold them cannot be "
+            "copied or pickled; load the model anew"
+        )
+
+
+class InferenceKernels(StaysHere, Kernels):
     """Kernels that only infer. The check that nobody asks them for dropout stands here, once."""
 
     trainable = False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from e5core.kernels import probe
 from e5core.kernels.cuda.graphs import RecordedStack
-from e5core.kernels.plain import InferenceKernels, Layer, Pooling, Stack
+from e5core.kernels.plain import InferenceKernels, Layer, Pooling, Stack, StaysHere
 from e5core.kernels.sdpa import grouped_attention, segment_mean
 
 FLASH_CAPABILITY = (8, 0)  # Ampere: FlashAttention 2 needs it
@@ -27,7 +27,7 @@ LARGEST_ERROR = 64  # of any number when the operations are tried, in units of t
 
 
 @dataclass(frozen=True)
-class CudaLinear:
+class CudaLinear(StaysHere):
     """Linears that are multiplied together: weight [outputs, inputs], bias [outputs]."""
 
     weight: Tensor

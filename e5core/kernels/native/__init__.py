@@ -6,7 +6,6 @@ length. A text's vector has the same bits alone, in any batch and in any order.
 
 import ctypes
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from e5core.kernels.int8_rows import quantized_weight
 from e5core.kernels.native import library
 from e5core.kernels.native.library import BFLOAT16, FLOAT32, INT8, KINDS, Kind
-from e5core.kernels.plain import InferenceKernels, Layer, LayerWeights, text_lengths
+from e5core.kernels.plain import InferenceKernels, Layer, LayerWeights, StaysHere, text_lengths
 
 
 def kind_of(dtype: torch.dtype) -> Kind:
@@ -25,16 +24,13 @@ def kind_of(dtype: torch.dtype) -> Kind:
     return {torch.float32: FLOAT32, torch.int8: INT8}[dtype]
 
 
-class InMemory:
+class InMemory(StaysHere):
     """A structure of C and the memory that it points to, which can be neither moved nor copied."""
 
     def __init__(self, structure: ctypes.Structure, *memory: object) -> None:
         self.structure = structure
         self.address = ctypes.addressof(structure)
         self._memory = memory
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("native kernels cannot be copied or pickled; load the model anew")
 
 
 class NativeKernels(InferenceKernels):
@@ -57,9 +53,6 @@ class NativeKernels(InferenceKernels):
         # WIDENED is multiplied as float32, by attention too.
         attends_in = library.bfloat16_kind() if dtype == torch.int8 else self._kind
         self._attention_kind = BFLOAT16 if attends_in is BFLOAT16 else FLOAT32
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{self.name} kernels cannot be copied or pickled; load the model anew")
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:

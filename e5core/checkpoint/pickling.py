@@ -1,0 +1,74 @@
+"""How what was loaded travels to other processes: as the call that loads it there.
+
+Weights that kernels have prepared are addresses and layouts of one process. So a pickle or a deep
+copy of an encoder that only infers, and of a tokenizer, loads it anew from its folder. An encoder
+that can be trained may have other weights by now; it travels with them, as any module does.
+"""
+
+import copyreg
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+from e5core.checkpoint.tokenizers import FastTokenizer
+from e5core.encoder import ClassificationHead, Encoder
+from e5core.kernels import BACKENDS, select, why_not
+from e5core.tokenizer import SentencePieceTokenizer
+
+Part = TypeVar("Part", Encoder, SentencePieceTokenizer)
+
+
+class Folder(Protocol):
+    """What is seen here of a ModelFolder, which is data and travels as it is."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+_origins: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
+
+
+def travels_as(part: Part, folder: Folder, name: str, *arguments: Any) -> Part:
+    """Return the part, which other processes get by `folder.load_<name>(*arguments)`."""
+    _origins[part] = folder, name, *arguments
+    return part
+
+
+def _reduce(part: Encoder | SentencePieceTokenizer) -> Any:
+    origin = _origins.get(part)
+    if origin is None or (isinstance(part, Encoder) and part.kernels.trainable):
+        return part.__reduce_ex__(4)
+    return _load_anew, origin
+
+
+def _load_anew(folder: Folder, name: str, *arguments: Any) -> Any:
+    if not folder.path.is_dir():
+        raise FileNotFoundError(
+            f"{folder.path} is not there, and a pickled model is loaded from its folder anew; let "
+            "this process see the folder, or load the model here with E5.from_pretrained"
+        )
+    return getattr(folder, f"load_{name}")(*arguments)
+
+
+def _reduce_head(head: ClassificationHead) -> Any:
+    """A head keeps its linears beside what kernels have made of them: those travel."""
+    if head.kernels.trainable:
+        return head.__reduce_ex__(4)
+    state = {
+        name: value for name, value in vars(head).items() if name not in ("kernels", "weights")
+    }
+    return _prepared_head, (state, head.kernels.name, head.kernels.dtype)
+
+
+def _prepared_head(state: dict[str, Any], name: str, dtype: Any) -> ClassificationHead:
+    head = ClassificationHead.__new__(ClassificationHead)
+    vars(head).update(state)
+    device = head.dense.weight.device
+    head.prepare(select("auto" if why_not(BACKENDS[name], device, dtype) else name, device, dtype))
+    return head
+
+
+copyreg.pickle(Encoder, _reduce)
+for tokenizer in (SentencePieceTokenizer, FastTokenizer):
+    copyreg.pickle(tokenizer, _reduce)
+copyreg.pickle(ClassificationHead, _reduce_head)
