@@ -1,6 +1,7 @@
 """The output of `e5core embed`, read back: vectors mapped, the lines of their rows when needed."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -70,11 +71,24 @@ def open_stored(path: Path) -> Stored:
     return Stored(vectors, rows, read_json_object(made_from) if made_from.is_file() else None)
 
 
-class JsonLines(Sequence[Row]):
-    """The lines of a .jsonl file, each parsed when it is asked for.
+class Rows(Sequence[Row]):
+    """Rows that are read when they are asked for."""
 
-    Only the offset of each line is kept, which takes eight bytes.
-    """
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | Sequence[Row]:
+        places = range(len(self))[place]
+        return self.read(places) if isinstance(places, int) else [self.read(one) for one in places]
+
+    @abstractmethod
+    def read(self, place: int) -> Row:
+        """The row at a place from 0 on."""
+
+
+class JsonLines(Rows):
+    """The lines of a .jsonl file. Only where they start is kept, eight bytes each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -92,21 +106,15 @@ class JsonLines(Sequence[Row]):
         with self._path.open("rb") as lines:
             yield from map(json.loads, lines)
 
-    @overload
-    def __getitem__(self, place: int) -> Row: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | Sequence[Row]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(len(self))[place]]
+    def read(self, place: int) -> Row:
         with self._path.open("rb") as file:  # of its own: searches may run in several threads
-            file.seek(self._starts[range(len(self))[place]])
+            file.seek(self._starts[place])
             row: Row = json.loads(file.readline())
         return row
 
 
-class Columns(Sequence[Row]):
-    """Rows of a table of Arrow columns, each made into Python values when it is asked for."""
+class Columns(Rows):
+    """The rows of a table of Arrow columns."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -114,14 +122,8 @@ class Columns(Sequence[Row]):
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
-    @overload
-    def __getitem__(self, place: int) -> Row: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | Sequence[Row]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(len(self))[place]]
-        row: Row = self._table.slice(range(len(self))[place], 1).to_pylist()[0]
+    def read(self, place: int) -> Row:
+        row: Row = self._table.slice(place, 1).to_pylist()[0]
         return row
 
 
