@@ -171,7 +171,7 @@ def describe(model: E5, options: EmbedOptions) -> dict[str, Any]:
         "prefix": prefix,
         "pooling": str(model.pooling),
         "max_length": model.max_length,
-        "dtype": str(model.encoder.dtype).removeprefix("torch."),
+        "dtype": str(model.encoder.kernels.dtype).removeprefix("torch."),
         "kernels": model.encoder.kernels.name,
         "machine": torch.cuda.get_device_name(device)
         if device.type == "cuda"

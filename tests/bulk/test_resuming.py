@@ -9,7 +9,7 @@ import pytest
 from support.bulk import TEXTS, embed, interrupt
 
 from e5core import E5
-from e5core.bulk import partial_folder
+from e5core.bulk import PartialOutputError, partial_folder
 
 
 def test_rows_that_are_done_are_not_computed_again(
@@ -63,3 +63,10 @@ def test_an_error_of_writing_the_journal_names_it(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left on device: .*journal\.json\.temporary"):
         embed(model, texts, npy)
+
+
+def test_int8_does_not_go_on_with_float32(model: Path, texts: Path, npy: Path) -> None:
+    """The kernels of both have one name, and their hidden states one dtype."""
+    interrupt(model, texts, npy, kernels="onednn", dtype="float32")
+    with pytest.raises(PartialOutputError, match="dtype was 'float32', is 'int8'"):
+        embed(model, texts, npy, kernels="onednn", dtype="int8")
