@@ -47,7 +47,7 @@ def export_onnx(folder: Path, file: Path) -> None:
     from e5core.formats.onnx_file import write_onnx
 
     source = ModelFolder.read(folder)
-    weights = turn_matrices(stored_weights(source))
+    weights = turn_matrices(stored_weights(source), source.config)
     with tempfile.TemporaryDirectory(dir=file.parent) as temporary:
         path = Path(temporary) / file.name
         model = encoder_model(source.config, "mean")

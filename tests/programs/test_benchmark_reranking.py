@@ -67,6 +67,23 @@ def test_a_run(tmp_path, capsys, monkeypatch, oracle, exhaustive):
         assert rounds == {"pairs": 1, "query": 1}
 
 
+@pytest.mark.parametrize("engine", list(RERANKERS)[1:])
+def test_every_library_scores_the_same_pairs(tmp_path, monkeypatch, oracle, dialect, engine):
+    """In this process: exports that another change has broken show here."""
+    kind = RERANKERS[engine]
+    for package in {kind.package, "onnx"} if engine == "onnxruntime" else {kind.package}:
+        pytest.importorskip(package)
+    monkeypatch.setattr("exports.EXPORTS", tmp_path / "exports")
+    monkeypatch.setattr("rerankers.LIMIT", 64)
+    folder = write_tiny_reranker(tmp_path / "reranker", dialect)
+    pairs = [("the query", "a b c"), ("é", "the " * 90), ("x y", ""), ("a" * 20, "日本")]
+    kind.export(folder, "float32")
+    found = kind(folder, "float32", 1, "cpu").encode(pairs, 3)
+    expected = Reranker.from_pretrained(folder).score_pairs(pairs, truncate="longest")
+    assert found.dtype == np.float32
+    assert reranking.worst_difference(found, expected) < reranking.AGREES
+
+
 def contestant(engine, seconds, logits=()):
     found = Contestant(engine, "float32", None, None, seconds={"pairs": seconds})
     found.vectors["pairs"] = np.array(logits, np.float32)
