@@ -420,9 +420,10 @@ def test_steps_dense_are_part_of_the_graph(
     config |= {"activation_function": f"torch.nn.modules.activation.{activation}"}
     write_json(step / "config.json", {**config, "use_residual": residual})
     torch.manual_seed(1)
-    tensors = {"linear.weight": torch.randn(10, 24)}
+    # As wide as a trained layer: larger numbers would enlarge the rounding of what goes in.
+    tensors = {"linear.weight": torch.randn(10, 24) / 24**0.5}
     tensors["residual.weight" if residual else "linear.bias"] = (
-        torch.randn(10, 24) if residual else torch.randn(10)
+        torch.randn(10, 24) / 24**0.5 if residual else torch.randn(10)
     )
     save_file(tensors, step / "model.safetensors")
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
