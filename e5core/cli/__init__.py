@@ -7,6 +7,7 @@ from importlib import import_module
 
 import e5core
 from e5core.cli.program import Command, Parser, add_commands, run_program
+from e5core.formats.interrupts import ignore
 
 SUMMARIES = {
     "embed": "embed files of any size; stopped, the same command goes on",
@@ -26,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: Command(summary, partial(_complete, name)) for name, summary in SUMMARIES.items()
     }
     add_commands(parser, "command", commands)
-    return run_program(parser, arguments)
+    code = run_program(parser, arguments)
+    ignore()
+    return code
 
 
 def _complete(name: str, parser: Parser) -> None:

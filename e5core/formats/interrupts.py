@@ -31,5 +31,11 @@ def restore() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def ignore() -> None:
+    """Let no interrupt reach a program that is done and only has to end."""
+    if is_program():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 if is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end)
