@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from e5core.kernels.row_counts import row_count
+
 # torch's softmax takes a row in vectors of 16 float32 or 32 bfloat16 and what is left over one
 # number at a time: rows of 14 take 8 times longer than rows of 16, of 63 in bfloat16 3 times
 # longer than of 64 (torch 2.13, Zen 4, 2026-11). So texts are padded to these multiples inside
@@ -39,18 +41,20 @@ MAX_SCORES = 1 << 21
 def attend(qkv: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
     """softmax(query key^T / sqrt(head_size)) value within each text
 
-    qkv      [tokens, 3, heads, head_size]  query, key and value side by side
+    qkv      [rows, 3, heads, head_size]  query, key and value side by side; rows behind those of
+             the texts get zeros
     lengths  tokens of each text, in order
     dtype    a key of WAYS: qkv's own, or one that it may be rounded to for this
-    returns  [tokens, heads, head_size] in qkv's dtype
+    returns  [rows, heads, head_size] in qkv's dtype
     """
-    tokens, _, heads, head_size = qkv.shape
-    output = qkv.new_empty(tokens, heads, head_size)
+    rows, _, heads, head_size = qkv.shape
+    output = qkv.new_empty(rows, heads, head_size)
     start = 0
     for group in plan(tuple(lengths), heads, dtype):
         stop = start + group.tokens
         FUNCTIONS[group.way](qkv, start, group, output[start:stop])
         start = stop
+    output[start:] = 0
     return output
 
 
@@ -109,10 +113,12 @@ def attend_alone(qkv: Tensor, start: int, group: Group, output: Tensor) -> None:
         window = F.pad(window, (0, 0, 0, 0, 0, 0, 0, group.length - window.shape[0]))
     # [heads, length, head_size] each
     query, key, value = window.to(group.mask.dtype).permute(1, 2, 0, 3).unbind()
-    place = output.transpose(0, 1) if output.dtype == group.mask.dtype else None
-    context = _softmax_attention(query[:, : group.tokens], key, value, group.mask, place)
+    rows = min(row_count(group.tokens), group.length)
+    whole = rows == group.tokens and output.dtype == group.mask.dtype
+    place = output.transpose(0, 1) if whole else None
+    context = _softmax_attention(query[:, :rows], key, value, group.mask, place)
     if place is None:
-        output.copy_(context.transpose(0, 1))
+        output.copy_(context[:, : group.tokens].transpose(0, 1))
 
 
 def attend_fused(qkv: Tensor, start: int, group: Group, output: Tensor) -> None:
@@ -149,8 +155,13 @@ def _groups(lengths: tuple[int, ...], heads: int, dtype: torch.dtype) -> Iterato
             yield Group(way, len(members), sum(members), length)
             continue
         most = 1 if way == "alone" else max(1, MAX_SCORES // (heads * length * length))
-        for start in range(0, len(members), most):
-            part = torch.tensor(members[start : start + most])
+        start = 0
+        while start < len(members):
+            count = min(most, len(members) - start)
+            if wide == torch.bfloat16:  # by oneDNN: see row_counts.py
+                count = 1 << (count.bit_length() - 1)
+            part = torch.tensor(members[start : start + count])
+            start += count
             inside = torch.arange(length) < part[:, None]  # [texts, length]
             mask = torch.zeros(inside.shape, dtype=wide).masked_fill_(~inside, -torch.inf)
             mask = mask.repeat_interleave(heads, 0)[:, None]

@@ -6,6 +6,8 @@ same bits alone, in any batch and in any order: each row of a product is compute
 whatever the number of rows, and see cpu_attention.py.
 """
 
+import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from e5core.kernels import onednn_int8, probe
 from e5core.kernels.cpu_attention import attend
 from e5core.kernels.onednn_int8 import Int8Linear
-from e5core.kernels.plain import InferenceKernels, Prepared, StaysHere, text_lengths
+from e5core.kernels.plain import InferenceKernels, Layer, Prepared, StaysHere, text_lengths
+from e5core.kernels.row_counts import fill_rows, row_count
 
 # Rows that the layout is chosen for: a full batch. It is no slower for one query.
 ROWS = 1024
@@ -37,17 +40,16 @@ class FloatLinear(StaysHere):
 
     def product(self, x: Tensor, then: str = "none", residual: Tensor | None = None) -> Tensor:
         """x W^T + b, then "none", "gelu" (the exact one) or "add" of a residual"""
-        if x.shape[0] == 1:
-            # oneDNN has another routine for a single row, which adds in another order.
-            doubled = None if residual is None else residual.expand(2, -1)
-            return self.product(x.expand(2, -1), then, doubled)[:1]
+        # oneDNN has another routine for a single row, which adds in another order.
+        rows = max(2, row_count(x.shape[0]))
         linear = torch.ops.mkldnn._linear_pointwise
         output: Tensor
         if residual is None:
-            output = linear(x, self.weight, self.bias, then, [], "none")
+            output = linear(fill_rows(x, rows), self.weight, self.bias, then, [], "none")
         else:
-            output = linear.binary(x, residual, self.weight, self.bias, then)
-        return output
+            filled = fill_rows(x, rows), fill_rows(residual, rows)
+            output = linear.binary(*filled, self.weight, self.bias, then)
+        return output[: x.shape[0]]
 
 
 class OnednnKernels(InferenceKernels):
@@ -111,9 +113,49 @@ class OnednnKernels(InferenceKernels):
         lengths = text_lengths(cu_seqlens, max_seqlen)
         return attend(qkv, lengths, torch.bfloat16 if in_bfloat16 else qkv.dtype)
 
+    def stack(self, layers: Sequence[Layer]) -> "FilledStack":
+        return FilledStack(layers, self)
+
+
+class FilledStack:
+    """All layers on hidden states that are filled up once, so that no product has to copy them."""
+
+    def __init__(self, layers: Sequence[Layer], kernels: OnednnKernels) -> None:
+        self._layers = layers
+        self._kernels = kernels
+
+    def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        """The last hidden states [tokens, hidden_size] of the first ones."""
+        tokens = x.shape[0]
+        x = fill_rows(x, row_count(tokens))
+        for layer in self._layers:
+            x = layer(x, cu_seqlens, max_seqlen, self._kernels)
+        return x[:tokens]
+
 
 @cache
 def _fault(dtype: torch.dtype) -> str | None:
     kernels = OnednnKernels(dtype)
-    reason = probe.fault(kernels, torch.device("cpu"), LARGEST_ERROR[dtype])
-    return reason or probe.slowness(kernels)
+    reason = _lacking(dtype)
+    return reason or probe.fault(kernels, torch.device("cpu"), LARGEST_ERROR[dtype])
+
+
+def _lacking(dtype: torch.dtype) -> str | None:
+    """What this machine lacks for products in a dtype that are no plain loops, as a sentence.
+
+    oneDNN computes everything everywhere, but without the instructions below in loops that take
+    hundreds of times as long. To time them would be to ask how busy the machine is. Source:
+    "CPU Dispatcher Control" and "Data Types" in the developer guide of oneDNN 3.12.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    if platform.machine() in ("x86_64", "AMD64"):
+        if not torch.cpu._is_avx2_supported():
+            return "this CPU has no AVX2"
+    elif dtype == torch.int8:
+        return f"oneDNN multiplies int8 fast on x86 alone, and this CPU is {platform.machine()}"
+    elif not getattr(torch.backends.mkldnn, "is_acl_available", lambda: False)():
+        return "this torch was built without the Arm Compute Library"
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "this CPU has no fast products in bfloat16"
+    return None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from e5core.kernels.int8_rows import quantized_weight
 from e5core.kernels.plain import StaysHere
+from e5core.kernels.row_counts import fill_rows, row_count
 
 # Steps between a token's smallest and largest number. The numbers become uint8, because oneDNN has
 # no fast path for int8 there. With 255 steps the largest could become 256: its own rounding and
@@ -51,7 +52,8 @@ class Int8Linear(StaysHere):
         No addcmul or addr: torch computes them with one rounding or two, depending on where the
         work is split between threads, and a text's bits would depend on its batch.
         """
-        q, scale, zero_point = quantize_tokens(x)
+        rows = row_count(x.shape[0])
+        q, scale, zero_point = quantize_tokens(fill_rows(x, rows))
         output: Tensor = torch.ops.onednn.qlinear_pointwise(
             q, 1.0, 0, self.weight, self.channel, self.zero_point,
             None, 1.0, 0, torch.float32, "none", [], "",
@@ -59,6 +61,7 @@ class Int8Linear(StaysHere):
         output.mul_(scale).add_((scale * zero_point) * self.row_sum).add_(self.bias)
         if then == "gelu":
             torch.ops.aten.gelu_(output)
+        output = output[: x.shape[0]]
         return output if residual is None else output.add_(residual)
 
 

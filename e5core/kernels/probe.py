@@ -1,16 +1,12 @@
 """Whether kernels whose operators are private to torch, or compiled on the spot, can be used.
 
-Every operation is called on a small input before anything depends on it: it must be there, right
-and not slow.
+Every operation is called on a small input before anything depends on it: it must be there and
+right. Nothing is timed, for what runs must not depend on how busy the machine is.
 """
 
 import copy
-import math
-import time
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels.plain import Kernels
@@ -18,10 +14,6 @@ from e5core.kernels.plain import Kernels
 HEADS, HEAD_SIZE = 2, 32
 HIDDEN_SIZE = HEADS * HEAD_SIZE
 LENGTHS = (5, 16, 1)  # tokens of each text
-
-# A reference path without vector instructions is hundreds of times slower than F.linear; a
-# working one is never this much slower, on a busy machine either.
-MAX_SLOWDOWN = 10
 
 
 class _Layer(nn.Module):
@@ -56,20 +48,6 @@ def fault(kernels: Kernels, device: torch.device, largest_error: float) -> str |
     return None
 
 
-def slowness(kernels: Kernels) -> str | None:
-    """Why the products of the kernels on a CPU are too slow to be used; None if they are not."""
-    dtype = kernels.hidden_dtype
-    linear, x = nn.Linear(128, 128, dtype=dtype), torch.ones(64, 128, dtype=dtype)
-    with torch.inference_mode():
-        limit = MAX_SLOWDOWN * _fastest(lambda: F.linear(x, linear.weight, linear.bias))
-        weights = kernels.prepare(linear)
-        seconds = _fastest(lambda: kernels.linear(x, weights), limit)
-    if seconds > limit:
-        times = MAX_SLOWDOWN * seconds / limit
-        return f"their products in {kernels.dtype} take {times:.0f} times as long as torch's"
-    return None
-
-
 def _outputs(kernels: Kernels, layer: _Layer, x: Tensor) -> Tensor:
     """The results of all operations, and of the mean pooling, as one row of float64."""
     qkv_weights = kernels.prepare(layer.query, layer.key, layer.value)
@@ -86,18 +64,3 @@ def _outputs(kernels: Kernels, layer: _Layer, x: Tensor) -> Tensor:
     else:
         pooled = pool(normed, cu_seqlens)
     return torch.cat([part.double().flatten() for part in (qkv, context, inner, normed, pooled)])
-
-
-def _fastest(call: Callable[[], object], enough: float = 0.0) -> float:
-    """Seconds of the fastest of a few calls, after one to warm up.
-
-    enough  seconds at which there is no need to go on: on a busy machine threads wait for each
-            other for milliseconds, in nearly all of a few calls
-    """
-    call()
-    seconds: list[float] = []
-    while len(seconds) < (50 if enough else 3) and min(seconds, default=math.inf) > enough:
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
