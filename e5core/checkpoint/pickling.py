@@ -34,11 +34,16 @@ def travels_as(part: Part, folder: Folder, name: str, *arguments: Any) -> Part:
     return part
 
 
+def origin(part: Encoder | SentencePieceTokenizer) -> Any:
+    """The ModelFolder that a part was loaded from; None if it was put together otherwise."""
+    return _origins.get(part, (None,))[0]
+
+
 def _reduce(part: Encoder | SentencePieceTokenizer) -> Any:
-    origin = _origins.get(part)
-    if origin is None or (isinstance(part, Encoder) and part.kernels.trainable):
+    call = _origins.get(part)
+    if call is None or (isinstance(part, Encoder) and part.kernels.trainable):
         return part.__reduce_ex__(4)
-    return _load_anew, origin
+    return _load_anew, call
 
 
 def _load_anew(folder: Folder, name: str, *arguments: Any) -> Any:

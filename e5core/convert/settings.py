@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from e5core.checkpoint.beside import write_settings
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.prompts import write_prompts
 from e5core.convert.folder import SENTENCE_TRANSFORMERS_PATTERNS, TOKENIZER_PATTERNS, copy_files
-from e5core.convert.to_sentence_transformers import write_settings
 
 
 def copy_settings(source: ModelFolder, target: Path) -> None:

@@ -10,29 +10,18 @@ except by --verify.
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from e5core import E5
+from e5core.checkpoint.beside import copy_tokenizer, write_settings
 from e5core.checkpoint.folder import ModelFolder
-from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE
-from e5core.checkpoint.sentence_transformers import (
-    LIMIT_FILE,
-    write_sentence_transformers_files,
-    write_steps,
-)
-from e5core.checkpoint.tokenizers import steps_of
 from e5core.config import CONFIG_FILE
-from e5core.convert.folder import copy_files, replacing_folder
+from e5core.convert.folder import replacing_folder
 from e5core.convert.weights import stored_weights, stream_weights, summarize, verify_tensors
-from e5core.formats.fast_tokenizer import NO_STEPS
 from e5core.formats.files import read_json_object, write_json
-from e5core.formats.sentencepiece import read_model
-from e5core.formats.tokenizer_json import write_fast_tokenizer
 from e5core.parity.cases import worst
 from e5core.parity.pairs import load_reranker, sample_pairs, score, score_bound
 from e5core.parity.samples import QUERIES, SENTENCES, spread
@@ -142,31 +131,6 @@ def write_activation(target: Path, activation: str | None) -> None:
             target / CONFIG_FILE,
             {**content, "sentence_transformers": {"activation_fn": activation}},
         )
-
-
-def copy_tokenizer(source: ModelFolder, folder: Path) -> None:
-    """A fast tokenizer's files, and the SentencePiece model where that is the whole tokenizer."""
-    tokenizer = source.load_tokenizer()  # raises where it is damaged or does not fit the table
-    assert source.tokenizer_file is not None  # it was loaded
-    content = read_model(source.tokenizer_file)
-    steps = steps_of(tokenizer)
-    if steps == NO_STEPS:
-        (folder / TOKENIZER_FILES[0]).write_bytes(content)
-    write_fast_tokenizer(content, folder, source.max_length, steps)
-
-
-def write_settings(source: ModelFolder, target: Path, prompts: Mapping[str, str] | None) -> None:
-    """Write sentence-transformers' files, with prompts that may be other than the source's."""
-    copy_files(source.path, target, [PROMPTS_FILE])
-    size = source.config.hidden_size
-    write_sentence_transformers_files(target, size, source.max_length, source.pooling, prompts)
-    # A folder that lists no steps gets E5's, whose vectors have unit length.
-    normalizes = source.normalizes or not (source.path / MODULES_FILE).is_file()
-    if source.dense or not normalizes:
-        write_steps(target, size, source.pooling, normalizes, source.dense)
-    if source.lower_case:
-        limit = read_json_object(target / LIMIT_FILE)
-        write_json(target / LIMIT_FILE, {**limit, "do_lower_case": True})
 
 
 def write_all_but_weights(source: ModelFolder, target: Path, options: Namespace) -> ModelFolder:

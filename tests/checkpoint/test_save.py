@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from support.checkpoints import IDS, Tensors, assert_restored, load, states
 from support.models import TINY, tiny_encoder, write_tiny_reranker
 
-from e5core import Encoder, EncoderConfig, load_checkpoint, save_checkpoint
+from e5core import E5, Encoder, EncoderConfig, load_checkpoint, save_checkpoint
 from e5core.checkpoint.headers import WEIGHTS_FILE
 from e5core.checkpoint.names import tensor_names
 from e5core.encoder import ClassificationHead
 from e5core.formats.files import read_json
-from e5core.parity.tolerances import STORED_FLOAT32
+from e5core.parity.tolerances import STORED_FLOAT32, UNIT_VECTOR_FLOAT32
+from e5core.tokenizer import SentencePieceTokenizer
 
 
 def test_transformers_loads_what_is_saved(oracle: ModuleType, folder: Path, dialect: str) -> None:
@@ -141,3 +142,44 @@ def test_a_head_and_its_config_belong_together(tmp_path: Path, dialect: str) -> 
     with pytest.raises(ValueError, match="counts 0 labels, the head gives 1"):
         save_checkpoint(tiny_encoder(dialect), tmp_path, ClassificationHead(config))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("source", ["model", "folder"])
+def test_the_way_there_and_back_of_a_whole_model(
+    oracle: ModuleType, tiny_folder: Path, tmp_path: Path, source: str
+) -> None:
+    """E5, transformers and sentence-transformers load what was saved like a model."""
+    model = E5.from_pretrained(tiny_folder, kernels="sdpa", max_length=40)
+    texts, target = ["the first text", "query " * 60], tmp_path / "saved"
+    if source == "model":
+        model.prompts = {"query": "ask: ", "passage": "found: "}
+    save_checkpoint(model.encoder, target, like=model if source == "model" else tiny_folder)
+    again = E5.from_pretrained(target, kernels="sdpa")
+    assert again.prompts == model.prompts
+    assert again.max_length == (40 if source == "model" else 64)
+    again.max_length = 40
+    found = again.encode_query(texts)
+    assert (found == model.encode_query(texts)).all()
+    tokenizer = oracle.transformers.AutoTokenizer.from_pretrained(target)
+    assert tokenizer("query: the first")["input_ids"] == model.tokenizer.encode("query: the first")
+    library = pytest.importorskip("sentence_transformers").SentenceTransformer(
+        str(target), device="cpu"
+    )
+    library.max_seq_length = 40
+    assert abs(library.encode_query(texts) - found).max() <= UNIT_VECTOR_FLOAT32
+
+
+def test_a_model_that_nothing_can_be_saved_like(
+    tiny_folder: Path, tmp_path: Path, dialect: str
+) -> None:
+    loaded, encoder = E5.from_pretrained(tiny_folder), tiny_encoder(dialect)
+    tokenizer = SentencePieceTokenizer(tiny_folder / "sentencepiece.bpe.model")
+    target = tmp_path / "saved"
+    with pytest.raises(ValueError, match="put together from its parts; pass the folder"):
+        save_checkpoint(encoder, target, like=E5(loaded.encoder, tokenizer))
+    small = Encoder(replace(TINY[dialect], vocab_size=100))
+    with pytest.raises(ValueError, match="has 111 ids, the token table 100 rows"):
+        save_checkpoint(small, target, like=loaded)
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub id"):
+        save_checkpoint(encoder, target, like="./nowhere")
+    assert not target.exists()
