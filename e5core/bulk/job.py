@@ -17,6 +17,7 @@ from e5core.bulk.journal import (
     Journal,
     check_nothing_more,
     check_same,
+    describe_kernels,
     model_digests,
     read_journal,
     skip_done,
@@ -53,6 +54,7 @@ class Summary:
     cut       texts that lost their end
     rejected  rows without a vector, each a line of the rejects file
     seconds   the time of all this work
+    kernels   those that computed, and why no faster ones
     """
 
     output: Path
@@ -62,6 +64,7 @@ class Summary:
     cut: int
     rejected: int
     seconds: float
+    kernels: str
 
 
 def embed_files(
@@ -289,7 +292,6 @@ def store(
 
 
 def summarize(journal: Journal, output: Path) -> Summary:
-    done = journal.done
-    return Summary(
-        output, done.rows, journal.hidden_size, done.tokens, done.cut, done.rejected, done.seconds
-    )
+    done, size = journal.done, journal.hidden_size
+    counts = done.rows, size, done.tokens, done.cut, done.rejected, done.seconds
+    return Summary(output, *counts, describe_kernels(journal.made_from["options"]))

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from e5core import kernels
 from e5core.bulk.chunks import Chunk
 from e5core.bulk.partial import BEGIN_ANEW, INPUTS, JOURNAL, PartialOutputError
 from e5core.bulk.sources import STDIN
@@ -132,8 +135,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             if group == "model" and old.get(name) != new.get(name):
                 found.append(f"the model's {name} is another")
             elif old.get(name) != new.get(name):
-                found.append(f"{name} was {old.get(name)!r}, is {new.get(name)!r}")
+                is_now = repr(new.get(name))
+                if name == "kernels" and name in new:  # and why these
+                    is_now += describe_kernels(new).removeprefix(new[name])
+                found.append(f"{name} was {old.get(name)!r}, is {is_now}")
     return found
+
+
+def describe_kernels(options: Mapping[str, Any]) -> str:
+    """The kernels that vectors are made with, and why no faster ones."""
+    dtype: torch.dtype = getattr(torch, options["dtype"])
+    return kernels.describe(options["kernels"], torch.device(options["device"]), dtype)
 
 
 def check_same(journal: Journal, made_from: dict[str, dict[str, Any]], on_error: str) -> None:

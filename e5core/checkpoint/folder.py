@@ -33,7 +33,7 @@ from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import ClassificationHead, Encoder
 from e5core.formats.fast_tokenizer import AddedToken
 from e5core.formats.safetensors import DTYPES_BY_NAME
-from e5core.kernels import BACKENDS, select, why_not
+from e5core.kernels import BACKENDS, select, warn_of_missing, why_not
 from e5core.tokenizer import SentencePieceTokenizer
 
 DTYPES = {
@@ -208,6 +208,8 @@ class ModelFolder:
         assert torch_dtype is not None
         assert self.tensors is not None, "read with weights=False"
         chosen = select(kernels, device, torch_dtype)
+        if kernels == AUTO:
+            warn_of_missing(chosen, device)
         encoder = load.load_encoder(self.config, self.tensors, torch_dtype, device, chosen)
         return travels_as(encoder, self, "encoder", dtype, device, kernels)
 

@@ -46,7 +46,9 @@ def add_arguments(parser: Parser) -> None:
         help="the reference; MODEL is a folder or hub id (default: %(default)s)",
     )
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model")
-    parser.add_argument("--against-dtype", choices=DTYPES, help="of MODEL (default: float32)")
+    parser.add_argument(
+        "--against-dtype", choices=DTYPES, help="of --against MODEL (default: float32)"
+    )
     parser.add_argument(
         "--bounds", choices=COPY_BOUNDS, help="against MODEL, in place of the dtypes' own bounds"
     )

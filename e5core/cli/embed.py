@@ -90,7 +90,7 @@ def run(options: Namespace) -> int:
         f"{options.output}: {summary.rows} vectors of {summary.hidden_size} numbers, "
         f"{summary.tokens} tokens, {summary.cut} texts cut; {rejects if summary.rejected else ''}"
         f"{seconds:.1f} s, {summary.rows / seconds:.1f} rows/s, "
-        f"{summary.tokens / seconds:.0f} tokens/s"
+        f"{summary.tokens / seconds:.0f} tokens/s; kernels: {summary.kernels}"
     )
     return 0
 

@@ -1,7 +1,16 @@
-"""Describe a model: its dimensions, what it takes in memory, and what it makes of texts."""
+"""Describe a model: its dimensions, what it takes in memory, and what it makes of texts.
 
+Without a model, tell what this machine computes with, and why not with anything faster.
+"""
+
+import platform
+import warnings
 from argparse import Namespace
 
+import torch
+
+import e5core
+from e5core import kernels
 from e5core.checkpoint.folder import DTYPES, ModelFolder
 from e5core.cli.options import add_hub_options, load_options
 from e5core.cli.program import Parser
@@ -9,11 +18,44 @@ from e5core.cli.program import Parser
 
 def add_arguments(parser: Parser) -> None:
     add_hub_options(parser)
-    parser.add_argument("model", help="a folder or a hub id")
+    parser.add_argument("model", nargs="?", help="a folder or a hub id")
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
+    rows = describe_model(options) if options.model else describe_versions()
+    rows |= describe_machine()
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:{width}}  {value}")
+    return 0
+
+
+def describe_versions() -> dict[str, str]:
+    cpu = torch.backends.cpu.get_cpu_capability()
+    return {
+        "versions": f"e5core {e5core.__version__}, torch {torch.__version__}",
+        "CPU": f"{platform.machine()}, {cpu}, {torch.get_num_threads()} threads",
+    }
+
+
+def describe_machine() -> dict[str, str]:
+    """The kernels that "auto" takes for each dtype, and why none that it prefers."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = {}
+    for name, dtype in DTYPES.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what they say stands in the rows
+                chosen = kernels.select("auto", device, dtype).name
+        except ValueError as error:
+            rows[f"kernels in {name}"] = f"none: {error}"
+        else:
+            rows[f"kernels in {name}"] = kernels.describe(chosen, device, dtype)
+    return rows
+
+
+def describe_model(options: Namespace) -> dict[str, str]:
     folder = ModelFolder.open(options.model, load_options(options), weights=False)
     config = folder.config
     parameters, tokens = config.num_parameters, config.vocab_size * config.hidden_size
@@ -26,11 +68,7 @@ def run(options: Namespace) -> int:
     }
     for name, dtype in DTYPES.items():
         rows[f"memory in {name}"] = f"{parameters * dtype.itemsize / 1e6:,.0f} MB"
-    rows |= describe_head(folder) if config.num_labels else describe_vectors(folder)
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:{width}}  {value}")
-    return 0
+    return rows | (describe_head(folder) if config.num_labels else describe_vectors(folder))
 
 
 def describe_vectors(folder: ModelFolder) -> dict[str, str]:

@@ -16,7 +16,16 @@ from e5core.kernels.onednn import OnednnKernels
 from e5core.kernels.plain import Kernels
 from e5core.kernels.sdpa import SdpaKernels
 
-__all__ = ["BACKENDS", "Kernels", "made_for", "select", "warn_once", "why_not"]
+__all__ = [
+    "BACKENDS",
+    "Kernels",
+    "describe",
+    "made_for",
+    "select",
+    "warn_of_missing",
+    "warn_once",
+    "why_not",
+]
 
 # In the order in which "auto" prefers them.
 BACKENDS: dict[str, type[Kernels]] = {
@@ -70,6 +79,31 @@ def why_not(backend: type[Kernels], device: torch.device, dtype: torch.dtype) ->
         f"they are for {' and '.join(map(_word, backend.dtypes))} on {'/'.join(backend.devices)}, "
         f"not for {_word(dtype)} on {device}"
     )
+
+
+def describe(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of kernels that run, with the reason why not for each that "auto" prefers."""
+    reasons = []
+    for other, backend in BACKENDS.items():
+        if other == name:
+            break
+        if made_for(backend, device, dtype) and (reason := why_not(backend, device, dtype)):
+            reasons.append(f"{other} cannot be used: {reason}")
+    return f"{name} ({'; '.join(reasons)})" if reasons else name
+
+
+def warn_of_missing(kernels: Kernels, device: torch.device) -> None:
+    """Say once which kernels run, if another installation could have faster ones."""
+    missing = [
+        f"{name} cannot be used: {reason}"
+        for name, backend in BACKENDS.items()
+        if made_for(backend, device, kernels.dtype) and (reason := backend.missing())
+    ]
+    if missing:
+        warn_once(
+            f"e5core runs on its {kernels.name} kernels: {'; '.join(missing)}. For faster ones "
+            "install g++, and then e5core again"
+        )
 
 
 def made_for(backend: type[Kernels], device: torch.device, dtype: torch.dtype) -> bool:

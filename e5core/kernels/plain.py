@@ -89,6 +89,11 @@ class Kernels:
         """
         return None
 
+    @classmethod
+    def missing(cls) -> str | None:
+        """What this installation lacks of them and another could have, as a sentence."""
+        return None
+
     def prepare(self, *linears: nn.Linear) -> Prepared:
         """The weights that operations take in place of linears that are multiplied together.
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.bulk import TEXTS, embed, interrupt
+from support.models import CPU
 
 from e5core import E5
 from e5core.bulk import PartialOutputError, partial_folder
+from e5core.kernels import BACKENDS
 
 
 def test_rows_that_are_done_are_not_computed_again(
@@ -70,3 +73,20 @@ def test_int8_does_not_go_on_with_float32(model: Path, texts: Path, npy: Path) -
     interrupt(model, texts, npy, kernels="onednn", dtype="float32")
     with pytest.raises(PartialOutputError, match="dtype was 'float32', is 'int8'"):
         embed(model, texts, npy, kernels="onednn", dtype="int8")
+
+
+def test_kernels_that_are_missing_are_named_with_the_reason(
+    model: Path, texts: Path, npy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that native began is not gone on with by others, and they say why they run."""
+    if BACKENDS["native"].unavailable(CPU, torch.float32):
+        pytest.skip("native cannot run here")
+    assert embed(model, texts, npy.with_name("whole.npy")).kernels == "native"
+    interrupt(model, texts, npy)
+    reason = "they were not compiled"
+    monkeypatch.setattr(BACKENDS["native"], "unavailable", lambda *_: reason)
+    expected = rf"kernels was 'native', is 'onednn' \(native cannot be used: {reason}\)"
+    with pytest.raises(PartialOutputError, match=expected):
+        embed(model, texts, npy)
+    done = embed(model, texts, npy.with_name("other.npy"))
+    assert done.kernels == f"onednn (native cannot be used: {reason})"

@@ -10,6 +10,7 @@ from e5core import E5
 from e5core.cli import main
 from e5core.encoder import ClassificationHead
 from e5core.formats.files import read_json_object, write_json
+from e5core.kernels import BACKENDS
 
 TINY_RERANKER = {dialect: replace(config, num_labels=1) for dialect, config in TINY.items()}
 
@@ -81,3 +82,17 @@ def test_info_of_a_classifier_says_that_it_is_none(
     assert main(["info", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "3; a classifier of 3 labels, which e5core does not run; a reranker has one" in printed
+
+
+def test_info_tells_the_kernels_and_why_not_faster_ones(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BACKENDS["native"], "unavailable", lambda *_: "there is no compiler")
+    for arguments in ([], [str(tiny_folder)]):
+        assert main(["info", *arguments]) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        lines = [line for line in printed.out.splitlines() if line.startswith("kernels in float32")]
+        assert len(lines) == 1
+        assert "onednn (native cannot be used: there is no compiler)" in lines[0]
+        assert ("versions" in printed.out) == (not arguments)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from support.models import CPU, ROOT
 
 from e5core import E5
-from e5core.kernels import BACKENDS, why_not
+from e5core.kernels import BACKENDS, warn_once, why_not
 from e5core.kernels.native import build, library
 
 FOLDER = ROOT / "e5core/kernels/native"
@@ -230,3 +231,32 @@ def test_without_a_compiler_a_library_of_this_source_stays(hook, tree, monkeypat
     (path.parent / "src/math.h").write_text("// another source\n")
     assert hook.build_module(tree).build() == []
     assert not path.exists()
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_a_build_says_what_it_lacks(hook, tree, monkeypatch, capsys, compiler):
+    """It says so of the compiler, and of a library of another source that it removes."""
+    monkeypatch.setenv("CXX", compiler)
+    path = tree / "e5core/kernels/native" / LIBRARY
+    path.write_text("of an earlier source")
+    assert hook.build_module(tree).build() == []
+    said = capsys.readouterr().err
+    assert f"{LIBRARY} is not compiled" in said
+    assert compiler in said
+    assert f"{LIBRARY} was compiled from another source and is removed" in said
+
+
+@pytest.mark.parametrize("state", ["missing", "of another source"])
+def test_loading_says_once_that_native_is_missing(place, tiny_folder, state):
+    if not library.has_instructions():
+        pytest.skip("there is no C++ for this kind of machine")
+    if state != "missing":
+        (place / LIBRARY).write_bytes(build.MARK + b"1;")
+    warn_once.cache_clear()
+    reason = "they were not compiled" if state == "missing" else "compiled from another source"
+    with pytest.warns(UserWarning, match=f"runs on its onednn kernels: native cannot .*{reason}"):
+        E5.from_pretrained(tiny_folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        E5.from_pretrained(tiny_folder)
+        E5.from_pretrained(tiny_folder, kernels="sdpa")  # nobody asked for faster ones

@@ -58,6 +58,10 @@ class NativeKernels(InferenceKernels):
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         return library.missing() or library.unsupported(kind_of(dtype))
 
+    @classmethod
+    def missing(cls) -> str | None:
+        return library.missing() if library.has_instructions() else None
+
     def prepare(self, *linears: nn.Linear) -> InMemory:
         """Linears in float; for int8 also quantised already, with their `weight_scale`."""
         scales: tuple[Tensor, ...] = ()

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -74,15 +75,25 @@ def build(folder: Path = FOLDER) -> list[Path]:
         compiled = platform.machine() in one.machines and compile_library(one, path)
         if compiled or compiled_checksum(path) == source_checksum(folder):
             built.append(path)
-        else:
-            path.unlink(missing_ok=True)
+        elif path.exists():
+            path.unlink()
+            complain(f"{path.name} was compiled from another source and is removed")
     return built
+
+
+def complain(message: str) -> None:
+    """Say what the installation lacks. pip shows it with --verbose, and e5core when it runs."""
+    print(f"e5core: {message}", file=sys.stderr)
 
 
 def compile_library(instructions: InstructionSet, path: Path) -> bool:
     """Compile one library beside its place, and put it there if that succeeds."""
     compiler = os.environ.get("CXX", "g++").split()
-    if shutil.which(compiler[0]) is None or not os.access(path.parent, os.W_OK):
+    if shutil.which(compiler[0]) is None:
+        complain(f"{path.name} is not compiled: there is no {compiler[0]}; install it, or set CXX")
+        return False
+    if not os.access(path.parent, os.W_OK):
+        complain(f"{path.name} is not compiled: {path.parent} cannot be written")
         return False
     source = path.parent / "src"
     checksum = MARK.decode() + str(source_checksum(path.parent))
@@ -101,7 +112,7 @@ def compile_library(instructions: InstructionSet, path: Path) -> bool:
         ):  # fmt: skip
             done = subprocess.run([*compiler, *step], capture_output=True, text=True)
             if done.returncode:
-                print(f"{path.name} was left out, {compiler[0]} failed:\n{done.stderr}")
+                complain(f"{path.name} is not compiled, {compiler[0]} failed:\n{done.stderr}")
                 return False
         Path(whole).replace(path)
     return True

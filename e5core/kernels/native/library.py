@@ -1,6 +1,7 @@
 """The compiled libraries: their structures, which of them this CPU runs, and loading it."""
 
 import ctypes
+import platform
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -78,6 +79,11 @@ class Texts(ctypes.Structure):
         ("heads", ctypes.c_int),
         ("head_size", ctypes.c_int),
     )
+
+
+def has_instructions() -> bool:
+    """Whether the C++ can be compiled for machines of this kind."""
+    return any(platform.machine() in one.machines for one in build.INSTRUCTION_SETS)
 
 
 def missing() -> str | None:
