@@ -54,7 +54,8 @@ def attend(qkv: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
         stop = start + group.tokens
         FUNCTIONS[group.way](qkv, start, group, output[start:stop])
         start = stop
-    output[start:] = 0
+    if start < rows:
+        output[start:] = 0
     return output
 
 

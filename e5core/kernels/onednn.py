@@ -18,7 +18,7 @@ from e5core.kernels import onednn_int8, probe
 from e5core.kernels.cpu_attention import attend
 from e5core.kernels.onednn_int8 import Int8Linear
 from e5core.kernels.plain import InferenceKernels, Layer, Prepared, StaysHere, text_lengths
-from e5core.kernels.row_counts import fill_rows, row_count
+from e5core.kernels.row_counts import fill_rows, own_rows, row_count
 
 # Rows that the layout is chosen for: a full batch. It is no slower for one query.
 ROWS = 1024
@@ -49,7 +49,7 @@ class FloatLinear(StaysHere):
         else:
             filled = fill_rows(x, rows), fill_rows(residual, rows)
             output = linear.binary(*filled, self.weight, self.bias, then)
-        return output[: x.shape[0]]
+        return own_rows(output, x)
 
 
 class OnednnKernels(InferenceKernels):
@@ -126,11 +126,10 @@ class FilledStack:
 
     def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """The last hidden states [tokens, hidden_size] of the first ones."""
-        tokens = x.shape[0]
-        x = fill_rows(x, row_count(tokens))
+        filled = fill_rows(x, row_count(x.shape[0]))
         for layer in self._layers:
-            x = layer(x, cu_seqlens, max_seqlen, self._kernels)
-        return x[:tokens]
+            filled = layer(filled, cu_seqlens, max_seqlen, self._kernels)
+        return own_rows(filled, x)
 
 
 @cache

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from e5core.kernels.int8_rows import quantized_weight
 from e5core.kernels.plain import StaysHere
-from e5core.kernels.row_counts import fill_rows, row_count
+from e5core.kernels.row_counts import fill_rows, own_rows, row_count
 
 # Steps between a token's smallest and largest number. The numbers become uint8, because oneDNN has
 # no fast path for int8 there. With 255 steps the largest could become 256: its own rounding and
@@ -61,7 +61,7 @@ class Int8Linear(StaysHere):
         output.mul_(scale).add_((scale * zero_point) * self.row_sum).add_(self.bias)
         if then == "gelu":
             torch.ops.aten.gelu_(output)
-        output = output[: x.shape[0]]
+        output = own_rows(output, x)
         return output if residual is None else output.add_(residual)
 
 

@@ -23,3 +23,8 @@ def row_count(rows: int) -> int:
 def fill_rows(x: Tensor, rows: int) -> Tensor:
     """x [tokens, features] with rows of zeros behind its own."""
     return x if x.shape[0] == rows else F.pad(x, (0, 0, 0, rows - x.shape[0]))
+
+
+def own_rows(filled: Tensor, x: Tensor) -> Tensor:
+    """The first rows, as many as x has."""
+    return filled if filled.shape[0] == x.shape[0] else filled[: x.shape[0]]

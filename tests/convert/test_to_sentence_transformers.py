@@ -14,7 +14,7 @@ from support.checkpoints import keep_rows
 from support.conversions import MEMORY, content, convert, convert_in_process, refused, run_convert
 
 from e5core import E5, Encoder, EncoderConfig, save_checkpoint
-from e5core.convert import to_sentence_transformers
+from e5core.checkpoint import beside
 from e5core.formats.files import read_json_object, write_json
 from e5core.formats.tokenizer_json import write_fast_tokenizer
 from e5core.parity.samples import QUERIES, SENTENCES, spread, spread_weights
@@ -206,12 +206,12 @@ def test_a_difference_is_found(
 ) -> None:
     """--verify against a result whose pooling is not the source's."""
     folder, target = make_tiny(), tmp_path / "new"
-    written = to_sentence_transformers.write_sentence_transformers_files
+    written = beside.write_sentence_transformers_files
 
     def wrong(folder: Path, size: int, limit: int, pooling: str, prompts: Any) -> None:
         written(folder, size, limit, "cls", prompts)
 
-    monkeypatch.setattr(to_sentence_transformers, "write_sentence_transformers_files", wrong)
+    monkeypatch.setattr(beside, "write_sentence_transformers_files", wrong)
     assert run_convert("sentence-transformers", folder, target, "--verify") == 2
     line = capsys.readouterr().err
     assert "sentence-transformers' vectors differ from e5core's by" in line
