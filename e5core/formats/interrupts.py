@@ -15,8 +15,10 @@ INTERRUPTED = 130  # what a shell makes of SIGINT
 
 def is_program() -> bool:
     """Whether this process was started as `e5core` or as `python -m e5core`."""
-    name = sys.argv[0] if sys.argv else ""
-    return Path(name).stem == "e5core" or (name == "-m" and "e5core" in sys.orig_argv)
+    name = Path(sys.argv[0] if sys.argv else "")
+    if name.name == "-m":  # it stands there until the package is imported
+        return "e5core" in sys.orig_argv
+    return name.stem == "e5core" or (name.stem == "__main__" and name.parent.name == "e5core")
 
 
 def end(*_: object) -> NoReturn:
@@ -32,7 +34,7 @@ def restore() -> None:
 
 
 def ignore() -> None:
-    """Let no interrupt reach a program that is done and only has to end."""
+    """Let no interrupt reach a program that is done: the interpreter, ending, has no handler."""
     if is_program():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
