@@ -1,5 +1,6 @@
 """The dimensions of an encoder, read from a published config.json."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class EncoderConfig:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
-    def from_dict(cls, published: dict[str, Any]) -> "EncoderConfig":
+    def from_dict(cls, published: Mapping[str, Any]) -> "EncoderConfig":
         """Make a config from the fields of a config.json.
 
         Raises ValueError, which names the setting at fault.
@@ -174,7 +175,7 @@ class EncoderConfig:
         }
 
 
-def _count_labels(published: dict[str, Any]) -> int:
+def _count_labels(published: Mapping[str, Any]) -> int:
     """The outputs of the head that a config.json describes, as transformers counts them."""
     names = published.get("architectures") or ()
     if not any(str(name).endswith("ForSequenceClassification") for name in names):

@@ -12,6 +12,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from e5core.checkpoint.contents import ADAPTER_FILE, Contents
 from e5core.checkpoint.headers import (
     INT8,
     STORED_DTYPES,
@@ -21,8 +22,6 @@ from e5core.checkpoint.headers import (
     read_tensors,
 )
 from e5core.checkpoint.names import IGNORED, PREFIXES
-from e5core.checkpoint.prompts import ADAPTER_FILE
-from e5core.formats.files import read_json_object
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -55,17 +54,16 @@ class Adapter:
     config: Mapping[str, Any]
 
 
-def find_adapter(folder: Path) -> Adapter | None:
+def find_adapter(contents: Contents) -> Adapter | None:
     """The adapter in a folder; ValueError for one that is not merged, and for one further down."""
-    path = folder / ADAPTER_FILE
-    if not path.is_file():
+    folder, config = contents.folder, contents.objects.get(ADAPTER_FILE)
+    if config is None:
         if deeper := sorted(folder.glob(f"*/{ADAPTER_FILE}")):
             raise ValueError(
                 f"{deeper[0].parent} holds an adapter, which does not lie beside the model's "
                 f"config.json; {_WAY_OUT}, or move it out of {folder} if it is not wanted"
             )
         return None
-    config = read_json_object(path)
     found: dict[str, Any] = {}
     if config.get("peft_type") != "LORA":
         found["peft_type"] = config.get("peft_type")
@@ -77,7 +75,10 @@ def find_adapter(folder: Path) -> Adapter | None:
     found |= {key: config[key] for key in sorted(others) if config[key]}
     if found:
         said = ", ".join(f"{key} {value!r:.60}" for key, value in found.items())
-        raise ValueError(f"{path} asks for {said}, and only plain LoRA is merged here; {_WAY_OUT}")
+        raise ValueError(
+            f"{folder / ADAPTER_FILE} asks for {said}, and only plain LoRA is merged here; "
+            f"{_WAY_OUT}"
+        )
     return Adapter(folder, str(config.get("base_model_name_or_path") or ""), config)
 
 

@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from e5core.checkpoint.contents import MODULES_FILE, PROMPTS_FILE
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.hub import TOKENIZER_FILES
-from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE
 from e5core.checkpoint.sentence_transformers import (
     LIMIT_FILE,
     write_sentence_transformers_files,

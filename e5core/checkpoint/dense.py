@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from e5core.checkpoint.contents import Contents
 from e5core.checkpoint.headers import WEIGHTS_FILE, CheckpointError
-from e5core.formats.files import read_json_object
+from e5core.config import CONFIG_FILE
 from e5core.formats.safetensors import open_tensors
 from e5core.pooling import POOLINGS, l2_normalize
 
@@ -86,15 +87,14 @@ class Dense:
         return tensors
 
 
-def read_dense(folder: Path, normalized: bool) -> Dense:
-    """The step Dense in a folder; ValueError for what is not implemented."""
-    path = folder / "config.json"
-    if not path.is_file():
+def read_dense(step: Contents, normalized: bool) -> Dense:
+    """The step Dense of a folder; ValueError for what is not implemented."""
+    path, config = step.folder / CONFIG_FILE, step.objects.get(CONFIG_FILE)
+    if config is None:
         raise ValueError(
             f"modules.json has the step 'Dense', but there is no {path}; download the whole model "
             "again"
         )
-    config = read_json_object(path)
     activation = str(config.get("activation_function", "Tanh"))
     known = activation.startswith("torch.nn.") or "." not in activation
     if not known or activation.rsplit(".", 1)[-1] not in ACTIVATIONS:
@@ -115,7 +115,7 @@ def read_dense(folder: Path, normalized: bool) -> Dense:
         return value
 
     return Dense(
-        folder,
+        step.folder,
         size("in_features"),
         size("out_features"),
         config.get("bias", True) is True,

@@ -9,25 +9,15 @@ import torch
 
 from e5core.checkpoint import hub, load
 from e5core.checkpoint.adapters import Adapter, find_adapter, lies_elsewhere, merge
+from e5core.checkpoint.contents import PROMPTS_FILE, Contents, read_contents
 from e5core.checkpoint.dense import Dense, DensePooling
 from e5core.checkpoint.headers import StoredTensor, check_headers, read_headers
-from e5core.checkpoint.limits import (
-    TRANSFORMER_FILES,
-    json_reader,
-    read_limit,
-    transformer_settings,
-)
+from e5core.checkpoint.limits import read_limit
 from e5core.checkpoint.names import WORD_EMBEDDINGS
 from e5core.checkpoint.options import LoadOptions
 from e5core.checkpoint.pickling import travels_as
-from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE, Prompts, find_prompts
-from e5core.checkpoint.sentence_transformers import (
-    Steps,
-    check_widths,
-    read_activation,
-    read_steps,
-    read_truncate_dim,
-)
+from e5core.checkpoint.prompts import Prompts, find_prompts
+from e5core.checkpoint.sentence_transformers import read_steps
 from e5core.checkpoint.tokenizers import added_tokens, load_tokenizer
 from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import ClassificationHead, Encoder
@@ -61,6 +51,7 @@ class ModelFolder:
     max_length  tokens that a text may have, `<s>` and `</s>` included
     truncate_dim  numbers of a vector that are kept, None for all
     normalizes  whether the vectors have unit length by modules.json
+    activation  the class that sentence-transformers applies to a cross-encoder's logits
     tokenizer_file  the first of hub.TOKENIZER_FILES that is there
     lower_case  whether texts are lowered before they are tokenized
     added_tokens  tokens beyond XLM-R's that small files beside the tokenizer name
@@ -80,6 +71,7 @@ class ModelFolder:
     max_length: int
     truncate_dim: int | None
     normalizes: bool
+    activation: str | None
     tokenizer_file: Path | None
     lower_case: bool
     added_tokens: tuple[AddedToken, ...]
@@ -109,7 +101,8 @@ class ModelFolder:
         folder = cls.read(path.absolute(), str(model), weights, options)
         if folder.prompts is None and not Path(model).expanduser().is_dir():
             hub.fetch_card(str(model), options, path)
-            folder = replace(folder, prompts=find_prompts(path, folder.name).known)
+            known = find_prompts(read_contents(path), folder.name).known
+            folder = replace(folder, prompts=known)
         return folder
 
     @classmethod
@@ -127,39 +120,41 @@ class ModelFolder:
         options  as for `open`: an adapter's base model may lie elsewhere
         """
         name = str(path) if name is None else name
-        steps = read_steps(path)
-        inner = steps.transformer
-        adapter, whole = find_adapter(inner), (inner / CONFIG_FILE).is_file()
-        if adapter is not None and lies_elsewhere(adapter, whole):
+        contents = read_contents(path)
+        inner = contents.transformer
+        adapter, published = find_adapter(inner), inner.objects.get(CONFIG_FILE)
+        if adapter is not None and lies_elsewhere(adapter, published is not None):
             base = cls.open(adapter.base, replace(options, revision=None), weights)
-            return _with_adapter(
-                _of_adapter(cls._read(path, name, steps, base.config), base), adapter
-            )
-        if not whole:
+            folder = cls._from_contents(contents, name, base.config)
+            return _with_adapter(_of_adapter(folder, contents, base), adapter)
+        if published is None:
             raise FileNotFoundError(
-                f"{inner} has no {CONFIG_FILE}: it is no model folder in Hugging Face layout"
+                f"{inner.folder} has no {CONFIG_FILE}: it is no model folder in Hugging Face layout"
             )
-        folder = cls._read(path, name, steps, EncoderConfig.from_file(inner / CONFIG_FILE))
+        try:
+            config = EncoderConfig.from_dict(published)
+        except ValueError as error:
+            raise ValueError(f"{inner.folder / CONFIG_FILE}: {error}") from error
+        folder = cls._from_contents(contents, name, config)
         if weights:
-            folder = replace(folder, tensors=read_headers(inner))
-            check_headers(folder.tensors or {}, folder.config, inner)
+            folder = replace(folder, tensors=read_headers(inner.folder))
+            check_headers(folder.tensors or {}, config, inner.folder)
         return folder if adapter is None else _with_adapter(folder, adapter)
 
     @classmethod
-    def _read(cls, path: Path, name: str, steps: Steps, config: EncoderConfig) -> "ModelFolder":
-        """Read all files but the weights."""
-        inner = steps.transformer
-        check_widths(steps.dense, config.hidden_size)
-        read = json_reader(inner)
-        root = read if inner == path else json_reader(path)
-        limit = read_limit(inner, read)
+    def _from_contents(cls, contents: Contents, name: str, config: EncoderConfig) -> "ModelFolder":
+        """All but the weights."""
+        inner = contents.transformer
+        steps = read_steps(contents, config.hidden_size)
+        limit = read_limit(inner)
+        settings = inner.objects.get(inner.transformer_file, {})
         # A cross-encoder's name may tell of E5 too, but it reads texts as they are.
-        prompts = Prompts(None, {}, None) if config.num_labels else find_prompts(path, name, root)
-        files = (inner / file for file in hub.TOKENIZER_FILES)
+        prompts = Prompts(None, {}, None) if config.num_labels else find_prompts(contents, name)
+        files = (inner.folder / file for file in hub.TOKENIZER_FILES)
         return cls(
-            path,
+            contents.folder,
             name,
-            inner / CONFIG_FILE,
+            inner.folder / CONFIG_FILE,
             config,
             steps.pooling,
             steps.dense,
@@ -168,11 +163,12 @@ class ModelFolder:
             prompts.default,
             # Some folders say 514: they count position rows, which hold only 512 tokens.
             config.max_length if limit is None else min(limit, config.max_length),
-            read_truncate_dim(path, root),
+            steps.truncate_dim,
             steps.normalizes,
+            steps.activation,
             next((file for file in files if file.is_file()), None),
-            bool(transformer_settings(inner, read)[1].get("do_lower_case")),
-            tuple(added_tokens(read)),
+            bool(settings.get("do_lower_case")),
+            tuple(added_tokens(inner)),
             None,
         )
 
@@ -182,11 +178,6 @@ class ModelFolder:
         if self.tensors is None:
             return None
         return DTYPES_BY_NAME[self.tensors[WORD_EMBEDDINGS].dtype]
-
-    @property
-    def activation(self) -> str | None:
-        """The class that sentence-transformers applies to a cross-encoder's logits, read anew."""
-        return read_activation(self.path)
 
     def load_encoder(
         self,
@@ -260,21 +251,20 @@ class ModelFolder:
         return torch.float32
 
 
-def _of_adapter(folder: ModelFolder, base: ModelFolder) -> ModelFolder:
+def _of_adapter(folder: ModelFolder, contents: Contents, base: ModelFolder) -> ModelFolder:
     """An adapter's folder with what its base model says in the files that it lacks."""
+    inner = contents.transformer
     inherited = ["config_file", "tensors"]
-    if not (folder.path / MODULES_FILE).is_file():
+    if contents.modules is None:
         inherited += ["pooling", "dense", "normalizes"]
-    if not (folder.path / PROMPTS_FILE).is_file():
+    if PROMPTS_FILE not in contents.objects:
         inherited += ["named_prompts", "default_prompt_name", "truncate_dim"]
-    if folder.prompts is None:
-        inherited.append("prompts")
-    inner = folder.config_file.parent
+    inherited += [name for name in ("prompts", "activation") if getattr(folder, name) is None]
     if folder.tokenizer_file is None:
         inherited += ["tokenizer_file", "added_tokens"]
     if read_limit(inner) is None:
         inherited.append("max_length")
-    if not any((inner / name).is_file() for name in TRANSFORMER_FILES):
+    if inner.transformer_file not in inner.objects:
         inherited.append("lower_case")
     return replace(folder, **{name: getattr(base, name) for name in inherited})
 

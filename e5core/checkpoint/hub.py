@@ -5,14 +5,20 @@ from functools import partial
 from pathlib import Path
 
 from e5core.checkpoint.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
+from e5core.checkpoint.contents import (
+    ADAPTER_FILE,
+    ADDED_TOKENS_FILE,
+    CARD_FILE,
+    MODULES_FILE,
+    PROMPTS_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TRANSFORMER_FILES,
+)
 from e5core.checkpoint.headers import INDEX_FILE, WEIGHTS_FILE, weight_files
-from e5core.checkpoint.limits import TOKENIZER_CONFIG_FILE, TRANSFORMER_FILES
 from e5core.checkpoint.options import LoadOptions
-from e5core.checkpoint.prompts import ADAPTER_FILE, CARD_FILE, MODULES_FILE, PROMPTS_FILE
 from e5core.checkpoint.sentence_transformers import LIMIT_FILE
 from e5core.config import CONFIG_FILE
 
-ADDED_TOKENS_FILE = "added_tokens.json"
 # In the order of preference; the second is read where a repository lacks the first.
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 SMALL_FILES = (CONFIG_FILE, INDEX_FILE, MODULES_FILE, LIMIT_FILE, PROMPTS_FILE)

@@ -2,56 +2,25 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from e5core.formats.files import read_json_object
-
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-# The settings of sentence-transformers' Transformer step. Older releases named the file after the
-# model's type; the first one that is there counts (sentence-transformers 6.2, transformer.py).
-TRANSFORMER_FILES = (
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_xlm-roberta_config.json",
-)
-
-# A file of JSON by its name → the object in it, {} if there is no such file.
-ReadJson = Callable[[str], dict[str, Any]]
+from e5core.checkpoint.contents import TOKENIZER_CONFIG_FILE, Contents
 
 
-def json_reader(folder: Path) -> ReadJson:
-    """A function that reads the JSON files of a folder by name, each of them once."""
-
-    @cache
-    def read(name: str) -> dict[str, Any]:
-        path = folder / name
-        return read_json_object(path) if path.is_file() else {}
-
-    return read
-
-
-def transformer_settings(folder: Path, read: ReadJson) -> tuple[str, dict[str, Any]]:
-    """The file with the settings of the Transformer step and what it says."""
-    names = [name for name in TRANSFORMER_FILES if (folder / name).is_file()]
-    name = names[0] if names else TRANSFORMER_FILES[0]
-    return name, read(name)
-
-
-def read_limit(folder: Path, read: ReadJson | None = None) -> int | None:
+def read_limit(contents: Contents) -> int | None:
     """The tokens that a text may have by a folder's files; None if they set no limit.
 
-    folder  where config.json lies
-    read    what reads its JSON files; None reads them anew
+    contents  of the folder where config.json lies
 
     As in sentence-transformers, the settings of its Transformer step count first and the
     tokenizer's model_max_length second; where neither is there, a tokenizer.json that cuts texts
     by itself. Raises ValueError for what is no number of tokens.
     """
-    read = read or json_reader(folder)
-    name, settings = transformer_settings(folder, read)
+    folder, name = contents.folder, contents.transformer_file
+    settings = contents.objects.get(name, {})
+    tokenizer = contents.objects.get(TOKENIZER_CONFIG_FILE, {})
     said: list[tuple[str, Mapping[str, Any], str]] = [
         *(
             (name, inner, "model_max_length")
@@ -59,8 +28,8 @@ def read_limit(folder: Path, read: ReadJson | None = None) -> int | None:
             if isinstance(inner := settings.get(key), dict)
         ),
         (name, settings, "max_seq_length"),
-        (TOKENIZER_CONFIG_FILE, read(TOKENIZER_CONFIG_FILE), "model_max_length"),
-        (TOKENIZER_CONFIG_FILE, read(TOKENIZER_CONFIG_FILE), "max_len"),  # its older name
+        (TOKENIZER_CONFIG_FILE, tokenizer, "model_max_length"),
+        (TOKENIZER_CONFIG_FILE, tokenizer, "max_len"),  # its older name
     ]
     for file, content, key in said:
         if content.get(key) is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from e5core.checkpoint.contents import ADAPTER_FILE
 from e5core.checkpoint.headers import (
     INT8,
     CheckpointError,
@@ -24,7 +25,6 @@ from e5core.checkpoint.names import (
     names_by_part,
     tensor_names,
 )
-from e5core.checkpoint.prompts import ADAPTER_FILE
 from e5core.config import EncoderConfig
 from e5core.encoder import ClassificationHead, Embeddings, Encoder, EncoderLayer
 from e5core.formats.safetensors import DTYPES_BY_NAME, open_tensors

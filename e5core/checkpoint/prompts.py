@@ -5,14 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from e5core.checkpoint.limits import ReadJson, json_reader
+from e5core.checkpoint.contents import ADAPTER_FILE, PROMPTS_FILE, Contents
 from e5core.formats.files import read_json_object, write_json
 from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, NO_PROMPTS
-
-PROMPTS_FILE = "config_sentence_transformers.json"
-MODULES_FILE = "modules.json"
-CARD_FILE = "README.md"
-ADAPTER_FILE = "adapter_config.json"
 
 # The models that their authors publish under these hub ids were trained with these prefixes.
 PROMPTS_BY_MODEL = {
@@ -58,11 +53,10 @@ class Prompts:
     default: str | None = None
 
 
-def find_prompts(folder: Path, name: str, read: ReadJson | None = None) -> Prompts:
+def find_prompts(contents: Contents, name: str) -> Prompts:
     """The prompts of a model in a folder.
 
     name  the hub id or the folder as the caller named it
-    read  what reads the folder's JSON files; None reads them anew
 
     The published ids count first, then what the folder says in
     config_sentence_transformers.json, then a name that says multilingual-e5, or one of a model
@@ -71,9 +65,9 @@ def find_prompts(folder: Path, name: str, read: ReadJson | None = None) -> Promp
     as bge-m3 does; one with a list of empty ones is what sentence-transformers saves where nobody
     has chosen. Where nothing tells, nothing is known: guessing would give silently worse vectors.
     """
-    settings = (read or json_reader(folder))(PROMPTS_FILE)
-    named = _named(folder / PROMPTS_FILE, settings.get("prompts"))
-    default = settings.get("default_prompt_name")
+    folder, settings = contents.folder, contents.objects.get(PROMPTS_FILE)
+    named = _named(folder / PROMPTS_FILE, (settings or {}).get("prompts"))
+    default = (settings or {}).get("default_prompt_name")
     if default is not None and default not in named:
         raise ValueError(
             f"{folder / PROMPTS_FILE}: default_prompt_name is {default!r}, the prompts are "
@@ -83,9 +77,9 @@ def find_prompts(folder: Path, name: str, read: ReadJson | None = None) -> Promp
         return Prompts(dict(PROMPTS_BY_MODEL[name]), named, default)
     if any(named.values()) or named.keys() - UNCHOSEN:
         return Prompts(_by_input_type(named), named, default)
-    candidates = (name, folder.resolve().name, *base_models(folder))
+    candidates = (name, folder.resolve().name, *base_models(contents))
     known = next(filter(None, map(by_name, candidates)), None)
-    listed = (folder / PROMPTS_FILE).is_file() or (folder / MODULES_FILE).is_file()
+    listed = settings is not None or contents.modules is not None
     if known is None and listed and not named:
         known = dict(NO_PROMPTS)
     return Prompts(known, named, default)
@@ -100,14 +94,11 @@ def by_name(name: str) -> dict[str, str] | None:
     return None
 
 
-def base_models(folder: Path) -> list[str]:
+def base_models(contents: Contents) -> list[str]:
     """The models that a folder's adapter and its model card say it was made from."""
-    found = []
-    if (folder / ADAPTER_FILE).is_file():
-        found.append(str(read_json_object(folder / ADAPTER_FILE).get("base_model_name_or_path")))
-    if (folder / CARD_FILE).is_file():
-        found += _base_models_of_card((folder / CARD_FILE).read_text("utf-8-sig", "replace"))
-    return found
+    adapter = contents.objects.get(ADAPTER_FILE)
+    found = [] if adapter is None else [str(adapter.get("base_model_name_or_path"))]
+    return found + _base_models_of_card(contents.card)
 
 
 def _base_models_of_card(card: str) -> list[str]:

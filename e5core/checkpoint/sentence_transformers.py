@@ -12,19 +12,24 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from e5core.checkpoint.contents import (
+    MODULES_FILE,
+    POOLING_FOLDER,
+    PROMPTS_FILE,
+    TRANSFORMER_FILES,
+    Contents,
+    kind_of,
+)
 from e5core.checkpoint.dense import Dense, read_dense
 from e5core.checkpoint.headers import WEIGHTS_FILE
-from e5core.checkpoint.limits import TRANSFORMER_FILES, ReadJson
-from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE, with_document
+from e5core.checkpoint.prompts import with_document
 from e5core.config import CONFIG_FILE
-from e5core.formats.files import read_json, read_json_object, write_json
+from e5core.formats.files import read_json_object, write_json
 from e5core.pooling import POOLINGS
 
 LIMIT_FILE = TRANSFORMER_FILES[0]
-POOLING_FILE = "1_Pooling/config.json"
-STEPS = (("", "Transformer"), ("1_Pooling", "Pooling"))
+STEPS = (("", "Transformer"), (POOLING_FOLDER, "Pooling"))
 
 # A mode is named by one flag a mode, or (since sentence-transformers 5) by `pooling_mode`. The
 # flags are what is written: newer releases take them too.
@@ -35,63 +40,57 @@ POOLING_FLAGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_to
 class Steps:
     """The steps of a model, from modules.json and the configs of its steps.
 
-    pooling      "mean" or "cls"
-    normalizes   whether the vectors have unit length
-    transformer  the folder of the step Transformer, in which encoder and tokenizer lie
-    dense        the steps Dense, in their order
+    pooling       "mean" or "cls"
+    normalizes    whether the vectors have unit length
+    dense         the steps Dense, in their order
+    truncate_dim  numbers of a vector that are kept, None for all
+    activation    the class of torch that a CrossEncoder applies to its logits
     """
 
     pooling: str
     normalizes: bool
-    transformer: Path
-    dense: tuple[Dense, ...] = ()
+    dense: tuple[Dense, ...]
+    truncate_dim: int | None
+    activation: str | None
 
 
-def read_steps(folder: Path) -> Steps:
-    """Read the steps that a folder applies to the token states.
+def read_steps(contents: Contents, hidden_size: int) -> Steps:
+    """The steps that a folder applies to the token states, hidden_size numbers each.
 
     A folder that names no pooling gets E5's "mean". Vectors get unit length only if the folder
     has the step Normalize. Raises ValueError if it asks for a pooling, or for a further step,
-    that is not implemented.
+    that is not implemented, or if a step Dense takes other vectors than it is given.
     """
-    modules = folder / MODULES_FILE
-    entries = read_json(modules) if modules.is_file() else []
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{modules} is not a list of modules")
-    pooling, transformer, normalizes = folder / POOLING_FILE, folder, False
+    pooling, normalizes = contents.steps[POOLING_FOLDER], False
     dense: list[Dense] = []
-    for entry in entries:
-        kind = str(entry.get("type", "")).rsplit(".", 1)[-1]
-        path = _inside(folder, entry, modules)
-        if kind == "Transformer":
-            transformer = path
-        elif kind == "Pooling":
-            pooling = path / "config.json"
+    for entry in contents.modules or ():
+        kind = kind_of(entry)
+        if kind == "Pooling":
+            pooling = contents.step(entry)
         elif kind == "Normalize":
             normalizes = True
         elif kind == "Dense":
-            dense.append(read_dense(path, normalized=normalizes))
+            dense.append(read_dense(contents.step(entry), normalizes))
             normalizes = False
-        elif kind != "Dropout":  # which does nothing but in training
+        elif kind not in ("Transformer", "Dropout"):  # the latter does nothing but in training
             raise ValueError(
-                f"{modules} has the step {kind!r}, expected Transformer, Pooling, Dense or "
-                "Normalize"
+                f"{contents.folder / MODULES_FILE} has the step {kind!r}, expected Transformer, "
+                "Pooling, Dense or Normalize"
             )
-    return Steps(_read_pooling(pooling), normalizes, transformer, tuple(dense))
+    _check_widths(dense, hidden_size)
+    return Steps(
+        _pooling(pooling),
+        normalizes,
+        tuple(dense),
+        _truncate_dim(contents),
+        _activation(contents),
+    )
 
 
-def _inside(folder: Path, entry: dict[str, Any], modules: Path) -> Path:
-    """The folder of a step; nothing outside the model's folder is read, whatever it says."""
-    path = str(entry.get("path") or "")
-    if Path(path).is_absolute() or ".." in Path(path).parts or "\\" in path:
-        raise ValueError(f"{modules} has a step at {path!r}, expected a folder inside its own")
-    return folder / path
-
-
-def _read_pooling(path: Path) -> str:
-    if not path.is_file():
+def _pooling(step: Contents) -> str:
+    path, settings = step.folder / CONFIG_FILE, step.objects.get(CONFIG_FILE)
+    if settings is None:
         return "mean"
-    settings = read_json_object(path)
     names = {flag: name for name, flag in POOLING_FLAGS.items()}
     modes = [
         names.get(flag, flag)
@@ -108,7 +107,7 @@ def _read_pooling(path: Path) -> str:
     return modes[0]
 
 
-def check_widths(dense: Sequence[Dense], hidden_size: int) -> None:
+def _check_widths(dense: Sequence[Dense], hidden_size: int) -> None:
     """Raise ValueError unless each step Dense takes as many numbers as it is given."""
     for step in dense:
         if step.in_features != hidden_size:
@@ -119,26 +118,26 @@ def check_widths(dense: Sequence[Dense], hidden_size: int) -> None:
         hidden_size = step.out_features
 
 
-def read_truncate_dim(folder: Path, read: ReadJson) -> int | None:
+def _truncate_dim(contents: Contents) -> int | None:
     """The numbers of a vector that are kept by config_sentence_transformers.json; None for all."""
-    said = read(PROMPTS_FILE).get("truncate_dim")
+    said = contents.objects.get(PROMPTS_FILE, {}).get("truncate_dim")
     if said is not None and (type(said) is not int or said < 1):
         raise ValueError(
-            f"{folder / PROMPTS_FILE}: truncate_dim is {said!r}, expected a whole number from 1 on"
+            f"{contents.folder / PROMPTS_FILE}: truncate_dim is {said!r}, expected a whole number "
+            "from 1 on"
         )
     return said
 
 
-def read_activation(folder: Path) -> str | None:
+def _activation(contents: Contents) -> str | None:
     """The class of torch that a CrossEncoder applies to its logits; None if nothing is said.
 
     Releases since 6 say it in config_sentence_transformers.json, earlier ones in config.json.
     """
-    path = folder / PROMPTS_FILE
-    config = read_json_object(folder / CONFIG_FILE)
+    config = contents.objects.get(CONFIG_FILE, {})
     own = config.get("sentence_transformers")
     for settings in (
-        read_json_object(path) if path.is_file() else {},
+        contents.objects.get(PROMPTS_FILE, {}),
         own if isinstance(own, dict) else {},
         {"activation_fn": config.get("sbert_ce_default_activation_function")},  # before 4
     ):
@@ -191,7 +190,7 @@ def write_steps(
         path = f"{len(steps)}_Dense"
         steps.append((path, "Dense"))
         (folder / path).mkdir(exist_ok=True)
-        for name in ("config.json", WEIGHTS_FILE):
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
             shutil.copyfile(step.folder / name, folder / path / name)
     if normalizes:
         steps.append((f"{len(steps)}_Normalize", "Normalize"))
@@ -200,7 +199,7 @@ def write_steps(
         for i, (path, kind) in enumerate(steps)
     ]
     write_json(folder / MODULES_FILE, modules)
-    path_of_pooling = folder / POOLING_FILE
+    path_of_pooling = folder / POOLING_FOLDER / CONFIG_FILE
     path_of_pooling.parent.mkdir(exist_ok=True)
     flags = {flag: name == pooling for name, flag in POOLING_FLAGS.items()}
     write_json(path_of_pooling, {"word_embedding_dimension": hidden_size, **flags})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from e5core.checkpoint.limits import TOKENIZER_CONFIG_FILE, ReadJson
+from e5core.checkpoint.contents import ADDED_TOKENS_FILE, TOKENIZER_CONFIG_FILE, Contents
 from e5core.formats.fast_tokenizer import (
     MASK,
     NO_STEPS,
@@ -29,7 +29,6 @@ from e5core.formats.sentencepiece import (
 from e5core.tokenizer import SentencePieceTokenizer
 
 SPM_FILE, JSON_FILE = "sentencepiece.bpe.model", "tokenizer.json"
-ADDED_TOKENS_FILE = "added_tokens.json"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -164,18 +163,15 @@ def steps_of(tokenizer: SentencePieceTokenizer) -> TextSteps:
     return tokenizer.steps if isinstance(tokenizer, FastTokenizer) else NO_STEPS
 
 
-def added_tokens(read: ReadJson) -> list[AddedToken]:
-    """The tokens beyond XLM-R's that tokenizer_config.json and added_tokens.json name.
-
-    read  what reads a folder's JSON files
-    """
+def added_tokens(contents: Contents) -> list[AddedToken]:
+    """The tokens beyond XLM-R's that tokenizer_config.json and added_tokens.json name."""
     found: dict[str, AddedToken] = {}
-    decoder = read(TOKENIZER_CONFIG_FILE).get("added_tokens_decoder") or {}
+    decoder = contents.objects.get(TOKENIZER_CONFIG_FILE, {}).get("added_tokens_decoder") or {}
     for number, entry in decoder.items():
         entry = entry if isinstance(entry, dict) else {"content": str(entry), "normalized": True}
         flags = {k: bool(entry.get(k)) for k in ("single_word", "lstrip", "rstrip", "normalized")}
         found[entry["content"]] = AddedToken(int(number), entry["content"], **flags)
-    for content, number in read(ADDED_TOKENS_FILE).items():
+    for content, number in contents.objects.get(ADDED_TOKENS_FILE, {}).items():
         found.setdefault(content, AddedToken(int(number), content))
     return [t for t in found.values() if t.content not in SPECIALS and t.content != MASK]
 

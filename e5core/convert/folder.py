@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from e5core.checkpoint.limits import TRANSFORMER_FILES
-from e5core.checkpoint.prompts import MODULES_FILE, PROMPTS_FILE
+from e5core.checkpoint.contents import MODULES_FILE, PROMPTS_FILE, TRANSFORMER_FILES
 from e5core.config import CONFIG_FILE
 from e5core.formats.files import lock_folder
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from e5core.checkpoint.contents import ADAPTER_FILE
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import StoredTensor, by_published_name, check_headers, shards
-from e5core.checkpoint.prompts import ADAPTER_FILE
 from e5core.config import CONFIG_FILE
 from e5core.convert.folder import copy_files, replacing_folder
 from e5core.convert.settings import copy_settings, copy_tokenizer_files

@@ -3,9 +3,12 @@
 import builtins
 import io
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from support.conversions import run_convert
 from support.models import TINY
 
 from e5core import E5
-from e5core.checkpoint import headers
+from e5core.checkpoint import headers, hub
 from e5core.checkpoint.folder import ModelFolder
 from e5core.formats.files import write_json
 from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS
@@ -73,6 +76,47 @@ def test_faults_of_the_weights_are_said_before_anything_is_loaded(make_tiny: Any
     write_json(folder / "config.json", config)
     with pytest.raises(headers.CheckpointError, match=r"config\.json says \[41, 24\]"):
         ModelFolder.read(folder)
+
+
+def test_the_way_from_a_folder_to_its_headers_is_straight(make_tiny: Any) -> None:
+    """No file is entered again, by a function of another one, after it was left."""
+    rooms = Path(hub.__file__).parents[1]
+    way: list[tuple[str, str]] = []
+
+    def follow(frame: FrameType, event: str, _: Any) -> None:
+        code, caller = frame.f_code, frame.f_back
+        if event != "call" or rooms not in Path(code.co_filename).parents:
+            return
+        while caller is not None and rooms not in Path(caller.f_code.co_filename).parents:
+            caller = caller.f_back
+        # Methods are data, and what is asked of it.
+        if (
+            caller is not None
+            and caller.f_code.co_filename != code.co_filename
+            and code.co_name in frame.f_globals
+        ):
+            step = (Path(caller.f_code.co_filename).stem, Path(code.co_filename).stem)
+            way.extend([step] if way[-1:] != [step] else [])
+
+    folder = make_tiny()
+    sys.setprofile(follow)
+    try:
+        ModelFolder.open(folder)
+    finally:
+        sys.setprofile(None)
+    steps = groupby(callee for caller, callee in way if caller == "folder")
+    assert [step for step, _ in steps] == [
+        "hub",
+        "contents",
+        "adapters",
+        "sentence_transformers",
+        "limits",
+        "prompts",
+        "tokenizers",
+        "headers",
+    ]
+    assert ("contents", "files") in way
+    assert {caller for caller, callee in way if callee == "files"} == {"contents"}
 
 
 def test_workers_can_be_handed_a_folder(make_tiny: Any) -> None:

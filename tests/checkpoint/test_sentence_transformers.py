@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 
-from e5core.checkpoint.limits import read_limit
+from e5core.checkpoint import limits, sentence_transformers
+from e5core.checkpoint.contents import read_contents
 from e5core.checkpoint.prompts import find_prompts, write_prompts
-from e5core.checkpoint.sentence_transformers import read_steps, write_sentence_transformers_files
+from e5core.checkpoint.sentence_transformers import Steps, write_sentence_transformers_files
 from e5core.prompts import E5_INSTRUCT_PROMPTS, E5_PROMPTS, NO_PROMPTS
 
 
 def read_prompts(folder: Path, name: str) -> dict[str, str] | None:
-    return find_prompts(folder, name).known
+    return find_prompts(read_contents(folder), name).known
+
+
+def read_steps(folder: Path) -> Steps:
+    return sentence_transformers.read_steps(read_contents(folder), 24)
+
+
+def read_limit(folder: Path) -> int | None:
+    return limits.read_limit(read_contents(folder))
 
 
 # ---- modules.json and the pooling
