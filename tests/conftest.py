@@ -3,13 +3,13 @@
 import os
 import signal
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from support.models import (
-    MEASURED,
     REAL_MODEL,
     TINY,
     write_tiny_model,
@@ -26,6 +26,9 @@ if not torch.cuda.is_available():
 # whose end by Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# What the lines that tests measured go by, from the test to the end of the run.
+MEASURED = "measured"
 
 # Cases of an exhaustive test that run without --exhaustive, spread over all of them; a marker with
 # sample=1 takes the first one alone.
@@ -65,15 +68,19 @@ def exhaustive(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def measured() -> Callable[[str], None]:
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Call with a line to print at the end of the run, whether the test passes or not."""
-    return MEASURED.append
+    properties = request.node.user_properties  # which come back from other processes
+    return lambda line: properties.append((MEASURED, line))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if MEASURED:
-        terminalreporter.section("measured")
-        for line in MEASURED:
+    reports = chain.from_iterable(terminalreporter.stats.values())
+    ended = (report for report in reports if getattr(report, "when", None) == "teardown")
+    lines = [line for r in ended for name, line in r.user_properties if name == MEASURED]
+    if lines:
+        terminalreporter.section(MEASURED)
+        for line in lines:
             terminalreporter.write_line(line)
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from support.models import ROOT
 
 # Embeds in forked copies of itself. A step is a call that opens or changes a file; at the last one
@@ -15,9 +16,11 @@ import io, mmap, os, random, shutil, signal, struct, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+import pytest
 from support.conversions import content
 from e5core import E5
 from e5core.bulk import partial_folder
+import pytest
 from support.bulk import embed
 
 mode, model, texts, output = sys.argv[1], *map(Path, sys.argv[2:5])
@@ -160,6 +163,7 @@ def run_killed(*arguments: object) -> int:
 STRIDE = 13
 
 
+@pytest.mark.exhaustive(sample=1)
 def test_killed_at_every_step(
     model: Path, texts: Path, output: Path, measured: Callable[[str], None], exhaustive: bool
 ) -> None:

@@ -120,6 +120,7 @@ print(steps)
 """
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize("replaced", [True, False])
 def test_a_run_killed_at_any_step_leaves_nothing_half_written(
     source: Path, make_tiny: Make, tmp_path: Path, measured: Callable[[str], None], replaced: bool

@@ -309,6 +309,7 @@ def test_an_existing_target_needs_force(
     assert content(target) == before
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_memory_is_that_of_the_largest_tensor(
     tmp_path: Path, measured: Callable[[str], None]
 ) -> None:

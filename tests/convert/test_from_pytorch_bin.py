@@ -318,6 +318,7 @@ def test_an_index_that_is_wrong(
     assert message in refused("pytorch-bin", capsys, tmp_path / "new", folder, tmp_path / "new")
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_memory_is_that_of_the_largest_tensor(
     tmp_path: Path, measured: Callable[[str], None]
 ) -> None:

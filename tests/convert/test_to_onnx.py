@@ -244,12 +244,14 @@ def test_a_full_disk(make_tiny: Make, tmp_path: Path, largest_in_file: int) -> N
     assert not list((tmp_path / "beside").iterdir())
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_the_real_model(real_folder: Path, tmp_path: Path, measured: Callable[[str], None]) -> None:
     done = convert_in_process("onnx", real_folder, tmp_path / "new", "--verify")
     assert done.returncode == 0, done.stderr
     measured("e5-small: " + done.stdout.splitlines()[0].removeprefix("verified: "))
 
 
+@pytest.mark.exhaustive(sample=1)
 @pytest.mark.parametrize("largest_in_file", [0, 2_000_000_000])
 def test_memory_is_that_of_the_largest_tensor(
     make_tiny: Make, tmp_path: Path, measured: Callable[[str], None], largest_in_file: int

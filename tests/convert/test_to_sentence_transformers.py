@@ -267,6 +267,7 @@ def test_memory_is_that_of_the_largest_tensor(
     assert grown < largest + 40e6 < size / 2
 
 
+@pytest.mark.exhaustive(sample=0)
 def test_the_real_model(
     real_folder: Path, tmp_path: Path, library: Any, measured: Callable[[str], None]
 ) -> None:

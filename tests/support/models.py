@@ -71,7 +71,3 @@ def write_tiny_reranker(folder: Path, dialect: str, seed: int = 0, labels: int =
 def write_tiny_tokenizer(folder: Path) -> None:
     content = unigram_model(tiny_vocabulary(), CHARSMAP.read_bytes())
     (folder / "sentencepiece.bpe.model").write_bytes(content)
-
-
-# Figures that tests measured, printed behind pytest's summary.
-MEASURED: list[str] = []
