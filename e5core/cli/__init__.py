@@ -1,4 +1,4 @@
-"""The command line: e5core embed | search | rerank | info | convert | check, a file for each."""
+"""The command line: e5core embed | search | rerank | evaluate | …, a file for each command."""
 
 import sys
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ SUMMARIES = {
     "embed": "embed files of any size; stopped, the same command goes on",
     "search": "find the passages that answer queries",
     "rerank": "score passages with a cross-encoder",
+    "evaluate": "measure a model on mteb's tasks, beside the published figures",
     "info": "describe a model",
     "convert": "change a model's precision, vocabulary or layout",
     "check": "hold a model against transformers, published outputs or a copy",

@@ -1,0 +1,144 @@
+"""Is a model still as good? mteb's tasks, with the published figures of multilingual E5 beside.
+
+    e5core evaluate Tatoeba XQuADRetrieval --model M --data FOLDER --languages deu,fra
+    e5core evaluate STSBenchmarkMultilingualSTS --model M --compare-dtype int8
+    e5core evaluate --retrieval my-beir-folder --model M --reranker R
+
+Tasks have mteb's names and their data comes from the hub, or with --data from files as their
+authors publish them. mteb's result files lie under --output, beside the vectors: the same command
+goes on where it was stopped. Needs the extra `mteb`.
+"""
+
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from e5core.cli.options import add_model_options, load_options
+from e5core.cli.program import Parser
+
+SYMMETRIC = ("query", "none")
+SIZES = ("small", "base", "large", "large-instruct", "none")
+RERANKED = 100
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="a task of mteb")
+    add_model_options(parser)
+    parser.add_argument("--data", type=Path, help="a folder of files to take the tasks' data from")
+    parser.add_argument(
+        "--languages", type=_names, default=(), help="such as deu,fra or mteb's names of subsets"
+    )
+    parser.add_argument("--splits", type=_names, default=(), help="such as test")
+    parser.add_argument(
+        "--symmetric-prefix",
+        choices=SYMMETRIC,
+        help="of texts in tasks that have no queries and passages; mteb before 1.15 put query, "
+        "later ones none (default: the advice of docs/evaluation.md)",
+    )
+    parser.add_argument(
+        "--published", choices=SIZES, help="the size to compare with (default: by the model's name)"
+    )
+    own = parser.add_argument_group("your own data")
+    own.add_argument("--retrieval", type=Path, help="a folder in BEIR's layout")
+    own.add_argument("--pairs", type=Path, help="a file of translations")
+    own.add_argument("--similar", type=Path, help="a file of two texts and a grade")
+    parser.add_argument("--reranker", help="a cross-encoder that orders what retrieval tasks find")
+    parser.add_argument(
+        "--rerank-top", type=int, default=RERANKED, help="documents a query (default: %(default)s)"
+    )
+    parser.add_argument("--compare", metavar="MODEL", help="a second model, against the first")
+    parser.add_argument("--compare-dtype", help="the second model's dtype (default: --dtype)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("evaluation"), help="a folder (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: Namespace) -> int:
+    try:
+        from e5core.evaluate import contents, published, results, table
+        from e5core.evaluate import run as running
+        from e5core.evaluate.encoder import StoringEncoder
+    except ImportError as error:  # mteb
+        raise ValueError(str(error)) from error
+    tasks = _open_tasks(options)
+    for task in tasks:
+        for miscount in contents.check_counts(task) if options.data else ():
+            print(f"{options.prog}: {miscount}", file=sys.stderr)
+    loading = load_options(options)
+    store = results.Results(options.output)
+    predictions = bool(options.compare or options.compare_dtype or options.reranker)
+    encoder = StoringEncoder(options.model, loading, options.output, options.symmetric_prefix)
+    size = options.published or published.size_of(options.model)
+    found = running.run_tasks(encoder, tasks, store, predictions)
+    for task, result in zip(tasks, found, strict=True):
+        table.print_result(task, result, encoder.prefix_of(task), None if size == "none" else size)
+    if options.reranker:
+        _rerank(options, encoder, tasks, found, store)
+    if options.compare or options.compare_dtype:
+        second = StoringEncoder(
+            options.compare or options.model,
+            replace(loading, dtype=options.compare_dtype or loading.dtype),
+            options.output,
+            options.symmetric_prefix,
+        )
+        _compare([encoder, second], tasks, found, store)
+    return 0
+
+
+def _open_tasks(options: Namespace) -> list[Any]:
+    from e5core.evaluate import own
+    from e5core.evaluate.tasks import open_tasks
+
+    tasks = open_tasks(options.tasks, options.data, options.languages, options.splits)
+    makers = (
+        (options.retrieval, own.retrieval_task),
+        (options.pairs, own.pairs_task),
+        (options.similar, own.similar_task),
+    )
+    tasks += [make(path) for path, make in makers if path is not None]
+    if not tasks:
+        raise ValueError(
+            "there is nothing to evaluate; name tasks of mteb, such as Tatoeba, or your own data "
+            "with --retrieval, --pairs or --similar"
+        )
+    return tasks
+
+
+def _compare(encoders: list[Any], tasks: list[Any], found: list[Any], store: Any) -> None:
+    """The second model through the same tasks, and the differences."""
+    from e5core.evaluate.compare import compare
+    from e5core.evaluate.run import predictions_of, run_tasks
+    from e5core.evaluate.table import print_comparison
+
+    others = run_tasks(encoders[1], tasks, store, predictions=True)
+    for task, first, second in zip(tasks, found, others, strict=True):
+        metas = [encoder.meta_of(task) for encoder in encoders]
+        files = [predictions_of(store, meta, task) / task.prediction_file_name for meta in metas]
+        names = [meta.model_name_with_experiment for meta in metas]
+        print_comparison(compare(task, [first, second], files), *names)
+
+
+def _rerank(
+    options: Namespace, encoder: Any, tasks: list[Any], found: list[Any], store: Any
+) -> None:
+    """Retrieval tasks again, with the best documents scored by a cross-encoder."""
+    from e5core.evaluate.reranking import of_retrieval, open_reranker, rerank_task
+    from e5core.evaluate.table import print_reranking
+
+    chosen = of_retrieval(tasks)
+    if not chosen:
+        raise ValueError("none of the tasks is a retrieval, which --reranker could order anew")
+    loading = replace(load_options(options), prompts=None, truncate_dim=None, max_length=None)
+    reranker = open_reranker(options.reranker, loading)
+    for task, before in zip(tasks, found, strict=True):
+        if task in chosen:
+            meta = encoder.meta_of(task)
+            after = rerank_task(reranker, task, meta, store, options.rerank_top)
+            print_reranking(task, before, after, options.rerank_top)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
