@@ -136,7 +136,7 @@ class E5CrossEncoder:
         show_progress_bar: bool | None = None,
         **options: Any,
     ) -> Scores:
-        """Score pairs of a query and a document.
+        """Score pairs of a query and a document; of a pair that is too long the longer is cut.
 
         inputs1, inputs2  DataLoaders of as many texts each
         options           ignored: what mteb says of the task, and a `batch_size`
@@ -147,7 +147,7 @@ class E5CrossEncoder:
             [text for batch in inputs for text in _texts(batch)] for inputs in (inputs1, inputs2)
         )
         pairs = list(zip(queries, documents, strict=True))
-        return self.model.score_pairs(pairs, show_progress=show_progress_bar)
+        return self.model.score_pairs(pairs, truncate="longest", show_progress=show_progress_bar)
 
 
 def stored_name(model_name: str | Path) -> str:

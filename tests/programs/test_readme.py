@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from support.evaluation import write_beir, write_data
 from support.models import (
     CHARSMAP,
     ROOT,
@@ -57,6 +58,7 @@ COMMANDS = {
     "README.md": 3,
     "bulk.md": 1,
     "converting.md": 8,
+    "evaluation.md": 3,
     "fidelity.md": 3,
     "performance.md": 1,
     "reranking.md": 3,
@@ -64,7 +66,7 @@ COMMANDS = {
 }
 # Libraries that snippets and commands use; continuous integration has them all installed.
 OPTIONAL = {"langchain_core", "llama_index", "mteb", "pyarrow", "sklearn"}
-OPTIONAL_COMMANDS = {"e5core convert onnx": "onnx"}
+OPTIONAL_COMMANDS = {"e5core convert onnx": "onnx", "e5core evaluate": "mteb"}
 
 # Published parts of tensor names, and fairseq's.
 FAIRSEQ_NAMES = {
@@ -104,6 +106,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_folder: Path) ->
     write_pytorch_bin(tmp_path / "old-model")
     write_fairseq(tmp_path / "xlmr.base")
     reranker = write_tiny_reranker(tmp_path / "reranker", "xlm-roberta")
+    write_data(tmp_path / "data")
+    write_beir(tmp_path / "my-search")
+    (tmp_path / "translations.tsv").write_text("Good morning.\tGuten Morgen.\nYes.\tJa.\n")
+    (tmp_path / "graded.csv").write_text("A cat.,The cat.,5\nA cat.,A train.,1\nYes.,Ja.,4\n")
     monkeypatch.chdir(tmp_path)
     stand_ins = {"intfloat": real_folder, "BAAI": reranker}
     resolve = hub.resolve
@@ -191,7 +197,10 @@ def test_snippets_run(page: Path, stage: Path, capsys: pytest.CaptureFixture[str
                     remaining.append(line)
                     continue
                 commands += 1
-                library = OPTIONAL_COMMANDS.get(" ".join(line.split()[:3]))
+                library = next(
+                    (name for start, name in OPTIONAL_COMMANDS.items() if line.startswith(start)),
+                    None,
+                )
                 if library is not None and find_spec(library) is None:
                     missing.add(library)
                 else:
@@ -225,6 +234,10 @@ def check_results(page: str, stage: Path, names: dict[str, object], printed: str
         assert (stage / "xlm-roberta-base" / "model.safetensors").is_file()
     if page == "fidelity.md":
         assert "bounds hold" in printed
+    if page == "evaluation.md":
+        assert "Nothing loses more than 0.01." in printed or "is lost in" in printed
+        assert (stage / "evaluation" / "results").is_dir()
+        assert "the best 100 reranked" in printed
     if page == "reranking.md":
         assert names["result"].truncated.tolist() == [True]  # type: ignore[attr-defined]
         assert len(names["best"].indices) == 2  # type: ignore[attr-defined]

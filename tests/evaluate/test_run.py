@@ -1,0 +1,317 @@
+"""`e5core evaluate`: mteb's scores, each text embedded once, own data, two models, a reranker."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.cli import fails
+from support.evaluation import write_beir, write_data
+from support.models import write_tiny_reranker
+
+pytest.importorskip("mteb", reason="mteb is not installed")
+import mteb
+
+from e5core import E5
+from e5core.cli import main
+from e5core.evaluate.compare import average, compare
+from e5core.evaluate.own import pairs_task, retrieval_task, similar_task
+from e5core.evaluate.readers import LAYOUTS
+from e5core.evaluate.store import VectorStore
+from e5core.evaluate.tasks import open_tasks
+from e5core.integrations.mteb import E5Encoder
+from e5core.parity.samples import SENTENCES
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer draws of what mteb draws: of each classification two, of each clustering 64 texts."""
+    from mteb.abstasks import AbsTaskClassification, AbsTaskClustering
+
+    monkeypatch.setattr(AbsTaskClassification, "n_experiments", 2)
+    monkeypatch.setattr(AbsTaskClustering, "max_documents_per_cluster", 64)
+
+
+@pytest.fixture
+def model(make_tiny: Callable[..., Path]) -> Path:
+    return make_tiny(name="multilingual-e5-small-tiny")
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that a model embeds, with its prefix."""
+    texts: list[str] = []
+    embed = E5.embed
+
+    def record(self: E5, given: list[str], **options: Any) -> Any:
+        kind = options["input_type"]
+        prefix = {"query": "query: ", "passage": "passage: ", None: ""}[kind]
+        texts.extend(prefix + text for text in given)
+        return embed(self, given, **options)
+
+    monkeypatch.setattr(E5, "embed", record)
+    return texts
+
+
+def evaluate(*arguments: object) -> int:
+    return main(["evaluate", *map(str, arguments)])
+
+
+def result_files(output: Path) -> dict[str, bytes]:
+    """Everything below results/ by its path."""
+    folder = output / "results"
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*.json"))
+    }
+
+
+def scores(output: Path, task: str) -> dict[str, Any]:
+    (file,) = (output / "results").rglob(f"{task}.json")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def test_all_tasks_get_the_scores_of_mteb(
+    data: Path, model: Path, tmp_path: Path, embedded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of mteb.evaluate with the plain adapter, and no text is embedded twice."""
+    output = tmp_path / "out"
+    arguments = (*LAYOUTS, "--data", data, "--model", model, "--output", output)
+    assert evaluate(*arguments, "--symmetric-prefix", "none") == 0
+    assert len(embedded) == len(set(embedded))
+    printed = capsys.readouterr()
+    assert "Tatoeba tur-eng test has 8 rows" in printed.err  # which mteb describes otherwise
+    lines = [line.split() for line in printed.out.splitlines()]
+    assert "difference" in lines[2]  # the folder's name says which figures are beside
+    turkish = next(line for line in lines if line[:2] == ["test", "tur-eng"])
+    assert turkish[3] == "0.9042"
+    encoder = E5Encoder(model, symmetric_prefix="none")
+    for task in open_tasks(list(LAYOUTS), data):
+        direct = mteb.evaluate(encoder, task, cache=None, show_progress_bar=False).task_results[0]
+        stored = scores(output, task.metadata.name)
+        assert stored["dataset_revision"] == task.metadata.revision
+        assert stored["evaluation_time"] is None
+        for split, entries in direct.scores.items():
+            expected = {entry["hf_subset"]: entry["main_score"] for entry in entries}
+            found = {entry["hf_subset"]: entry["main_score"] for entry in stored["scores"][split]}
+            assert found == pytest.approx(expected, abs=1e-6), task
+    # mteb finds the results in the folder.
+    assert mteb.ResultCache(output).load_results(load_experiments="match_name").model_results
+
+    files = result_files(output)
+    embedded.clear()
+    assert evaluate(*arguments, "--symmetric-prefix", "none") == 0
+    assert embedded == []
+    assert result_files(output) == files
+    # The other prefix is another result, and queries of the retrieval have their vectors already.
+    assert evaluate(*arguments, "--symmetric-prefix", "query") == 0
+    assert not [text for text in embedded if text.startswith("passage: ")]
+    assert files.items() < result_files(output).items()
+
+
+def test_languages_add_up(data: Path, model: Path, tmp_path: Path) -> None:
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    arguments = ("Tatoeba", "--data", data, "--model", model, "--output")
+    assert evaluate(*arguments, parts, "--languages", "tur") == 0
+    assert evaluate(*arguments, parts, "--languages", "deu,fra") == 0
+    assert evaluate(*arguments, whole) == 0
+    assert result_files(parts) == result_files(whole)
+
+
+def test_another_model_does_not_mix_in(
+    data: Path, make_tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    model = make_tiny(name="model")
+    arguments = ("Tatoeba", "--data", data, "--languages", "deu", "--output", output)
+    assert evaluate(*arguments, "--model", model) == 0
+    other = make_tiny(seed=1, name="other/model")
+    capsys.readouterr()
+    assert evaluate(*arguments, "--model", other) == 2
+    assert "holds vectors of another model" in capsys.readouterr().err
+
+
+def write_rows(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(rows)
+    return path
+
+
+def test_own_data_before_and_after_a_reranker(
+    model: Path, tmp_path: Path, embedded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    english, japanese = SENTENCES[:16], SENTENCES[16:32]
+    pairs = write_rows(
+        tmp_path / "pairs.tsv", [list(pair) for pair in zip(english, japanese, strict=True)]
+    )
+    grades = [[english[i], english[i // 2], str(i % 5)] for i in range(16)]
+    similar = write_rows(tmp_path / "similar.csv", grades)
+    folder = write_beir(tmp_path / "beir")
+    reranker = write_tiny_reranker(tmp_path / "reranker", "bert")
+    arguments = ["--retrieval", folder, "--pairs", pairs, "--similar", similar, "--model", model]
+    arguments += ["--reranker", reranker, "--rerank-top", 5, "--output", tmp_path / "out"]
+    assert evaluate(*arguments) == 0
+    printed = capsys.readouterr().out
+    for name in ("OwnRetrieval-beir", "OwnBitextMining-pairs", "OwnSTS-similar"):
+        assert f"\n{name} (" in printed
+    assert "the best 5 reranked" in printed
+    # The scores by their definition, from the model's own vectors.
+    e5 = E5.from_pretrained(model)
+    queries, passages = e5.encode_query(english), e5.encode_passage(japanese)
+    order = np.argsort(-(queries @ passages.T), axis=1, kind="stable")
+    places = np.array([row.tolist().index(i) for i, row in enumerate(order)])
+    gains = np.where(places < 10, 1 / np.log2(places + 2), 0)
+    files = list((tmp_path / "out" / "results").rglob("OwnRetrieval-beir.json"))
+    assert len(files) == 2
+    found = {
+        "reranker" in file.parts[-5]: json.loads(file.read_text())["scores"]["test"][0]
+        for file in files
+    }
+    assert found[False]["ndcg_at_10"] == pytest.approx(gains.mean(), abs=1e-5)
+    from e5core import Reranker
+
+    logits = Reranker.from_pretrained(reranker)
+    again = []
+    for i, row in enumerate(order):
+        best = row[:5]
+        if i not in best:
+            again.append(0.0)
+            continue
+        ranked = best[
+            np.argsort(-logits.score(english[i], [japanese[j] for j in best], truncate="longest"))
+        ]
+        again.append(1 / np.log2(ranked.tolist().index(i) + 2))
+    assert found[True]["ndcg_at_10"] == pytest.approx(np.mean(again), abs=1e-5)
+    embedded.clear()
+    assert evaluate(*arguments) == 0
+    assert embedded == []
+    # Another answer is other data: its results are computed anew.
+    write_rows(similar, [*grades[:-1], [*grades[-1][:2], "4.5"]])
+    before = scores(tmp_path / "out", "OwnSTS-similar")
+    assert evaluate(*arguments) == 0
+    assert scores(tmp_path / "out", "OwnSTS-similar") != before
+
+
+def test_titles_are_read_with_documents(tmp_path: Path) -> None:
+    task = retrieval_task(write_beir(tmp_path / "beir", titles=True))
+    corpus = task.dataset["default"]["test"]["corpus"]
+    assert corpus["text"][0] == f"T {SENTENCES[16]}"
+    assert task.dataset["default"]["test"]["relevant_docs"]["q0"] == {"d0": 1}  # 0 is no answer
+
+
+def test_files_that_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(match: str, make: Callable[[Path], Any], path: Path) -> None:
+        with pytest.raises((ValueError, OSError), match=match):
+            make(path)
+
+    wrong("row 2 is", pairs_task, write_rows(tmp_path / "p.csv", [["a", "b"], ["a"]]))
+    wrong("is empty", pairs_task, write_rows(tmp_path / "p.csv", []))
+    wrong("two texts and a number", similar_task, write_rows(tmp_path / "s.csv", [["a", "b", "x"]]))
+    wrong("different grades", similar_task, write_rows(tmp_path / "s.csv", [["a", "b", "1"]] * 3))
+    lines = tmp_path / "s.jsonl"
+    lines.write_text('{"sentence1": "a", "sentence2": "b"}\n')
+    wrong("line 1 has no 'score'", similar_task, lines)
+    lines.write_text('{"sentence1": "a", "sentence2": "b"}\nno\n')
+    wrong("line 2 is no JSON", pairs_task, lines)
+    folder = write_beir(tmp_path / "beir")
+    judgements = folder / "qrels" / "test.tsv"
+    judgements.write_text("query-id\tcorpus-id\tscore\nq0\td99\t1\n")
+    wrong("row 2 names the document 'd99'", retrieval_task, folder)
+    judgements.write_text("query-id\tcorpus-id\tscore\nq0\td1\t0\n")
+    wrong("judges no document relevant", retrieval_task, folder)
+    judgements.unlink()
+    wrong("no .tsv file", retrieval_task, folder)
+    assert "nothing to evaluate" in fails(capsys, "evaluate", "--model", tmp_path)
+
+
+def test_two_dtypes_are_compared(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = ["XQuADRetrieval", "Tatoeba", "STSBenchmarkMultilingualSTS", "NusaX-senti"]
+    tasks += ["NTREXBitextMining", "SIB200ClusteringS2S"]
+    arguments = (*tasks, "--data", data, "--model", model, "--output", tmp_path / "out")
+    assert evaluate(*arguments, "--kernels", "plain", "--compare-dtype", "bfloat16") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("bfloat16") >= len(tasks)
+    assert printed.count("More than 0.01 is lost in") + printed.count("Nothing loses") == 6
+    lines = [line.split() for line in printed.splitlines() if "average" in line]
+    assert all(len(line) in (4, 5, 7) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["XQuADRetrieval", "Tatoeba", "NTREXBitextMining", "NusaX-senti", "SIB200ClusteringS2S"],
+)
+def test_items_add_up_to_the_scores(
+    name: str, data: Path, make_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The mean over the items that are drawn anew is mteb's score, so the interval is of it."""
+    from e5core.evaluate import compare as module
+
+    (task,) = open_tasks([name], data)
+    results, files = [], []
+    for seed in (0, 1):
+        encoder = E5Encoder(make_tiny(seed=seed, name=f"m{seed}"))
+        folder = tmp_path / str(seed)
+        task.rng_state.seed(42)
+        found = mteb.evaluate(
+            encoder, task, cache=None, show_progress_bar=False, prediction_folder=folder
+        )
+        results.append(found.task_results[0])
+        files.append(folder / task.prediction_file_name)
+    comparisons = compare(task, results, files)
+    for one in comparisons:
+        assert one.interval is not None
+        assert one.resampled is not None
+        assert one.interval.low <= one.interval.high
+        assert one.resampled.mean() == pytest.approx(
+            one.second - one.first, abs=4 * one.resampled.std() / 2000**0.5 + 1e-9
+        )
+        if task.metadata.type in module._ITEMS:
+            for result, file in zip(results, files, strict=True):
+                items = module._ITEMS[task.metadata.type](
+                    task, one.split, one.subset, json.loads(file.read_text())
+                )
+                score = next(
+                    entry["main_score"]
+                    for entry in result.scores[one.split]
+                    if entry["hf_subset"] == one.subset
+                )
+                assert items.mean() == pytest.approx(score, abs=1e-5)  # mteb rounds nDCG
+    mean = average(comparisons)
+    assert mean.second - mean.first == pytest.approx(
+        np.mean([one.second - one.first for one in comparisons])
+    )
+
+
+def test_the_store_forgets_what_was_not_finished(tmp_path: Path) -> None:
+    store = VectorStore(tmp_path, 3, {"model": "a"})
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    store.add(["one", "two"], rows)
+    store.close()
+    # A killed run has written vectors without their keys, and half a key.
+    with (tmp_path / "vectors.bin").open("ab") as file:
+        file.write(b"rest of a vector")
+    with (tmp_path / "keys.bin").open("ab") as file:
+        file.write(b"half")
+    store = VectorStore(tmp_path, 3, {"model": "a"})
+    assert len(store) == 2
+    assert "three" not in store
+    store.add(["three"], rows[:1] + 10)
+    np.testing.assert_array_equal(store.get(["three", "one"]), [rows[0] + 10, rows[0]])
+    store.close()
+    again = VectorStore(tmp_path, 3, {"model": "a"})
+    np.testing.assert_array_equal(again.get(["two", "three"]), [rows[1], rows[0] + 10])
+    with pytest.raises(ValueError, match="shape"):
+        again.add(["four"], rows)
+    with pytest.raises(ValueError, match="model was 'a', is 'b'"):
+        VectorStore(tmp_path, 3, {"model": "b"})
