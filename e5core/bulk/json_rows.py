@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from e5core.bulk.blocks import Blocks
 from e5core.bulk.rows import (
@@ -24,17 +24,31 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _ABSENT: Any = object()
 
 
+class Value(NamedTuple):
+    """What a line, or an element of an array, holds; `kind` is which of the two."""
+
+    line: int
+    kind: str
+    content: object
+
+
 def read_json(
     blocks: Blocks, file: str, columns: Columns, delimiter: str | None
 ) -> Iterator[Row | BadRow]:
     """A row for each line that holds a JSON object, or for each object of an array."""
+    for value in read_values(blocks, file):
+        yield value if isinstance(value, BadRow) else _row(value, file, columns)
+
+
+def read_values(blocks: Blocks, file: str) -> Iterator[Value | BadRow]:
+    """The value of each line that is not blank, or of each element of one array."""
     if blocks.begins_with(b"["):
-        return _read_array(iter(blocks), file, columns)
-    return _read_lines(blocks.lines(), file, columns)
+        return _read_array(iter(blocks), file)
+    return _read_lines(blocks.lines(), file)
 
 
-def _read_lines(lines: Iterator[bytes], file: str, columns: Columns) -> Iterator[Row | BadRow]:
-    """A row for each line that holds a JSON object; blank lines are none."""
+def _read_lines(lines: Iterator[bytes], file: str) -> Iterator[Value | BadRow]:
+    """The value of each line; blank lines have none."""
     for number, line in enumerate(lines, 1):
         line = without_end(line, number)
         if not line.strip():
@@ -46,19 +60,24 @@ def _read_lines(lines: Iterator[bytes], file: str, columns: Columns) -> Iterator
         except (ValueError, RecursionError) as error:
             yield BadRow(file, number, f"the line is not JSON: {error}")
         else:
-            yield _row(fields, "line", file, number, columns)
+            yield Value(number, "line", fields)
 
 
-def _row(fields: object, kind: str, file: str, line: int, columns: Columns) -> Row | BadRow:
+def _row(value: Value, file: str, columns: Columns) -> Row | BadRow:
+    line, kind, fields = value
     if not isinstance(fields, dict):
-        found = type(fields).__name__
-        return BadRow(file, line, f"the {kind} is a JSON {found}, expected an object")
+        return BadRow(file, line, describe_other(value))
     values = [_find(fields, name) for name in columns.names]
     for name, value in zip(columns.names, values, strict=True):
         if value is _ABSENT:
             reason = f"there is no field {name!r}; the {kind} has {list_names(fields)}"
             return BadRow(file, line, reason)
     return make_row(file, line, values[0], values[1] if columns.id is not None else None, columns)
+
+
+def describe_other(value: Value) -> str:
+    """What is wrong with a value that is no object."""
+    return f"the {value.kind} is a JSON {type(value.content).__name__}, expected an object"
 
 
 def _find(fields: object, name: str) -> Any:
@@ -77,8 +96,8 @@ def _find(fields: object, name: str) -> Any:
     return _ABSENT
 
 
-def _read_array(blocks: Iterator[bytes], file: str, columns: Columns) -> Iterator[Row | BadRow]:
-    """A row for each element of one array, a few of which are in memory at a time.
+def _read_array(blocks: Iterator[bytes], file: str) -> Iterator[Value]:
+    """Each element of one array, a few of which are in memory at a time.
 
     Raises ValueError where the file is no JSON, since nothing behind the fault can be trusted.
     """
@@ -88,7 +107,7 @@ def _read_array(blocks: Iterator[bytes], file: str, columns: Columns) -> Iterato
     while separator != "]":
         reader.peek()  # over spaces to where the element begins
         line, element = reader.line, reader.element()
-        yield _row(element, "element", file, line, columns)
+        yield Value(line, "element", element)
         separator = reader.take(",]")
     if reader.peek():
         raise ValueError(f"{file}, line {reader.line}: there is more behind the array")

@@ -58,6 +58,21 @@ def _read_rows(reader: Any, file: str, columns: Columns, pyarrow: Any) -> Iterat
         raise ValueError(f"{file}, after row {line}: cannot be read: {error}") from error
 
 
+def read_objects(file: str) -> Iterator[dict[str, Any]]:
+    """The rows of a file as they are: column → value.
+
+    Raises ValueError if the file is damaged.
+    """
+    parquet = import_pyarrow("parquet", f"reading {file}")
+    pyarrow = import_pyarrow("", f"reading {file}")
+    try:
+        with parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as reader:
+            for batch in reader.iter_batches(BATCH_ROWS, use_threads=False):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
+
+
 def _names(fields: Any, pyarrow: Any, before: str = "") -> Iterator[str]:
     """The names of columns, and of the fields in them as "data.text"."""
     for field in fields:

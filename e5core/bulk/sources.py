@@ -150,7 +150,12 @@ class Source:
                 )
 
     def _format_of(self, file: str) -> str:
-        return self._format or SUFFIXES.get(_inner(file).suffix.lower(), "txt")
+        return self._format or format_by_suffix(file)
+
+
+def format_by_suffix(file: str) -> str:
+    """One of FORMATS: what the suffix says, before that of a compression; lines if nothing does."""
+    return SUFFIXES.get(_inner(file).suffix.lower(), "txt")
 
 
 def read_texts(inputs: Sequence[str | Path]) -> Iterator[str]:

@@ -180,12 +180,12 @@ class ModelFolder:
         return DTYPES_BY_NAME[self.tensors[WORD_EMBEDDINGS].dtype]
 
     def load_encoder(
-        self,
-        dtype: str | torch.dtype = AUTO,
-        device: str | torch.device | None = None,
-        kernels: str = "auto",
-    ) -> Encoder:
+        self, dtype: str | torch.dtype = AUTO, device: str | torch.device | None = None,
+        kernels: str = AUTO, training: bool = False,
+    ) -> Encoder:  # fmt: skip
         """The encoder, ready for inference; the arguments are LoadOptions'.
+
+        training  take kernels that gradients can flow through
 
         Raises ValueError for a dtype, a device or kernels that cannot be had, CheckpointError
         for weights that are no numbers.
@@ -198,11 +198,11 @@ class ModelFolder:
             raise ValueError(f"dtype is {dtype!r}, expected {AUTO} or one of {', '.join(DTYPES)}")
         assert torch_dtype is not None
         assert self.tensors is not None, "read with weights=False"
-        chosen = select(kernels, device, torch_dtype)
-        if kernels == AUTO:
+        chosen = select(kernels, device, torch_dtype, training)
+        if kernels == AUTO and not training:
             warn_of_missing(chosen, device)
         encoder = load.load_encoder(self.config, self.tensors, torch_dtype, device, chosen)
-        return travels_as(encoder, self, "encoder", dtype, device, kernels)
+        return travels_as(encoder, self, "encoder", dtype, device, kernels, training)
 
     def load_head(self) -> ClassificationHead:
         """The head of a cross-encoder, in float32 or wider.

@@ -14,6 +14,8 @@ SUMMARIES = {
     "search": "find the passages that answer queries",
     "rerank": "score passages with a cross-encoder",
     "evaluate": "measure a model on mteb's tasks, beside the published figures",
+    "train": "train a model, or a cross-encoder; stopped, the same command goes on",
+    "mine": "find hard negatives for training",
     "info": "describe a model",
     "convert": "change a model's precision, vocabulary or layout",
     "check": "hold a model against transformers, published outputs or a copy",

@@ -1,18 +1,32 @@
-"""PyTorch's fused attention over groups of texts of equal length."""
+"""PyTorch's fused attention over groups of texts of equal length, and what trains fast on a CPU."""
 
 from itertools import groupby
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from e5core.kernels.plain import Kernels, Pooling, text_lengths
+from e5core.kernels import training
+from e5core.kernels.plain import Kernels, Pooling, Prepared, text_lengths
 
 
 class SdpaKernels(Kernels):
     name = "sdpa"
 
+    def linear(self, x: Tensor, weights: Prepared) -> Tensor:
+        return training.linear(x, weights) if training.multiplies(x) else super().linear(x, weights)
+
+    def linear_residual_norm(
+        self, x: Tensor, weights: Prepared, residual: Tensor, norm: nn.LayerNorm, dropout: float
+    ) -> Tensor:
+        if not training.is_for(x):
+            return super().linear_residual_norm(x, weights, residual, norm, dropout)
+        dropped = training.dropout(self.linear(x, weights), dropout)
+        return self.layer_norm(residual + dropped, norm)
+
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
+        if training.is_for(qkv):
+            return training.attention(qkv, text_lengths(cu_seqlens, max_seqlen), dropout)
         return grouped_attention(qkv, cu_seqlens, max_seqlen, dropout)
 
     def pooling(self, name: str, device: torch.device) -> Pooling | None:

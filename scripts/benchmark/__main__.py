@@ -2,8 +2,11 @@ import sys
 
 import benchmark
 import searching
+import training
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["search"]:
         sys.exit(searching.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["training"]:
+        sys.exit(training.main(sys.argv[2:]))
     sys.exit(benchmark.main())

@@ -49,6 +49,7 @@ TEXTS = {
     ("design.md", "texts ─ prompts.py"): "a picture",
     ("design.md", "x: Tensor = self.embeddings("): "test_the_quoted_loop_is_the_real_one",
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",
+    ("training.md", "torchrun --nproc-per-node 8"): "tests/train/test_ranks.py",
 }
 # Commands that need more than this machine has, and the file in which continuous integration
 # runs the same conversion.
@@ -63,6 +64,7 @@ COMMANDS = {
     "performance.md": 1,
     "reranking.md": 3,
     "searching.md": 3,
+    "training.md": 6,
 }
 # Libraries that snippets and commands use; continuous integration has them all installed.
 OPTIONAL = {"langchain_core", "llama_index", "mteb", "pyarrow", "sklearn"}
@@ -84,6 +86,9 @@ FAIRSEQ_NAMES = {
 }
 
 
+LEGS = {"a cat": 4, "a bird": 2, "a spider": 8, "an ant": 6, "a snake": 0, "a horse": 4}
+
+
 class Block(NamedTuple):
     language: str
     code: str
@@ -103,6 +108,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_folder: Path) ->
     )
     rows = [{"id": 7, "body": "The café opens at nine."}, {"id": 8, "body": None}]
     (tmp_path / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_pairs(tmp_path)
     write_pytorch_bin(tmp_path / "old-model")
     write_fairseq(tmp_path / "xlmr.base")
     reranker = write_tiny_reranker(tmp_path / "reranker", "xlm-roberta")
@@ -122,6 +128,16 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_folder: Path) ->
     )
     yield tmp_path
     shutil.rmtree(tmp_path)  # copies of the real model take a gigabyte
+
+
+def write_pairs(folder: Path) -> None:
+    """What the page about training names: rows, held-out rows and a corpus."""
+    lines = [(f"how many legs has {a}?", f"{a} has {n} legs") for a, n in LEGS.items()]
+    rows = [json.dumps({"query": query, "pos": [passage]}) + "\n" for query, passage in lines]
+    (folder / "pairs.jsonl").write_text("".join(rows))
+    (folder / "held-out.jsonl").write_text("".join(rows[:4]))
+    corpus = [f"{a} has {n} {what}" for a in LEGS for n in (1, 3) for what in ("eyes", "legs")]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in corpus))
 
 
 def write_pytorch_bin(folder: Path) -> None:

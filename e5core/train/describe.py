@@ -1,0 +1,85 @@
+"""What a run will do, said before it does it."""
+
+import time
+from collections.abc import Sequence
+from math import ceil
+
+from e5core.train.cached import cached_rows
+from e5core.train.data import Data
+from e5core.train.settings import Settings
+from e5core.train.setup import Run
+from e5core.train.start import Task
+
+# What autograd keeps of a token in a layer, in numbers of hidden_size: the inputs of four products,
+# GELU's and two LayerNorms' inputs, query, key, value, attention's output and weights, masks.
+KEPT_STATES = 24
+
+
+def describe(run: Run) -> list[str]:
+    """Sentences for people: the data, the batches, the loss, memory and time."""
+    task, data, settings = run.task, run.data, run.settings
+    examples = len(data.examples)
+    hard = [min(settings.negatives, len(example.negatives)) for example in data.examples]
+    batches = run.plan.epoch(0)
+    size = ceil(sum(map(len, batches)) / len(batches))
+    lines = [
+        f"{examples:,} examples of {len(data.files)} files: {data.mentions:,} texts "
+        f"({len(data.texts):,} different ones), {data.tokens:,} tokens; "
+        f"{data.cut / data.mentions:.1%} of the texts are cut"
+        + (
+            f"; {data.dropped:,} negatives equal their positive and are left out"
+            * bool(data.dropped)
+        ),
+        task.describe(),
+        f"{run.steps:,} steps, {len(batches):,} an epoch, of up to {max(map(len, batches)):,} "
+        f"examples (--batch-size {settings.batch_size:,}); each query has "
+        + (f"about {size - 1:,} positives of others and " * task.gives_vectors)
+        + f"{sum(hard) / examples:.1f} hard negatives; learning rate {run.rate:g}, "
+        + f"temperature {settings.temperature:g}" * task.gives_vectors,
+    ]
+    total, trained = (
+        sum(p.numel() for p in task.module.parameters() if p.requires_grad or not only)
+        for only in (False, True)
+    )
+    seconds = time_a_chunk(task, data, settings)
+    tokens = run.steps * size * data.tokens / examples
+    width = task.encoder.config.hidden_size * task.encoder.config.num_hidden_layers
+    chunk = task.pipeline.budget(settings.chunk_tokens)
+    memory = 4 * (total + 3 * trained + KEPT_STATES * width * chunk) / 1e9
+    lines.append(
+        f"{trained / 1e6:.1f} of {total / 1e6:.1f} M parameters are trained, in "
+        f"{settings.precision} on {task.encoder.device}; about {memory:.1f} GB, "
+        f"about {_duration(tokens * seconds / run.ranks.size)}"
+    )
+    return lines
+
+
+def time_a_chunk(task: Task, data: Data, settings: Settings) -> float:
+    """The seconds that a token takes, measured on one chunk of the data; no gradient stays."""
+    budget, sequences, tokens = task.pipeline.budget(settings.chunk_tokens), [], 0
+    for example in data.examples:
+        for number in (example.query, *example.positives[:1]):
+            ids = data.texts[number][: task.encoder.config.max_length]
+            if tokens and tokens + len(ids) > budget:
+                break
+            sequences.append(ids)
+            tokens += len(ids)
+    _run(task, sequences, settings)  # the first run has much to set up
+    start = time.perf_counter()
+    _run(task, sequences, settings)
+    return (time.perf_counter() - start) / tokens
+
+
+def _run(task: Task, sequences: Sequence[Sequence[int]], settings: Settings) -> None:
+    rows, _ = cached_rows(
+        task.pipeline, sequences, settings.chunk_tokens, precision=settings.precision
+    )
+    if rows.requires_grad:
+        rows.sum().backward()
+    task.module.zero_grad(set_to_none=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

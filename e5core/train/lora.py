@@ -1,0 +1,52 @@
+"""Low-rank updates that are trained in place of linears, and merged into them at the end.
+
+W + scale · up · down with scale = alpha / rank. Source: arXiv:2106.09685.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from e5core.encoder import Encoder
+from e5core.train.cached import draw_seed
+
+ALPHA_OF_RANK = 2.0  # alpha is twice the rank, so the scale is 2
+
+
+class LowRank(nn.Module):
+    """What a matrix of so many outputs and inputs is with its update; none at the start."""
+
+    def __init__(self, outputs: int, inputs: int, rank: int, like: Tensor) -> None:
+        super().__init__()
+        self.down = nn.Parameter(like.new_empty(rank, inputs))
+        self.up = nn.Parameter(like.new_zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """[outputs, inputs]"""
+        return weight + ALPHA_OF_RANK * (self.up @ self.down)
+
+
+def add_low_rank(encoder: Encoder, rank: int, seed: int) -> None:
+    """Give every linear of the layers an update, which alone is then trained."""
+    encoder.requires_grad_(False)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(draw_seed(seed, rank))
+        for linear in _linears(encoder):
+            update = LowRank(linear.out_features, linear.in_features, rank, linear.weight)
+            parametrize.register_parametrization(linear, "weight", update)
+            update.requires_grad_()
+
+
+def merge_low_rank(encoder: Encoder) -> None:
+    """Put the updates into the matrices; without any nothing changes."""
+    for linear in _linears(encoder):
+        if parametrize.is_parametrized(linear):
+            parametrize.remove_parametrizations(linear, "weight")
+
+
+def _linears(encoder: Encoder) -> Iterator[nn.Linear]:
+    yield from (module for module in encoder.layers.modules() if isinstance(module, nn.Linear))

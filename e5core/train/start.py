@@ -1,0 +1,105 @@
+"""The model that a run starts from, ready to be trained."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import LoadOptions
+from e5core.encoder import ClassificationHead
+from e5core.model import E5
+from e5core.prompts import check_prompts
+from e5core.reranker import Reranker
+from e5core.train.cached import draw_seed
+from e5core.train.embedding import EmbeddingTask
+from e5core.train.lora import add_low_rank
+from e5core.train.optimizer import TokenRows
+from e5core.train.ranking import RankingTask
+from e5core.train.ranks import local_device
+from e5core.train.settings import Settings
+
+Task = EmbeddingTask | RankingTask
+
+
+def load_task(model: str | Path, settings: Settings, options: LoadOptions, reranker: bool) -> Task:
+    """Load a model with its weights on kernels that train it.
+
+    reranker  train a cross-encoder. A model without a head gets a fresh one
+
+    Raises OSError or ValueError as E5.from_pretrained does.
+    """
+    if options.dtype != "auto":
+        raise ValueError(f"dtype is {options.dtype!r}; the arithmetic of training is precision=")
+    folder = ModelFolder.open(model, options)
+    config = folder.config
+    if settings.dropout is not None:
+        rate = settings.dropout
+        config = replace(config, hidden_dropout=rate, attention_dropout=rate)
+        folder = replace(folder, config=config)
+    wide = torch.float64 if settings.precision == "float64" else torch.float32
+    encoder = folder.load_encoder(wide, local_device(options.device), options.kernels, True)
+    limit = folder.max_length if options.max_length is None else options.max_length
+    task: Task
+    if reranker:
+        head = folder.load_head() if config.num_labels else None
+        encoder.config = replace(encoder.config, num_labels=1)
+        if head is None:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(draw_seed(settings.seed))
+                head = ClassificationHead(encoder.config)
+                head.apply(_initialize)
+        head.to(encoder.device, wide)
+        head.kernels.dtype = wide
+        scorer = Reranker(encoder, head, folder.load_tokenizer(), max_length=limit)
+        task = RankingTask(scorer, settings, str(model))
+    else:
+        if config.num_labels or folder.dense:
+            what = "is a cross-encoder; pass reranker=True (--reranker)"
+            if folder.dense:
+                what = "has linears behind its pooling, which are not trained here"
+            raise ValueError(f"{folder.name} {what}")
+        if options.truncate_dim is not None:
+            raise ValueError("truncate_dim is given; train sizes with matryoshka= (--matryoshka)")
+        prompts = folder.prompts if options.prompts is None else check_prompts(options.prompts)
+        embedder = E5(
+            encoder,
+            folder.load_tokenizer(),
+            pooling=folder.pooling,
+            prompts=prompts,
+            max_length=limit,
+        )
+        task = EmbeddingTask(embedder, settings)
+    return task
+
+
+def choose_trained(task: Task, settings: Settings) -> dict[str, nn.Parameter]:
+    """Let gradients flow to what is to be trained; returns it by name, in memory of its own.
+
+    Weights that stay as they are remain the mapped file.
+    """
+    if not task.encoder.kernels.trainable:
+        raise ValueError(f"the {task.encoder.kernels.name} kernels only infer; leave kernels out")
+    table = task.encoder.embeddings.word
+    mode = settings.token_table or ("frozen" if task.encoder.device.type == "cpu" else "dense")
+    for module in task.module.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if module is table and mode == "frozen":
+                continue
+            trained = not (settings.lora or (module is table and mode == "rows"))
+            setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=trained))
+    if mode == "rows":
+        task.rows = TokenRows(table, table.weight.detach())
+    if settings.lora:
+        add_low_rank(task.encoder, settings.lora, settings.seed)
+        if isinstance(task, RankingTask):
+            task.model.head.requires_grad_()
+    return {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+
+
+def _initialize(module: nn.Module) -> None:
+    """A fresh head as BERT's are."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,182 @@
+"""What a run has reached, on the disk, so that the same command goes on after any stop.
+
+While a run lasts, its folder is `<output>.training`: `state.safetensors` is replaced as a whole,
+`log.jsonl` grows and is cut back to what the state knows of, `best.safetensors` holds the weights
+that ranked held-out pairs best. When it ends, the whole model is written beside them and takes the
+place of `<output>`.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from e5core.bulk.sources import identify
+from e5core.formats.durable import replace_durably, sync, write_json_durably
+from e5core.formats.files import read_json_object
+from e5core.train.settings import Settings
+
+RECORD_FILE = "training.json"
+LOG_FILE = "training.jsonl"
+STATE_FILE, BEST_FILE, GROWING_LOG = "state.safetensors", "best.safetensors", "log.jsonl"
+_KEY = "training"
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    step      steps that were taken
+    log_size  bytes of the log that belong to them
+    before    figures of held-out pairs before the first step
+    best      the best figures since, and the step that they are of
+    best_step
+    loss_scale  what losses in float16 are multiplied by
+    calm      steps since it was changed
+    """
+
+    step: int = 0
+    log_size: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_step: int = 0
+    loss_scale: float = 1.0
+    calm: int = 0
+
+
+class RunFolder:
+    """The folder of a run that is under way, and the place of its result."""
+
+    def __init__(self, output: Path, made_from: Mapping[str, Any]) -> None:
+        """made_from: what decides the bytes of the result, as JSON holds it."""
+        self.output = output
+        self.path = output.with_name(f"{output.name}.training")
+        self._made_from = json.loads(json.dumps(made_from))
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of a result that this very run has made; None if there is none."""
+        record = self.output / RECORD_FILE
+        if not record.is_file():
+            return None
+        content = read_json_object(record)
+        return content if content.get("made_from") == self._made_from else None
+
+    def open(self, restart: bool, force: bool) -> tuple[Progress, dict[str, Tensor]]:
+        """Where the run is, and its tensors; none if it begins.
+
+        Raises ValueError if another run has left its state, FileExistsError if the output is
+        there and `force` does not say that it may be replaced.
+        """
+        if self.output.exists() and not force:
+            raise FileExistsError(
+                f"{self.output} is there already, and was not made by this command; name another "
+                "output, or replace it with force=True (--force)"
+            )
+        if not self.output.absolute().parent.is_dir():
+            raise FileNotFoundError(
+                f"cannot write {self.output}: the folder {self.output.parent} does not exist"
+            )
+        if restart and self.path.is_dir():
+            shutil.rmtree(self.path)
+        self.path.mkdir(exist_ok=True)
+        state = self.path / STATE_FILE
+        if not state.is_file():
+            return Progress(), {}
+        try:
+            with safe_open(state, "pt") as opened:
+                said = json.loads((opened.metadata() or {})[_KEY])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{state} is damaged ({error}); begin anew with --restart") from error
+        self._compare(said["made_from"])
+        return Progress(**said["progress"]), load_file(state)
+
+    def save(self, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+        """Put a state in the place of the last one; that one stays if the disk is full."""
+        said = {"made_from": self._made_from, "progress": asdict(progress)}
+        _write(self.path / STATE_FILE, tensors, {_KEY: json.dumps(said)})
+
+    def save_best(self, weights: Mapping[str, Tensor]) -> None:
+        _write(self.path / BEST_FILE, weights, {})
+
+    def load_best(self) -> dict[str, Tensor]:
+        return load_file(self.path / BEST_FILE)
+
+    @property
+    def log(self) -> Path:
+        return self.path / GROWING_LOG
+
+    def draft(self) -> Path:
+        """An empty folder to write the model into."""
+        draft = self.path / "model"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        return draft
+
+    def finish(self, record: Mapping[str, Any]) -> None:
+        """Put the model that lies in the draft, with its record and log, in the output's place."""
+        draft = self.path / "model"
+        shutil.copyfile(self.log, draft / LOG_FILE)
+        write_json_durably(draft / RECORD_FILE, {"made_from": self._made_from, **record})
+        for file in draft.rglob("*"):
+            sync(file)
+        if self.output.exists():
+            shutil.rmtree(self.output)
+        draft.rename(self.output)
+        sync(self.output.absolute().parent)
+        shutil.rmtree(self.path)
+
+    def _compare(self, said: Mapping[str, Any]) -> None:
+        """ValueError unless a state is of this very run; it names what differs."""
+        differing = [
+            f"{name} was {_short(said.get(name))} and is {_short(value)}"
+            for name, value in self._made_from.items()
+            if said.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} holds the state of another run: {'; '.join(differing)}. Give "
+                "that command to go on with it, begin anew with restart=True (--restart), or name "
+                "another output"
+            )
+
+
+def describe_run(
+    parameters: Mapping[str, nn.Parameter],
+    settings: Settings,
+    model: str,
+    files: list[str],
+    **more: Any,
+) -> dict[str, Any]:
+    """What decides the bytes of a run's result."""
+    digest = blake2b(digest_size=16)
+    for name, parameter in parameters.items():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().numpy().tobytes())
+    return {
+        "model": model,
+        "weights": digest.hexdigest(),
+        "data": [identify(file) for file in files],
+        **asdict(settings),
+        **more,
+    }
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replace_durably(path) as temporary:
+        try:
+            save_file(own, temporary, metadata=metadata)
+        except SafetensorError as error:  # safetensors' error for a full disk
+            raise OSError(f"cannot write {temporary}: {error}") from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,0 +1,206 @@
+"""Speed and memory of training beside sentence-transformers' cached loss, same data and threads.
+
+    python scripts/benchmark training                  batch of 512 pairs of mixed length
+    python scripts/benchmark training --memory         and the peak memory of 64 and of 4,096 pairs
+
+A pair is two texts of 20 to 512 tokens, log-uniform. Every contestant takes whole steps of the
+contrastive loss, dropout and optimizer included, in a process of its own, with the token table
+frozen in both. sentence-transformers has CachedMultipleNegativesRankingLoss with mini-batches of
+32. The share of the ceiling counts four times the forward's FLOP a token: forward, forward again
+with its graph, and the two products of the backward pass.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ceiling import Ceiling
+from contestants import peak_megabytes
+from workloads import count_tokens, flop, log_uniform, model_folder
+
+from e5core import EncoderConfig, SentencePieceTokenizer
+from e5core.cli.program import Parser, run_program
+from e5core.formats.files import write_json
+from e5core.parity.samples import text_of_length
+
+TEMPERATURE, MINI_BATCH = 0.01, 32
+FORWARDS = 4  # what a step costs in forward passes
+
+# What e5core is to reach beside sentence-transformers, and between batches of 64 and 4,096.
+SPEED, MEMORY, FLAT, SHARE = 5.0, 1 / 3, 1.1, 0.6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser("training", description=__doc__)
+    parser.add_argument("--model", default="small", help="small, base, large or a folder")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--pairs", type=int, default=512, help="the batch")
+    parser.add_argument("--steps", type=int, default=1, help="steps that are timed")
+    parser.add_argument("--memory", action="store_true", help="compare small and large batches")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures there")
+    parser.set_defaults(run=run)
+    return run_program(parser, arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    for name in ("pairs", "steps", "threads"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} is {getattr(options, name)}, expected 1 or more")
+    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    folder = model_folder(options.model)
+    config = EncoderConfig.from_file(folder / "config.json")
+    tokenizer = SentencePieceTokenizer(folder / "sentencepiece.bpe.model")
+    pairs = make_pairs(tokenizer, log_uniform(2 * options.pairs))
+    lengths = count_tokens(tokenizer, ["query: " + text for pair in pairs for text in pair])
+    ceiling = Ceiling(config, options.threads, "cpu")
+    print(f"{len(pairs)} pairs, {sum(lengths)} tokens", file=sys.stderr)
+    figures: dict[str, dict[str, float]] = {}
+    print(f"{'':24}{'s':>8} {'tokens/s':>9} {'of ceiling':>10} {'peak MB':>8}")
+    for name in options.engines:
+        rates = [ceiling("float32")]
+        seconds, peak = measure(name, folder, pairs, options.steps, options.threads)
+        rates.append(ceiling("float32"))
+        share = FORWARDS * flop(config, lengths) / seconds / 1e9 / statistics.mean(rates)
+        speed = sum(lengths) / seconds
+        figures[name] = {"seconds": seconds, "speed": speed, "share": share, "peak_mb": peak}
+        print(f"{name:24}{seconds:8.1f} {speed:9.0f} {share:10.0%} {peak:8.0f}", flush=True)
+    lines = bars(figures)
+    if options.memory:
+        peaks = {}
+        for count in (64, 4096):
+            few = make_pairs(tokenizer, [14] * 2 * count)
+            _, peaks[count] = measure("e5core", folder, few, 1, options.threads)
+            print(f"e5core, {count:5} pairs {'':17} {'':10} {peaks[count]:8.0f}", flush=True)
+        lines.append(verdict("memory of 4096 pairs : of 64", peaks[4096] / peaks[64], FLAT, False))
+    print("\n" + "\n".join(lines))
+    if options.json:
+        write_json(options.json, figures)
+    return 0
+
+
+def make_pairs(tokenizer: SentencePieceTokenizer, lengths: Sequence[int]) -> list[tuple[str, str]]:
+    """Pairs of different texts, always the same, two neighbouring lengths in each."""
+    texts = [
+        text_of_length(tokenizer, tokens, "query: ", seed=i) + f" {i}"
+        for i, tokens in enumerate(lengths)
+    ]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def measure(
+    name: str, folder: Path, pairs: list[tuple[str, str]], steps: int, threads: int
+) -> tuple[float, float]:
+    """Seconds of a step, and the most memory in MB, of an engine in a process of its own."""
+    ours, theirs = get_context("spawn").Pipe()
+    options = (theirs, name, folder, pairs, steps, threads)
+    process = get_context("spawn").Process(target=work, args=options)
+    process.start()
+    theirs.close()
+    try:
+        answer: tuple[float, float] = ours.recv()
+    except EOFError:
+        raise ValueError(f"the process of {name} died") from None
+    process.join()
+    return answer
+
+
+def work(
+    connection: Connection,
+    name: str,
+    folder: Path,
+    pairs: list[tuple[str, str]],
+    steps: int,
+    threads: int,
+) -> None:
+    """A worker's life."""
+    import torch
+
+    torch.set_num_threads(threads)
+    connection.send((ENGINES[name](folder, pairs, steps), peak_megabytes()))
+
+
+def train_e5core(folder: Path, pairs: list[tuple[str, str]], steps: int) -> float:
+    """Steps of the public `train`, as its log times them; it has warmed up on a chunk before."""
+    import json
+
+    from e5core.train import train
+
+    with tempfile.TemporaryDirectory() as scratch:
+        data, output = Path(scratch) / "pairs.jsonl", Path(scratch) / "out"
+        rows = [{"query": query, "pos": [passage]} for query, passage in pairs]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        train(
+            folder, data, output, batch_size=len(pairs), steps=steps, prompts="e5", save_every=steps,
+            show_progress=False,
+        )  # fmt: skip
+        lines = (output / "training.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    return statistics.median(line["tokens"] / line["tokens_per_second"] for line in told)
+
+
+def train_sentence_transformers(folder: Path, pairs: list[tuple[str, str]], steps: int) -> float:
+    """Steps of their loss with AdamW, without their trainer; a smaller batch warms up."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    model[0].auto_model.embeddings.word_embeddings.requires_grad_(False)
+    loss = CachedMultipleNegativesRankingLoss(
+        model, scale=1 / TEMPERATURE, mini_batch_size=MINI_BATCH
+    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    model.train()
+
+    def step(some: list[tuple[str, str]]) -> float:
+        start = time.perf_counter()
+        sides = zip(*some, strict=True)
+        texts: list[Any] = [
+            [prefix + text for text in side]
+            for prefix, side in zip(("query: ", "passage: "), sides, strict=True)
+        ]
+        features = [model.tokenize(side) for side in texts]
+        loss(features, torch.empty(0)).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - start
+
+    step(pairs[:MINI_BATCH])
+    return statistics.median(step(pairs) for _ in range(steps))
+
+
+ENGINES = {"e5core": train_e5core, "sentence-transformers": train_sentence_transformers}
+
+
+def bars(figures: dict[str, dict[str, float]]) -> list[str]:
+    """Lines "held" or "missed": what e5core set out to reach."""
+    lines = []
+    ours, theirs = (figures.get(name) for name in ENGINES)
+    if ours:
+        lines.append(verdict("share of the ceiling", ours["share"], SHARE, True))
+    if ours and theirs:
+        lines.append(verdict("tokens/s : theirs", ours["speed"] / theirs["speed"], SPEED, True))
+        memory = ours["peak_mb"] / theirs["peak_mb"]
+        lines.append(verdict("peak memory : theirs", memory, MEMORY, False))
+    return lines
+
+
+def verdict(what: str, found: float, wanted: float, at_least: bool) -> str:
+    held = found >= wanted if at_least else found <= wanted
+    return f"{'held' if held else 'missed':7} {what}: {found:.2f}, wanted {wanted:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,382 @@
+"""Whole runs on tiny models: they learn, go on after a stop, and leave a folder that loads."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.models import write_tiny_model, write_tiny_reranker
+from support.training import make_rows, write_rows
+
+from e5core import E5, Reranker, cli
+from e5core.train import train
+from e5core.train.state import RunFolder
+
+FEW = {"batch_size": 4, "save_every": 2, "learning_rate": 3e-3, "show_progress": False}
+EASY = {**FEW, "dropout": 0.0, "temperature": 0.05, "epochs": 12}
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def log_of(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("table", ["frozen", "rows", "dense"])
+def test_it_learns_and_the_result_is_a_whole_model(folder, pairs, tmp_path, table):
+    summary = train(folder, pairs, tmp_path / "out", evaluate=pairs, token_table=table, **EASY)
+    assert summary.steps == 36
+    assert summary.after["mrr"] > summary.before["mrr"]
+    assert not (tmp_path / "out.training").exists()
+    losses = [line["loss"] for line in log_of(tmp_path / "out") if "loss" in line]
+    assert len(losses) == 36
+    assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
+
+    before, after = E5.from_pretrained(folder), E5.from_pretrained(tmp_path / "out")
+    assert after.prompts == before.prompts
+    assert after.max_length == before.max_length
+    texts = ["the er", "zq vw k"]
+    assert np.abs(after.encode_query(texts) - before.encode_query(texts)).max() > 1e-3
+    old, new = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
+    changed = old["embeddings.word_embeddings.weight"] != new["embeddings.word_embeddings.weight"]
+    rows = changed.any(1).sum().item()
+    seen = len({i for text in _texts(pairs) for i in before.tokenizer.encode(text)})
+    assert rows == 0 if table == "frozen" else 10 < rows <= seen + 20
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| mrr | {summary.before['mrr']:.4f} | {summary.after['mrr']:.4f} |" in card
+    assert "| learning_rate | 0.003 |" in card
+
+
+def _texts(file: Path) -> list[str]:
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [text for row in rows for text in (row["query"], *row["pos"], *row["neg"])]
+
+
+def test_transformers_and_sentence_transformers_load_the_result(folder, pairs, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    train(folder, pairs, tmp_path / "out", steps=2, **FEW)
+    texts = ["the er", "zq vw k"]
+    expected = E5.from_pretrained(tmp_path / "out").encode_query(texts)
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "out"))
+    assert np.abs(theirs.encode_query(texts) - expected).max() < 1e-5
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(
+        model.embeddings.word_embeddings.weight, state["embeddings.word_embeddings.weight"]
+    )
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """Let the run end, as if it was killed, where it is about to save this step."""
+    save = RunFolder.save
+
+    def saving(self, tensors, progress):
+        if progress.step >= step:
+            raise KeyboardInterrupt
+        save(self, tensors, progress)
+
+    monkeypatch.setattr(RunFolder, "save", saving)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"token_table": "rows", "teacher_weight": 1.0, "contrastive_weight": 0.2},
+        {"token_table": "dense", "symmetric": True},
+        {"lora": 2, "precision": "bfloat16"},
+        {"reranker": True, "r_drop": 0.5},
+    ],
+    ids=["frozen", "rows, distilled", "dense, symmetric", "lora, bfloat16", "reranker"],
+)
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(
+    folder, pairs, tmp_path, monkeypatch, settings
+):
+    held = write_rows(tmp_path / "held.jsonl", make_rows(5, seed=7))
+    options = {**FEW, **settings, "evaluate": held, "evaluate_every": 3, "steps": 7}
+    whole = train(folder, pairs, tmp_path / "whole", **options)
+    for stop in (2, 6):
+        with monkeypatch.context() as patch:
+            stop_at(patch, stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(folder, pairs, tmp_path / "out", **options)
+        assert (tmp_path / "out.training").is_dir()
+    again = train(folder, pairs, tmp_path / "out", **options)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert (again.after, again.best_step) == (whole.after, whole.best_step)
+
+    def told(folder):
+        left_out = ("tokens_per_second",)
+        return [{k: v for k, v in line.items() if k not in left_out} for line in log_of(folder)]
+
+    assert told(tmp_path / "out") == told(tmp_path / "whole")
+    # The finished command has nothing more to do.
+    changed = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    assert train(folder, pairs, tmp_path / "out", **options).after == whole.after
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == changed
+
+
+# The command line, which kills itself in the middle of writing its third state.
+KILLED = """
+import os, signal, sys
+import e5core.train.state as state
+from e5core import cli
+
+save, calls = state.save_file, []
+
+def killing(tensors, path, metadata):
+    calls.append(path)
+    save(tensors, path, metadata=metadata)
+    if len(calls) == 3:
+        os.truncate(path, 1000)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+state.save_file = killing
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_command_that_is_killed_goes_on(folder, pairs, tmp_path):
+    def run(output, *start):
+        command = [
+            sys.executable, *start, "train", "--model", str(folder), "--data", str(pairs),
+            "--output", str(tmp_path / output), "--steps", "8", "--batch-size", "4",
+            "--save-every", "2",
+        ]  # fmt: skip
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    killed = run("out", "-c", KILLED)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "out").exists()
+    said = {}
+    for output in ("out", "whole"):
+        done = run(output, "-m", "e5core")
+        assert done.returncode == 0, done.stderr
+        said[output] = done.stderr
+    assert "going on behind step 4 of 8" in said["out"]
+    assert "going on" not in said["whole"]
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_other_runs_do_not_take_up_a_state(folder, pairs, tmp_path, monkeypatch):
+    options = {**FEW, "steps": 6}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, pairs, tmp_path / "out", **options)
+    other = write_tiny_model(tmp_path / "other", "bert", seed=1)
+    for changed, reason in (
+        ({"model": other}, "model was .* weights was"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"temperature": 0.1}, "temperature was 0.01 and is 0.1"),
+    ):
+        model = changed.pop("model", folder)
+        with pytest.raises(ValueError, match=rf"holds the state of another run: .*{reason}"):
+            train(model, pairs, tmp_path / "out", **{**options, **changed})
+    pairs.write_text(pairs.read_text() + pairs.read_text())
+    with pytest.raises(ValueError, match="another run: data was"):
+        train(folder, pairs, tmp_path / "out", **options)
+    train(folder, pairs, tmp_path / "out", restart=True, **options)
+    train(folder, pairs, tmp_path / "fresh", **options)
+    assert weights(tmp_path / "out") == weights(tmp_path / "fresh")
+
+
+def test_an_output_that_is_there_is_kept(folder, pairs, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="is there already"):
+        train(folder, pairs, tmp_path / "out", steps=1, **FEW)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
+    train(folder, pairs, tmp_path / "out", steps=1, force=True, **FEW)
+    assert not (tmp_path / "out" / "mine.txt").exists()
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
+        train(folder, pairs, tmp_path / "no" / "out", steps=1, **FEW)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(
+    folder, pairs, tmp_path, monkeypatch
+):
+    from e5core.train.embedding import EmbeddingTask
+
+    terms = EmbeddingTask.terms
+
+    def spoilt(self, batch, data, seed, ranks):
+        factor = torch.nan if seed[1] == 3 else 1.0
+        return {k: v * factor for k, v in terms(self, batch, data, seed, ranks).items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingTask, "terms", spoilt)
+        with pytest.raises(ValueError, match=r"step 4: the loss is nan .* lower --learning-rate"):
+            train(folder, pairs, tmp_path / "out", steps=6, **FEW)
+    saved = load_file(tmp_path / "out.training" / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    train(folder, pairs, tmp_path / "out", steps=6, **FEW)
+    train(folder, pairs, tmp_path / "whole", steps=6, **FEW)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_full_disk_keeps_the_last_state(folder, pairs, tmp_path, monkeypatch):
+    import e5core.train.state as state
+
+    save = state.save_file
+    calls = []
+
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(tensors, path, metadata=metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "save_file", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*state.safetensors"):
+            train(folder, pairs, tmp_path / "out", steps=6, **FEW)
+    train(folder, pairs, tmp_path / "out", steps=6, **FEW)
+    train(folder, pairs, tmp_path / "whole", steps=6, **FEW)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_overflows_in_float16_skip_the_step(folder, pairs, tmp_path):
+    """At the first factor of 65,536 gradients overflow; it is halved until they do not."""
+    train(folder, pairs, tmp_path / "out", steps=12, precision="float16", **FEW)
+    norms = [line["gradient_norm"] for line in log_of(tmp_path / "out")]
+    assert np.isfinite(norms[-1])
+    new = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in new.values())
+    old = load_file(folder / "model.safetensors")
+    assert not torch.equal(*(m["encoder.layer.0.output.dense.weight"] for m in (old, new)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"temperature": 0.05}, False),
+        ({"symmetric": True}, False),
+        ({"negatives": 0}, False),
+        ({"teacher_weight": 1.0}, False),
+        ({"teacher_weight": 1.0, "contrastive_weight": 0.3}, False),
+        ({"teacher_weight": 1.0, "teacher_temperature": 2.0}, False),
+        ({"matryoshka": (8, 16)}, False),
+        ({"weight_decay": 0.5}, False),
+        ({"clip": 0.01}, False),
+        ({"dropout": 0.0}, False),
+        ({"lora": 2}, False),
+        ({"seed": 1}, False),
+        ({"batch_size": 9}, False),
+        ({"warmup": 1}, False),
+        ({"prompts": "none"}, False),
+        ({"max_length": 9}, False),
+        ({"save_every": 1}, True),
+    ],
+    ids=str,
+)
+def test_each_setting_changes_the_result(folder, pairs, tmp_path, settings, same):
+    options = {**FEW, "steps": 2}
+    train(folder, pairs, tmp_path / "base", **options)
+    train(folder, pairs, tmp_path / "out", **{**options, **settings})
+    one, other = (load_file(tmp_path / f / "model.safetensors") for f in ("base", "out"))
+    name = "encoder.layer.0.output.dense.weight"
+    assert torch.equal(one[name], other[name]) == same
+
+
+def test_pooling_counts(tmp_path, pairs):
+    found = []
+    for pooling in ("mean", "cls"):
+        folder = write_tiny_model(tmp_path / pooling, "bert")
+        (folder / "1_Pooling" / "config.json").write_text(
+            json.dumps({f"pooling_mode_{'cls_token' if pooling == 'cls' else 'mean_tokens'}": True})
+        )
+        (folder / "modules.json").write_text(
+            json.dumps(
+                [
+                    {
+                        "idx": 0,
+                        "name": "0",
+                        "path": "",
+                        "type": "sentence_transformers.models.Transformer",
+                    },
+                    {
+                        "idx": 1,
+                        "name": "1",
+                        "path": "1_Pooling",
+                        "type": "sentence_transformers.models.Pooling",
+                    },
+                ]
+            )
+        )
+        train(folder, pairs, tmp_path / f"{pooling}-out", steps=2, **FEW)
+        found.append(weights(tmp_path / f"{pooling}-out"))
+        assert E5.from_pretrained(tmp_path / f"{pooling}-out").pooling == pooling
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("start", ["encoder", "cross-encoder"])
+def test_a_reranker_learns(tmp_path, pairs, start, dialect):
+    if start == "encoder":
+        folder = write_tiny_model(tmp_path / "start", dialect)
+    else:
+        folder = write_tiny_reranker(tmp_path / "start", dialect)
+    summary = train(folder, pairs, tmp_path / "out", reranker=True, evaluate=pairs, **EASY)
+    assert summary.after["mrr"] > summary.before["mrr"]
+    scores = Reranker.from_pretrained(tmp_path / "out").score("the er", ["the er k", "zq"])
+    assert np.isfinite(scores).all()
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.num_labels == 1
+
+
+def test_a_dry_run_says_what_would_be_done(folder, pairs, tmp_path, capsys):
+    arguments = [
+        "train", "--model", str(folder), "--data", str(pairs), "--output", str(tmp_path / "out"),
+        "--batch-size", "4", "--dry-run",
+    ]  # fmt: skip
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "9 examples of 1 files: 36 texts" in said
+    assert "queries begin with 'query: ', passages with 'passage: '" in said
+    assert "9 steps, 3 an epoch, of up to 3 examples" in said
+    assert "2.0 hard negatives" in said
+    assert " GB, about " in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pairs.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--temperature", "0"], "temperature is 0.0, expected a number above 0"),
+        (["--batch-size", "0"], "batch_size is 0, expected 1 or more"),
+        (["--matryoshka", "24"], "expected sizes from 1 to 23"),
+        (["--dtype", "int8"], "--dtype is int8, training computes in"),
+        (["--kernels", "native"], "kernels"),
+        (["--reranker", "--symmetric"], "symmetric is of vectors"),
+        (["--contrastive-weight", "0"], "are both 0"),
+    ],
+)
+def test_faults_are_one_line(folder, pairs, tmp_path, capsys, flags, reason):
+    arguments = ["train", "--model", str(folder), "--data", str(pairs), "--output"]
+    assert cli.main([*arguments, str(tmp_path / "out"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert reason in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out.training").exists()
+
+
+def test_a_run_of_another_process_is_left_alone(folder, pairs, tmp_path):
+    from e5core.formats.files import lock_folder
+
+    (tmp_path / "out.training").mkdir()
+    with lock_folder(tmp_path / "out.training") as ours:
+        assert ours
+        with pytest.raises(ValueError, match="another process trains in"):
+            train(folder, pairs, tmp_path / "out", steps=1, **FEW)
