@@ -60,7 +60,9 @@ def cached_rows(
         )
         order += chunks[number]
     if not rows:
-        return torch.empty(0, pipeline.size, device=pipeline.encoder.device), []
+        encoder = pipeline.encoder
+        wide = torch.promote_types(encoder.dtype, torch.float32)
+        return torch.empty(0, pipeline.size, dtype=wide, device=encoder.device), []
     return torch.cat(rows), order
 
 

@@ -187,4 +187,4 @@ def _in_blocks(
         checkpoint(block, some, first, passages, use_reentrant=False, preserve_rng_state=False)
         for first, some in _blocks(queries, width)
     ]
-    return torch.cat(parts) if parts else queries.new_zeros(0)
+    return torch.cat(parts) if parts else queries.sum(1)  # of no query, but in the graph

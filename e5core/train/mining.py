@@ -93,19 +93,16 @@ def mine(
             for row, candidates, scores, own in _search(some, retriever, index, texts, count):
                 candidates, scores = candidates[skip:], scores[skip:]
                 if scorer is not None:
-                    own = scorer.score(row.query, row.positives)
-                    scores = scorer.score(row.query, candidates)
-                    order = np.argsort(-scores, kind="stable")
-                    candidates, scores = [candidates[i] for i in order], scores[order]
+                    candidates, scores, own = _scored(row, candidates, scorer)
                 far = far_enough(scores, float(own.max()), margin)
-                near += int((~far).sum())
                 kept = np.flatnonzero(far)[:negatives]
-                found, short = found + len(kept), short + (len(kept) < negatives)
                 line: dict[str, Any] = {"query": row.query, "pos": row.positives}
                 line["neg"] = [candidates[i] for i in kept]
                 if scorer is not None:
                     line |= {"pos_scores": own.tolist(), "neg_scores": scores[kept].tolist()}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                near += int((~far).sum())
+                found, short = found + len(kept), short + (len(kept) < negatives)
     return Mined(len(rows), len(texts), found, short, near)
 
 
@@ -144,6 +141,15 @@ def _search(
         places = [i for i in result.indices[number] if texts[i] not in never][:count]
         kept = np.isin(result.indices[number], places)
         yield row, [texts[i] for i in places], result.scores[number][kept], own
+
+
+def _scored(
+    row: TrainingRow, candidates: list[str], teacher: Reranker
+) -> tuple[list[str], Scores, Scores]:
+    """Candidates by the teacher's logits, best first, these, and those of the positives."""
+    own, scores = (teacher.score(row.query, texts) for texts in (row.positives, candidates))
+    order = np.argsort(-scores, kind="stable")
+    return [candidates[i] for i in order], scores[order], own
 
 
 def _read_rows(files: list[str]) -> Iterator[TrainingRow]:

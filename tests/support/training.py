@@ -12,6 +12,7 @@ from e5core.checkpoint.options import LoadOptions
 from e5core.train.data import Data, read_data
 from e5core.train.embedding import EmbeddingTask
 from e5core.train.ranking import RankingTask
+from e5core.train.ranks import Ranks
 from e5core.train.settings import Settings
 from e5core.train.start import choose_trained, load_task
 
@@ -74,3 +75,17 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     largest = max(float(tensor.abs().max()) for tensor in other.values())
     assert largest > 0
     return max(float((one[name] - other[name]).abs().max()) for name in one) / largest
+
+
+def batch_gradients(
+    folder: Path | str, data: Path | str, ranks: Ranks, examples: int, settings: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """The loss of the first examples and every gradient, summed over all processes."""
+    task = tiny_task(Path(folder), **settings)
+    rows = read_rows(task, Path(data))
+    batch = rows.batch(range(examples), 0, 0, 2)
+    loss = torch.stack(list(task.terms(batch, rows, (0, 0), ranks).values())).sum()
+    loss.backward()
+    found = {"loss": loss.detach(), **gradients(task)}
+    ranks.sum(found.values())
+    return found

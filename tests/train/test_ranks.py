@@ -5,37 +5,48 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from support.models import ROOT
-from support.training import make_rows, write_rows
+from support.training import batch_gradients, largest_difference, make_rows, write_rows
 
 from e5core.train import train
+from e5core.train.ranks import ALONE
 
-# What each process runs: the gradients of a batch into a file of its own.
+# Examples of the batch, and the settings.
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "contrastive": (8, {"chunk_tokens": 40}),
+    # One chunk and one query: a process has both, and the other one nothing.
+    "one example": (1, {"chunk_tokens": 10**6}),
+    "everything": (
+        9,
+        {
+            "chunk_tokens": 70,
+            "dropout": 0.1,
+            "teacher_weight": 1.0,
+            "matryoshka": [8, 16],
+            "symmetric": True,
+        },
+    ),
+    "reranker": (5, {"chunk_tokens": 40, "reranker": True, "r_drop": 0.5, "dropout": 0.1}),
+}
+
+# What each process runs: the gradients of a batch of every case into a file of its own.
 GRADIENTS = """
 import json, sys
-from pathlib import Path
 import torch
-from support.training import gradients, read_rows, tiny_task
+from support.training import batch_gradients
 from e5core.train.ranks import joined
 
-folder, data, out, settings = sys.argv[1:]
-settings = json.loads(settings)
-examples = settings.pop("examples")
+folder, data, out, cases = sys.argv[1:]
 with joined(torch.device("cpu")) as ranks:
-    task = tiny_task(Path(folder), **settings)
-    rows = read_rows(task, Path(data))
-    batch = rows.batch(range(examples), 0, 0, 2)
-    terms = task.terms(batch, rows, (0, 0), ranks)
-    loss = sum(terms.values())
-    loss.backward()
-    found = gradients(task)
-    total = loss.detach()
-    ranks.sum([*found.values(), total])
-    torch.save({"loss": total, **found}, f"{out}.{ranks.rank}")
+    found = {
+        name: batch_gradients(folder, data, ranks, examples, settings)
+        for name, (examples, settings) in json.loads(cases).items()
+    }
+    torch.save(found, f"{out}.{ranks.rank}")
 """
 
 
@@ -65,28 +76,15 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"examples": 8, "chunk_tokens": 40},
-        # One chunk: a process has all texts and the other none.
-        {"examples": 1, "chunk_tokens": 10**6},
-        {"examples": 9, "chunk_tokens": 70, "dropout": 0.1, "teacher_weight": 1.0,
-         "matryoshka": [8, 16], "symmetric": True},
-        {"examples": 5, "chunk_tokens": 40, "reranker": True, "r_drop": 0.5, "dropout": 0.1},
-    ],
-    ids=["contrastive", "one example", "everything", "reranker"],
-)  # fmt: skip
-def test_two_processes_have_the_gradients_of_one(folder, pairs, tmp_path, settings):
-    for size in (1, 2):
-        arguments = ["-c", GRADIENTS, str(folder), str(pairs), str(tmp_path / f"of-{size}")]
-        run_ranks(size, [*arguments, json.dumps(settings)])
-    one, *two = (torch.load(tmp_path / name) for name in ("of-1.0", "of-2.0", "of-2.1"))
-    largest = max(float(tensor.abs().max()) for tensor in one.values())
-    assert one["loss"] > 0
-    for found in two:
-        for name, tensor in one.items():
-            assert (found[name] - tensor).abs().max() <= 1e-12 * largest, name
+def test_two_processes_have_the_gradients_of_one(folder, pairs, tmp_path):
+    arguments = ["-c", GRADIENTS, str(folder), str(pairs), str(tmp_path / "of"), json.dumps(CASES)]
+    run_ranks(2, arguments)
+    two = [torch.load(tmp_path / f"of.{rank}") for rank in (0, 1)]
+    for case, (examples, settings) in CASES.items():
+        one = batch_gradients(folder, pairs, ALONE, examples, settings)
+        assert one["loss"] > 0
+        for found in two:
+            assert largest_difference(found[case], one) < 1e-12, case
 
 
 def test_a_run_of_two_processes_is_that_of_one(folder, pairs, tmp_path):
