@@ -140,8 +140,8 @@ def train_e5core(folder: Path, pairs: list[tuple[str, str]], steps: int) -> floa
         rows = [{"query": query, "pos": [passage]} for query, passage in pairs]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         train(
-            folder, data, output, batch_size=len(pairs), steps=steps, prompts="e5", save_every=steps,
-            show_progress=False,
+            folder, data, output, batch_size=len(pairs), steps=steps, prompts="e5",
+            save_every=steps, show_progress=False,
         )  # fmt: skip
         lines = (output / "training.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
