@@ -129,7 +129,7 @@ class Reranker:
         normalize = options.pop("normalize", False)  # equal values may come of unequal logits
         found = self.compute(pair_with(query, passages), **options)
         best = np.argsort(-found.scores, kind="stable")[:top_k]
-        scores = _sigmoid(found.scores[best]) if normalize else found.scores[best]
+        scores = sigmoid(found.scores[best]) if normalize else found.scores[best]
         return RankResult(best, scores, found.truncated[best])
 
     def compute(
@@ -168,7 +168,7 @@ class Reranker:
         scores: Scores = torch.cat(logits).numpy() if logits else np.empty(0, np.float32)
         token_counts = np.array(counts, dtype=np.int64)
         truncated = np.array(lengths, dtype=np.int64) < token_counts
-        return ScoreResult(_sigmoid(scores) if normalize else scores, token_counts, truncated)
+        return ScoreResult(sigmoid(scores) if normalize else scores, token_counts, truncated)
 
     def _logits(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The logit [pairs] of each sequence, from the state of its first token."""
@@ -214,7 +214,7 @@ class Reranker:
             )
 
 
-def _sigmoid(logits: Scores) -> Scores:
+def sigmoid(logits: Scores) -> Scores:
     """1 / (1 + exp(-x)) in float64, in the form in which no logit overflows."""
     values = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
     return values.astype(np.float32)

@@ -13,6 +13,7 @@ SUMMARIES = {
     "embed": "embed files of any size; stopped, the same command goes on",
     "search": "find the passages that answer queries",
     "rerank": "score passages with a cross-encoder",
+    "serve": "answer the clients of hosted embedding services over HTTP",
     "evaluate": "measure a model on mteb's tasks, beside the published figures",
     "train": "train a model, or a cross-encoder; stopped, the same command goes on",
     "mine": "find hard negatives for training",

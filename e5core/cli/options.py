@@ -34,7 +34,7 @@ NOT_OF_RERANKERS = ("prompts", "truncate_dim")
 
 def add_hub_options(parser: Parser) -> None:
     """Where a model comes from."""
-    _add(parser, HUB_FLAGS)
+    add_flags(parser, HUB_FLAGS)
 
 
 def add_model_options(parser: Parser) -> None:
@@ -42,7 +42,7 @@ def add_model_options(parser: Parser) -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help=f"a folder or a hub id (default: {DEFAULT_MODEL})"
     )
-    _add(parser, HUB_FLAGS | MODEL_FLAGS)
+    add_flags(parser, HUB_FLAGS | MODEL_FLAGS)
 
 
 def add_reranker_options(parser: Parser) -> None:
@@ -53,7 +53,7 @@ def add_reranker_options(parser: Parser) -> None:
         "type": int,
         "help": "tokens a pair may have, four special ones included",
     }
-    _add(parser, HUB_FLAGS | flags)
+    add_flags(parser, HUB_FLAGS | flags)
 
 
 def load_options(options: Namespace) -> LoadOptions:
@@ -62,7 +62,8 @@ def load_options(options: Namespace) -> LoadOptions:
     return LoadOptions(**{name: getattr(options, name) for name in names if name in options})
 
 
-def _add(parser: Parser, flags: dict[str, dict[str, Any]]) -> None:
+def add_flags(parser: Parser, flags: dict[str, dict[str, Any]]) -> None:
+    """Options of loading, with the defaults of LoadOptions."""
     for name, settings in flags.items():
         default = getattr(LoadOptions, name)
         parser.add_argument("--" + name.replace("_", "-"), default=default, **settings)

@@ -2,6 +2,7 @@ import sys
 
 import benchmark
 import searching
+import serving
 import training
 
 if __name__ == "__main__":
@@ -9,4 +10,6 @@ if __name__ == "__main__":
         sys.exit(searching.main(sys.argv[2:]))
     if sys.argv[1:2] == ["training"]:
         sys.exit(training.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["serve"]:
+        sys.exit(serving.main(sys.argv[2:]))
     sys.exit(benchmark.main())

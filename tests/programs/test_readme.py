@@ -39,6 +39,7 @@ from e5core.formats.sentencepiece import FAIRSEQ_SPECIALS, unigram_model
 from e5core.kernels import BACKENDS
 
 README = ROOT / "README.md"
+SERVED = ROOT / "docs" / "serving.md"  # tests/serve/test_clients.py runs it against a server
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = ("bash scripts/quickstart.sh", "bash scripts/test.sh")
 
@@ -48,6 +49,9 @@ TEXTS = {
     ("bulk.md", "python scripts/ray_embed.py texts/ vectors/"): "tests/integrations/test_ray.py",
     ("design.md", "texts ─ prompts.py"): "a picture",
     ("design.md", "x: Tensor = self.embeddings("): "test_the_quoted_loop_is_the_real_one",
+    ("serving.md", "pip install 'e5core[serve]'"): "tests/serve/test_life.py",
+    ("serving.md", "[Unit]"): "a unit of systemd",
+    ("serving.md", "FROM python:3.11-slim"): "a container file",
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",
     ("training.md", "torchrun --nproc-per-node 8"): "tests/train/test_ranks.py",
 }
@@ -194,7 +198,9 @@ def test_the_kinds_of_blocks_are_those_that_are_run() -> None:
                 ), f"{page.name}: {first} is neither run nor listed as text"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page != SERVED], ids=lambda page: page.name
+)
 def test_snippets_run(page: Path, stage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {"__name__": "__main__"}
     missing, commands, remaining = set(), 0, []

@@ -1,0 +1,115 @@
+"""What computes: sequences of ids to rows, at a measured speed."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from e5core.batching import pack
+from e5core.model import E5
+from e5core.pipeline import MAX_TOKENS_PER_BATCH, Pipeline
+from e5core.reranker import Reranker
+
+Rows = npt.NDArray[np.float32]
+
+# Seconds of one forward pass. They bound how long a query waits for what runs already.
+TARGET_SECONDS = {"cpu": 0.05, "cuda": 0.02}
+
+# Tokens of the smallest budget. A CPU gains little beyond about eight texts in a batch, which are
+# so many; fewer would waste a large model's time.
+LEAST_TOKENS = 256
+
+# The share of a new measurement in the speed.
+WEIGHT = 0.1
+
+
+class Pace:
+    """How fast a model computes, and how many tokens of it make a forward pass."""
+
+    def __init__(self, device: str) -> None:
+        self._target = TARGET_SECONDS.get(device, TARGET_SECONDS["cpu"])
+        self._most = MAX_TOKENS_PER_BATCH.get(device, MAX_TOKENS_PER_BATCH["cpu"])
+        self.tokens_per_second = LEAST_TOKENS / self._target  # until it is measured
+
+    def measure(self, tokens: int, seconds: float) -> None:
+        """Take note of a forward pass. Small ones say little: they are all overhead."""
+        if tokens >= LEAST_TOKENS and seconds > 0:
+            self.tokens_per_second += WEIGHT * (tokens / seconds - self.tokens_per_second)
+
+    def start(self, tokens: int, seconds: float) -> None:
+        """Begin with the speed of a first forward pass."""
+        self.tokens_per_second = tokens / max(seconds, 1e-6)
+
+    @property
+    def budget(self) -> int:
+        """Tokens of one forward pass."""
+        wanted = int(self.tokens_per_second * self._target)
+        return min(max(wanted, LEAST_TOKENS), self._most)
+
+    def halve(self) -> None:
+        """Take half as many tokens from now on: the device had no memory for more."""
+        self._most = max(self._most // 2, 1)
+
+    def seconds(self, tokens: int) -> float:
+        """How long so many tokens take."""
+        return tokens / self.tokens_per_second
+
+
+class Engine:
+    """Something that computes rows of sequences, such as a model's vectors or a reranker's logits.
+
+    pace   is shared by the engines of one model
+    probe  a sequence that the model takes, to see whether it computes at all
+    run    from sequences of ids to a row of each, which must not depend on how they are batched
+    """
+
+    def __init__(
+        self,
+        pace: Pace,
+        probe: Sequence[int],
+        run: Callable[[Sequence[Sequence[int]]], Iterable[Rows]],
+    ) -> None:
+        self.pace = pace
+        self.probe = probe
+        self.run = run
+
+    def warm_up(self, length: int) -> None:
+        """Let it compute once, then measure it on LEAST_TOKENS tokens, or `length` if it is less.
+
+        length  tokens that a sequence may have
+        """
+        middle = self.probe[1:-1] or self.probe[:1]
+        size = min(LEAST_TOKENS, length)
+        text = [self.probe[0], *([*middle] * size)[: size - 2], self.probe[-1]]
+        self.run([text])
+        started = time.perf_counter()
+        self.run([text])
+        self.pace.start(size, time.perf_counter() - started)
+
+
+def pipeline_engine(model: E5 | Reranker, pace: Pace) -> Engine:
+    """The pooled rows [sequences, size] of an embedding model, or a reranker's logits."""
+    pipeline: Pipeline = model.pipeline
+
+    def run(sequences: Sequence[Sequence[int]]) -> Iterable[Rows]:
+        with torch.inference_mode():
+            rows = pipeline.run(sequences, max(sum(map(len, sequences)), 1))
+            found: Rows = rows.float().cpu().numpy()
+        return found
+
+    return Engine(pace, model.tokenizer.encode("a"), run)
+
+
+def states_engine(model: E5, pace: Pace) -> Engine:
+    """The token states [tokens, hidden_size] of each sequence."""
+    encoder = model.pipeline.encoder
+
+    def run(sequences: Sequence[Sequence[int]]) -> Iterable[Rows]:
+        with torch.inference_mode():
+            packed = pack(sequences, encoder.config).to(encoder.device)
+            states: Rows = encoder(packed).float().cpu().numpy()
+        return np.split(states, packed.cu_seqlens[1:-1].tolist())
+
+    return Engine(pace, model.tokenizer.encode("a"), run)

@@ -1,0 +1,54 @@
+"""What a request is refused with. Every dialect writes it in its own form."""
+
+import math
+
+RETRY_AFTER_LIMIT = 60.0  # seconds: the clients of Pinecone and OpenAI wait no longer
+
+
+class RefusedError(Exception):
+    """A request that gets no answer, and why.
+
+    status   of HTTP
+    message  one sentence: the culprit, what was found, what is expected and the way out
+    code     a short name, for the dialects that have one
+    param    the field of the request that is at fault
+    wait     seconds after which it may be tried again
+    close    whether the connection ends with this answer
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        wait: float | None = None,
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.wait = wait
+        self.close = close
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that the answer needs.
+
+        Retry-After holds whole seconds: urllib3 raises InvalidHeader for a fraction (seen with
+        pinecone 7.3). `retry-after-ms` is what the openai and cohere clients prefer.
+        """
+        headers = {"connection": "close"} if self.close else {}
+        if self.wait is not None:
+            seconds = min(max(self.wait, 0.1), RETRY_AFTER_LIMIT)
+            headers["retry-after"] = str(math.ceil(seconds))
+            headers["retry-after-ms"] = str(round(seconds * 1000))
+        return headers
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> RefusedError:
+    """A request that is wrong in itself."""
+    return RefusedError(400, message, code=code, param=param)

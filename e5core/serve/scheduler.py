@@ -1,0 +1,167 @@
+"""Which sequences are computed next: fair shares of every forward pass for every request."""
+
+import threading
+from collections import deque
+
+from e5core.serve.engines import Engine
+from e5core.serve.jobs import Batch, Job
+
+# A job's turn is this share of a forward pass.
+QUANTUM = 4
+
+
+class Queue:
+    """The waiting jobs of one engine.
+
+    Deficit round robin (Shreedhar and Varghese, 1995): each job in turn may take a quantum of
+    tokens, and what it cannot use since its next sequence is longer it may use in its next turn.
+    A job that has just come has its first turn before all others, as in FQ-CoDel (RFC 8290), so
+    that a lone query is in the next forward pass whatever waits. While others wait, first turns
+    get half of a pass, so that no flood of new jobs stops the old ones.
+    """
+
+    def __init__(self) -> None:
+        self.new: deque[Job] = deque()
+        self.old: deque[Job] = deque()
+        self.tokens = 0
+        self.sequences = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.old)
+
+    def __len__(self) -> int:
+        """The number of jobs."""
+        return len(self.new) + len(self.old)
+
+    def add(self, job: Job) -> None:
+        self.new.append(job)
+        self.tokens += job.tokens
+        self.sequences += len(job.order)
+
+    def discard(self, job: Job) -> None:
+        """Forget a job that has sequences nobody has taken."""
+        (self.new if job in self.new else self.old).remove(job)
+        self.tokens -= job.waiting
+        self.sequences -= len(job.order) - job.position
+
+    def take(self, budget: int) -> list[tuple[Job, int]]:
+        """Sequences of at most `budget` tokens; one longer sequence goes alone."""
+        parts = self._fill(budget)
+        self.tokens -= sum(len(job.sequences[index]) for job, index in parts)
+        self.sequences -= len(parts)
+        return parts
+
+    def _fill(self, budget: int) -> list[tuple[Job, int]]:
+        parts: list[tuple[Job, int]] = []
+        quantum = max(budget // QUANTUM, 1)
+        left = budget
+        if self.old:
+            half = budget // 2
+            left = half + self._serve(self.new, parts, budget - half, quantum)
+        else:
+            left = self._serve(self.new, parts, left, quantum)
+        left = self._serve(self.old, parts, left, quantum)
+        if self.new and left > 0:
+            self._serve(self.new, parts, left, quantum)
+        return parts
+
+    def _serve(
+        self, jobs: deque[Job], parts: list[tuple[Job, int]], left: int, quantum: int
+    ) -> int:
+        """Give turns until the next sequence does not fit; returns the tokens that are left."""
+        while jobs and left > 0:
+            job = jobs.popleft()
+            if job.deficit < job.next_length:
+                job.deficit += quantum
+            while (length := job.next_length) and length <= job.deficit:
+                if length > left and parts:
+                    # It is the first one in the next pass, with what it may still take.
+                    jobs.appendleft(job)
+                    return 0 if jobs is self.old else left
+                parts.append((job, job.take()))
+                job.deficit -= length
+                left -= length
+            if job.next_length:
+                self.old.append(job)
+        return max(left, 0)
+
+
+class Scheduler:
+    """The waiting jobs of every engine. Engines that have any take turns.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._queues: dict[Engine, Queue] = {}
+        self._turns: deque[Engine] = deque()
+        self._closed = False
+
+    def add(self, job: Job) -> None:
+        """Let a job wait; it must have a sequence."""
+        with self._condition:
+            queue = self._queues.setdefault(job.engine, Queue())
+            if not queue:
+                self._turns.append(job.engine)
+            queue.add(job)
+            self._condition.notify()
+
+    def discard(self, job: Job) -> int:
+        """Take back what nobody has taken of a job; returns its tokens."""
+        with self._condition:
+            job.cancelled = True
+            queue = self._queues.get(job.engine)
+            dropped = job.waiting
+            if queue is not None and dropped:
+                queue.discard(job)
+                if not queue and job.engine in self._turns:
+                    self._turns.remove(job.engine)
+            job.waiting = 0
+            return dropped
+
+    def take(self, timeout: float | None = None) -> Batch | None:
+        """Wait for work and take a batch of it; None if the queue is closed or time is up."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._turns or self._closed, timeout)
+            if self._closed or not self._turns:
+                return None
+            engine = self._turns.popleft()
+            queue = self._queues[engine]
+            parts = queue.take(engine.pace.budget)
+            if queue:
+                self._turns.append(engine)
+        return Batch(engine, parts)
+
+    def close(self) -> list[Job]:
+        """Let nobody take anything any more; returns the jobs that wait."""
+        with self._condition:
+            self._closed = True
+            self._turns.clear()
+            waiting = [job for queue in self._queues.values() for job in (*queue.new, *queue.old)]
+            self._queues.clear()
+            self._condition.notify_all()
+        return waiting
+
+    def waiting(self) -> tuple[int, int]:
+        """The sequences and the tokens that wait."""
+        with self._condition:
+            queues = self._queues.values()
+            return sum(queue.sequences for queue in queues), sum(queue.tokens for queue in queues)
+
+    def seconds(self, engine: Engine, tokens: int) -> tuple[float, float]:
+        """How long all that waits takes, and how long a new job waits until its end.
+
+        tokens  of the new job
+
+        Of each waiting job at most as much comes before the end of the new one as the new one has
+        itself, since they take turns.
+        """
+        own = engine.pace.seconds(tokens)
+        everything = before = 0.0
+        with self._condition:
+            for other, queue in self._queues.items():
+                seconds = other.pace.seconds(queue.tokens)
+                everything += seconds
+                before += min(seconds, own * len(queue))
+        return everything, before + own

@@ -1,0 +1,171 @@
+"""The thread that computes: one batch after the other, taken the moment it is free."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from e5core.serve.engines import Rows
+from e5core.serve.jobs import Batch, Job
+from e5core.serve.scheduler import Scheduler
+from e5core.texts.errors import TextError
+
+
+def tell(jobs: Sequence[Job]) -> None:
+    """Tell each job that it has ended."""
+    for job in jobs:
+        job.done(job)
+
+
+@dataclass
+class Counts:
+    """What a worker has done.
+
+    tokens   that it computed
+    unread   of these, tokens for clients that had gone before
+    halved   how often the device had no memory for a batch
+    """
+
+    batches: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    unread: int = 0
+    halved: int = 0
+
+
+class Worker:
+    """Computes what waits in a scheduler. There is one for a device: two passes would only fight.
+
+    failure     why it has died, if it has
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        deliver: Callable[[Sequence[Job]], None] = tell,
+        note: Callable[[Batch, float], None] = lambda batch, seconds: None,
+    ) -> None:
+        """Nothing runs before `start`.
+
+        deliver  called with the jobs that a batch finished, in the worker's thread
+        note     called after each batch with the seconds that it took
+        """
+        self.scheduler = scheduler
+        self.counts = Counts()
+        self.failure: BaseException | None = None
+        self._deliver = deliver
+        self._note = note
+        self._busy_since: float | None = None
+        self._batch: Batch | None = None
+        self._thread = threading.Thread(target=self._work, name="e5core worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Let it end after the batch that runs; what waits is failed."""
+        self.fail(self.scheduler.close(), RuntimeError("the server stops"))
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and self.failure is None
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the batch that runs has been running; 0 if none does."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def abandon(self, reason: Exception) -> None:
+        """Fail everything that waits or runs: the worker will not come back."""
+        self.failure = self.failure or reason
+        running = self._batch
+        jobs = {job for job, _ in running.parts} if running is not None else set()
+        self.fail([*jobs, *self.scheduler.close()], reason)
+
+    def fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        """End jobs that have no end yet with an error."""
+        failed = [job for job in jobs if job.error is None and job.missing]
+        for job in failed:
+            job.error = error
+            self.scheduler.discard(job)
+        if failed:
+            self._deliver(failed)
+
+    def _work(self) -> None:
+        try:
+            while (batch := self.scheduler.take()) is not None:
+                self._batch, self._busy_since = batch, time.monotonic()
+                self._compute(batch)
+                self._batch = self._busy_since = None
+        except BaseException as error:
+            self.failure = error
+            self.abandon(RuntimeError(f"the worker has died: {error!r}"))
+            raise
+
+    def _compute(self, batch: Batch) -> None:
+        """Run a batch. If it fails, each job is run alone, and fails alone."""
+        try:
+            self._run(batch)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self.counts.halved += 1
+            batch.engine.pace.halve()
+            self._split(batch, error)
+        except (RuntimeError, ValueError) as error:
+            shares = batch.by_job()
+            if len(shares) == 1:
+                self.fail([batch.parts[0][0]], error)
+                # If not even the probe can be computed, the device is lost, and so is the worker.
+                batch.engine.run([batch.engine.probe])
+            else:
+                for share in shares:
+                    self._compute(share)
+
+    def _split(self, batch: Batch, error: Exception) -> None:
+        """Run the halves of a batch that was too large; a single sequence fails its job."""
+        if len(batch.parts) == 1:
+            self.fail([batch.parts[0][0]], error)
+            return
+        middle = len(batch.parts) // 2
+        for parts in (batch.parts[:middle], batch.parts[middle:]):
+            self._compute(Batch(batch.engine, parts))
+
+    def _run(self, batch: Batch) -> None:
+        parts = [(job, index) for job, index in batch.parts if job.error is None]
+        if not parts:
+            return
+        batch = Batch(batch.engine, parts)
+        started = time.perf_counter()
+        rows = batch.engine.run(batch.sequences)
+        finished = time.perf_counter()
+        tokens = batch.tokens
+        batch.engine.pace.measure(tokens, finished - started)
+        self.counts.batches += 1
+        self.counts.sequences += len(parts)
+        self.counts.tokens += tokens
+        ended = []
+        for (job, index), row in zip(parts, rows, strict=True):
+            if job.cancelled:
+                self.counts.unread += len(job.sequences[index])
+            elif not _is_good(row):
+                self.fail([job], NotFiniteError("{} has a row that is zero or not finite", index))
+            elif job.put(index, row):
+                job.finished = finished
+                ended.append(job)
+        if ended:
+            self._deliver(ended)
+        self._note(batch, finished - started)
+
+
+class NotFiniteError(TextError):
+    """A sequence whose row is no result: it holds a NaN or an infinity, or nothing but zeros."""
+
+
+def _is_good(row: Rows) -> bool:
+    return bool(np.isfinite(row).all()) and (row.ndim == 0 or bool(row.any()))

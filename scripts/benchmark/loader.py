@@ -1,0 +1,161 @@
+"""An open-loop load on a server of e5core: requests leave when they are due, whatever comes back.
+
+The latency of a request counts from the time at which it was due, so that a server that stalls is
+not flattered by a client that waits for it (Tene's coordinated omission).
+"""
+
+import asyncio
+import base64
+import json
+import random
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+GONE, BROKEN, UNSENT = 0, -1, -2  # in place of a status: hung up, no whole answer, not connected
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A request that is sent again and again.
+
+    content  the whole request, as bytes
+    vectors  [texts, hidden_size] float32 that are expected, or None
+    tokens   that the server computes for it
+    """
+
+    content: bytes
+    texts: int
+    tokens: int
+    vectors: npt.NDArray[np.float32] | None = None
+    patience: float | None = None  # seconds after which the client hangs up
+
+
+@dataclass
+class Outcome:
+    """What became of a request. Times are seconds since the start of the load."""
+
+    shot: Shot
+    due: float
+    done: float = 0.0
+    status: int = UNSENT
+    wrong: bool = False
+    waits: bool = False  # whether a refusal says in whole seconds when to come again
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+
+    @property
+    def latency(self) -> float:
+        return self.done - self.due
+
+
+def request(
+    model: str, texts: Sequence[str], vectors: npt.NDArray[np.float32] | None, tokens: int
+) -> Shot:
+    """A request of OpenAI's dialect, whose vectors come in base64."""
+    body = json.dumps({"model": model, "input": list(texts), "encoding_format": "base64"}).encode()
+    head = (
+        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    return Shot(head.encode() + body, len(texts), tokens, vectors)
+
+
+def poisson(rate: float, seconds: float, seed: int) -> Iterable[float]:
+    """The times at which requests are due, `rate` a second on average."""
+    chance, now = random.Random(seed), 0.0
+    while (now := now + chance.expovariate(rate)) < seconds:
+        yield now
+
+
+@dataclass
+class Loader:
+    """Connections to a server that are kept, and what became of all requests."""
+
+    port: int
+    outcomes: list[Outcome] = field(default_factory=list)
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.started = time.perf_counter()
+
+    @property
+    def now(self) -> float:
+        return time.perf_counter() - self.started
+
+    async def open_loop(self, plan: Iterable[tuple[float, Shot]]) -> None:
+        """Send each request when it is due; returns when all have ended."""
+        tasks = []
+        for due, shot in plan:
+            if (early := due - self.now) > 0:
+                await asyncio.sleep(early)
+            tasks.append(asyncio.create_task(self.send(shot, due)))
+        await asyncio.gather(*tasks)
+
+    async def closed_loop(self, shots: Sequence[Shot], seconds: float) -> None:
+        """Send one request after the other until the time is up."""
+        turn = 0
+        while self.now < seconds:
+            await self.send(shots[turn % len(shots)], self.now)
+            turn += 1
+
+    async def send(self, shot: Shot, due: float) -> None:
+        outcome = Outcome(shot, due)
+        self.outcomes.append(outcome)
+        try:
+            reader, writer = (
+                self._idle.pop()
+                if self._idle
+                else await asyncio.open_connection("127.0.0.1", self.port, limit=2**26)
+            )
+        except OSError:
+            outcome.done = self.now
+            return
+        try:
+            writer.write(shot.content)
+            kept = await asyncio.wait_for(self._read(reader, outcome), shot.patience)
+        except (asyncio.TimeoutError, TimeoutError):
+            outcome.status, kept = GONE, False
+        except (OSError, asyncio.IncompleteReadError):
+            outcome.status, kept = BROKEN, False
+        outcome.done = self.now
+        if kept:
+            self._idle.append((reader, writer))
+        else:
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader, outcome: Outcome) -> bool:
+        """Read an answer; returns whether the connection is kept."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        if "content-length" in headers:
+            body = await reader.readexactly(int(headers["content-length"]))
+        else:
+            body = b""
+            while size := int(await reader.readuntil(b"\r\n"), 16):
+                body += (await reader.readexactly(size + 2))[:-2]
+            await reader.readexactly(2)
+        outcome.status = int(head[0].split()[1])
+        outcome.waits = headers.get("retry-after", "").isdigit()
+        outcome.queue_ms = float(headers.get("x-queue-time", 0))
+        outcome.inference_ms = float(headers.get("x-inference-time", 0))
+        if self.check and outcome.status == 200 and outcome.shot.vectors is not None:
+            rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
+            outcome.wrong = rows != [row.tobytes() for row in outcome.shot.vectors]
+        return headers.get("connection") != "close"
+
+    def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+        self._idle.clear()
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which this share of the values lies; NaN of none."""
+    if not values:
+        return float("nan")
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]

@@ -1,0 +1,229 @@
+"""The server as a program: its line, its log, its keys, its end."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.models import ROOT
+from support.serving import Running
+
+from e5core import cli
+
+BODY = {"model": "tiny-e5-query", "input": "the query"}
+
+
+class Program:
+    """`e5core serve` as a process of its own."""
+
+    def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "e5core", "serve", "--port", "0", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+        )
+        assert self.process.stderr is not None
+        self.line = self.process.stderr.readline()
+        found = re.search(r" at http://127\.0\.0\.1:(\d+)$", self.line.strip())
+        if found is None:
+            rest = self.process.communicate(timeout=60)[1]
+            raise AssertionError(f"{self.line}{rest}")
+        self.server = Running(int(found[1]), None)
+
+    def end(self, how: int = signal.SIGTERM) -> tuple[int, list[dict[str, object]], str]:
+        """Send a signal; returns the exit code, the lines of the log, and standard error."""
+        self.process.send_signal(how)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+
+@contextmanager
+def program(*arguments: object, **options: dict[str, str]) -> Iterator[Program]:
+    running = Program(*arguments, **options)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.communicate()
+
+
+def test_the_program(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("from-the-file\n")
+    arguments = ("--model", folders[0], "--reranker", folders[1], "--served-name", "ranker")
+    environment = {"E5CORE_API_KEY": "from-the-environment"}
+    with program(*arguments, "--api-key-file", keys, environment=environment) as running:
+        assert running.line.startswith("e5core serve: tiny-e5, ranker at http://127.0.0.1:")
+        server = running.server
+        assert server.post("/v1/embeddings", BODY).status == 401
+        for key in ("from-the-file", "from-the-environment"):
+            opened = {"authorization": f"Bearer {key}"}
+            assert server.post("/v1/embeddings", BODY, opened).status == 200
+        ranked = {"model": "ranker", "query": "a", "documents": ["a"]}
+        assert server.post("/v2/rerank", ranked, opened).status == 200
+        code, lines, err = running.end()
+    assert (code, err) == (-signal.SIGTERM, "")
+    assert [line["status"] for line in lines] == [401, 200, 200, 200]
+    last = lines[1]
+    assert (last["texts"], last["model"], last["dialect"]) == (1, "tiny-e5", "openai")
+    assert {"time", "id", "client", "ms", "tokens", "queue_ms", "inference_ms"} <= last.keys()
+    everything = json.dumps(lines)
+    assert "from-the" not in everything
+    assert "the query" not in everything
+
+
+def test_an_interrupt_is_one_line(folders: tuple[Path, Path]) -> None:
+    with program("--model", folders[0], "--no-access-log") as running:
+        code, lines, err = running.end(signal.SIGINT)
+    assert (code, lines, err) == (130, [], "e5core: interrupted\n")
+
+
+@pytest.mark.parametrize("drain", [0, 0.5])
+def test_every_accepted_request_is_answered_at_the_end(
+    folders: tuple[Path, Path], drain: float
+) -> None:
+    """SIGTERM under load. A request that nobody took, on a closed connection, may be sent again."""
+    broken: list[bytes] = []
+    done: list[int] = []
+    stopped = threading.Event()
+
+    def client(port: int) -> None:
+        while not stopped.is_set():
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                connection.connect()
+            except OSError:
+                return  # nobody listens any more
+            while not stopped.is_set():
+                try:
+                    connection.request("POST", "/v1/embeddings", json.dumps(BODY))
+                    answer = connection.getresponse()
+                except (http.client.RemoteDisconnected, ConnectionError):
+                    break  # closed before any answer began: it was not accepted
+                try:
+                    json.loads(answer.read())
+                    done.append(answer.status)
+                except (http.client.IncompleteRead, ValueError) as error:
+                    broken.append(repr(error).encode())
+                if answer.will_close:
+                    break
+
+    with program("--model", folders[0], "--drain", drain) as running:
+        threads = [
+            threading.Thread(target=client, args=(running.server.port,), daemon=True)
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        while len(done) < 50:
+            assert running.process.poll() is None
+        code, lines, err = running.end()
+        stopped.set()
+        for thread in threads:
+            thread.join(60)
+    assert (code, err, broken) == (-signal.SIGTERM, "", [])
+    assert {*done} <= {200, 503}
+    # What the log calls answered has reached its client.
+    assert [line["status"] for line in lines].count(200) == done.count(200)
+
+
+def test_a_pass_that_hangs_ends_the_process(folders: tuple[Path, Path]) -> None:
+    """Its supervisor starts it anew: the exit code is not 0."""
+    code = (
+        "import sys, time\n"
+        "from e5core.serve import engines\n"
+        "made = engines.Engine.__init__\n"
+        "def slow(self, pace, probe, run):\n"
+        "    def hang(sequences):\n"
+        "        if len(sequences) == 3:\n"
+        "            time.sleep(3600)\n"
+        "        return run(sequences)\n"
+        "    made(self, pace, probe, hang)\n"
+        "engines.Engine.__init__ = slow\n"
+        "from e5core.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    options = ("--port", "0", "--hang-seconds", "0.5", "--no-access-log")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "serve", "--model", str(folders[0]), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert process.stderr is not None
+        found = re.search(r":(\d+)$", process.stderr.readline().strip())
+        assert found is not None
+        server = Running(int(found[1]), None)
+        assert server.post("/v1/embeddings", BODY).status == 200
+        answer = server.post("/v1/embeddings", {**BODY, "input": ["a", "b", "z"]})
+        assert answer.status == 503
+        err = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert "e5core serve: the worker was lost: a forward pass has not ended" in err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host is 0.0.0.0, which others reach, and there is no key"),
+        (["--max-wait", "0"], "--max-wait is 0.0, expected more than 0"),
+        (["--served-name", "x", "--model", "y"], "--served-name x stands behind no --model"),
+        (["--model", "{0}", "--model", "{0}"], "two models are served as 'tiny-e5'"),
+        (["--reranker", "{0}"], "no classification head"),
+        (["--api-key-file", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(
+    arguments: list[str],
+    message: str,
+    folders: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("E5CORE_API_KEY", raising=False)
+    assert cli.main(["serve", *(argument.format(*folders) for argument in arguments)]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert message in printed.err
+
+
+def test_a_port_that_is_taken_is_an_error(folders: tuple[Path, Path]) -> None:
+    with program("--model", folders[0]) as running:
+        port = str(running.server.port)
+        command = [sys.executable, "-m", "e5core", "serve", "--model", str(folders[0])]
+        done = subprocess.run(
+            [*command, "--port", port], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+    assert done.returncode == 2
+    assert "address already in use" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['uvicorn'] = None\n"
+        "from e5core.cli import main\n"
+        "sys.exit(main(['serve', '--model', 'nowhere']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "e5core serve: it needs uvicorn; pip install 'e5core[serve]'\n"

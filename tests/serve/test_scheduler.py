@@ -1,0 +1,150 @@
+"""Fair shares of every forward pass: who is in the next one, and that everybody's turn comes."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e5core.serve.engines import Engine, Pace
+from e5core.serve.jobs import Batch, Job
+from e5core.serve.scheduler import Scheduler
+
+BUDGET = 400
+
+
+class Fixed(Pace):
+    """A pace whose budget does not change."""
+
+    def __init__(self, budget: int = BUDGET) -> None:
+        super().__init__("cpu")
+        self._fixed = budget
+
+    @property
+    def budget(self) -> int:
+        return self._fixed
+
+
+def engine(budget: int = BUDGET) -> Engine:
+    return Engine(Fixed(budget), [0, 2], lambda sequences: np.ones((len(sequences), 2), np.float32))
+
+
+def job(of: Engine, *lengths: int) -> Job:
+    return Job(of, [[7] * length for length in lengths], lambda job: None)
+
+
+def batches(scheduler: Scheduler) -> list[Batch]:
+    """Everything that waits, batch by batch."""
+    taken = []
+    while (batch := scheduler.take(timeout=0)) is not None:
+        taken.append(batch)
+    return taken
+
+
+def jobs_of(batch: Batch) -> set[Job]:
+    return {job for job, _ in batch.parts}
+
+
+def test_a_lone_query_is_in_the_next_pass_whatever_waits() -> None:
+    model, scheduler = engine(), Scheduler()
+    for _ in range(50):
+        scheduler.add(job(model, *[100] * 200))
+    for _ in range(60):
+        assert scheduler.take(timeout=0) is not None
+    query = job(model, 10)
+    scheduler.add(query)
+    batch = scheduler.take(timeout=0)
+    assert batch is not None
+    assert query in jobs_of(batch)
+    assert batch.tokens > BUDGET * 0.7  # the others go on beside it
+
+
+def test_a_bulk_request_alone_gets_whole_passes() -> None:
+    model, scheduler = engine(), Scheduler()
+    scheduler.add(job(model, *[100] * 40))
+    assert [batch.tokens for batch in batches(scheduler)] == [BUDGET] * 10
+
+
+def test_bulk_requests_share_alike() -> None:
+    model, scheduler = engine(), Scheduler()
+    bulks = [job(model, *[50] * 100) for _ in range(3)]
+    for bulk in bulks:
+        scheduler.add(bulk)
+    for _ in range(15):
+        scheduler.take(timeout=0)
+    taken = [bulk.tokens - bulk.waiting for bulk in bulks]
+    assert max(taken) - min(taken) <= BUDGET
+
+
+def test_no_flood_of_new_jobs_stops_the_old_ones() -> None:
+    model, scheduler = engine(), Scheduler()
+    bulk = job(model, *[100] * 20)
+    scheduler.add(bulk)
+    scheduler.take(timeout=0)
+    for _ in range(12):
+        for _ in range(100):
+            scheduler.add(job(model, 10))
+        scheduler.take(timeout=0)
+    assert not bulk.waiting
+
+
+def test_a_text_longer_than_the_budget_goes_alone() -> None:
+    model, scheduler = engine(), Scheduler()
+    scheduler.add(job(model, 5, BUDGET * 3, 6))
+    assert [batch.tokens for batch in batches(scheduler)] == [BUDGET * 3, 11]
+
+
+def test_two_engines_take_turns() -> None:
+    one, other, scheduler = engine(), engine(), Scheduler()
+    scheduler.add(job(one, *[BUDGET] * 4))
+    scheduler.add(job(other, *[BUDGET] * 2))
+    found = [batch.engine is one for batch in batches(scheduler)]
+    assert found == [True, False, True, False, True, True]
+
+
+def test_what_is_given_up_is_not_taken() -> None:
+    model, scheduler = engine(), Scheduler()
+    kept, gone = job(model, *[100] * 8), job(model, *[100] * 8)
+    scheduler.add(gone)
+    scheduler.take(timeout=0)
+    scheduler.add(kept)
+    assert scheduler.discard(gone) == 400
+    assert scheduler.waiting() == (8, 800)
+    assert all(jobs_of(batch) == {kept} for batch in batches(scheduler))
+    assert scheduler.waiting() == (0, 0)
+    assert scheduler.discard(gone) == 0
+
+
+def test_how_long_things_wait() -> None:
+    model, scheduler = engine(), Scheduler()
+    model.pace.start(1000, 1.0)
+    assert scheduler.seconds(model, 100) == (0, 0.1)
+    scheduler.add(job(model, *[100] * 50))
+    everything, turns = scheduler.seconds(model, 100)
+    assert everything == 5.0
+    assert abs(turns - 0.2) < 1e-9  # the other takes a turn of like length
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(1, 900), min_size=1, max_size=30), st.integers(0, 3)),
+        max_size=12,
+    ),
+    st.integers(1, 700),
+)
+def test_any_mix_of_lengths_ends(work: list[tuple[list[int], int]], budget: int) -> None:
+    """Every sequence is taken once, in batches that keep to the budget."""
+    models = [engine(budget), engine(budget)]
+    scheduler = Scheduler()
+    jobs, taken = [], []
+    for lengths, meanwhile in work:
+        jobs.append(job(models[len(jobs) % 2], *lengths))
+        scheduler.add(jobs[-1])
+        for _ in range(meanwhile):
+            taken.append(scheduler.take(timeout=0))
+    taken += batches(scheduler)
+    found = [part for batch in taken if batch is not None for part in batch.parts]
+    expected = [(one, index) for one in jobs for index in range(len(one.sequences))]
+    assert sorted(found, key=lambda part: (jobs.index(part[0]), part[1])) == expected
+    for batch in taken:
+        assert batch is None or batch.tokens <= budget or len(batch.parts) == 1
+    assert scheduler.waiting() == (0, 0)

@@ -1,0 +1,314 @@
+"""What is taken and what is refused: load, limits, deadlines, clients that leave, keys, origins."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from support.serving import Answer, Running, serving
+
+from e5core import E5
+from e5core.serve.app import App
+from e5core.serve.engines import Rows
+from e5core.serve.keys import Keys, read_keys
+from e5core.serve.limits import Limits
+from e5core.serve.service import Service
+
+MakeService = Callable[..., Service]
+BODY = {"model": "tiny-e5-query", "input": "the query"}
+PINECONE = {"x-pinecone-api-version": "2026-07"}
+
+
+class Gate:
+    """Lets the forward passes of a service begin and end when a test says so."""
+
+    def __init__(self, service: Service) -> None:
+        self.started, self.release = threading.Event(), threading.Event()
+        self.seen: list[int] = []
+        engine = service.models.embedders[0].engine
+        self._run, self._engine = engine.run, engine
+        engine.run = self
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> Sequence[Rows]:
+        self.started.set()
+        assert self.release.wait(60)
+        self.seen.append(sum(map(len, sequences)))
+        return self._run(sequences)
+
+
+@contextmanager
+def gated(service: Service, **options: Any) -> Iterator[tuple[Running, Gate]]:
+    """A server whose next forward pass ends when the gate is opened."""
+    with serving(App(service, **options)) as running:
+        gate = Gate(service)
+        try:
+            yield running, gate
+        finally:
+            gate.release.set()
+
+
+def in_thread(function: Callable[[], Answer]) -> tuple[threading.Thread, list[Answer]]:
+    found: list[Answer] = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    return thread, found
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+def test_work_that_would_wait_too_long_is_refused_whole(make_service: MakeService) -> None:
+    service = make_service(limits=Limits(max_wait=2))
+    texts = ["the query a passage " * 6] * 60
+    with gated(service) as (server, gate):
+        pace = service.models.embedders[0].engine.pace
+        pace.start(500, 1)  # tokens a second
+        first, answers = in_thread(lambda: server.post("/v1/embeddings", {**BODY, "input": texts}))
+        until(lambda: service.scheduler.waiting()[0] > 0)
+        before = service.scheduler.waiting()
+        refused = server.post("/v1/embeddings", {**BODY, "input": texts})
+        assert refused.status == 429
+        assert refused.json["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        exact = int(refused.headers["retry-after-ms"])
+        assert exact <= 1000 * int(refused.headers["retry-after"]) <= exact + 1000
+        assert service.scheduler.waiting() == before  # nothing was half admitted
+        pinecone = {"model": "tiny-e5", "parameters": {"input_type": "query"}}
+        body = {**pinecone, "inputs": [{"text": text} for text in texts]}
+        found = server.post("/embed", body, PINECONE)
+        assert found.json["error"]["code"] == "RESOURCE_EXHAUSTED"
+        # A lone query takes its turn whatever waits.
+        second, lone = in_thread(lambda: server.post("/v1/embeddings", BODY))
+        until(lambda: service.scheduler.waiting()[0] > before[0])
+        gate.release.set()
+        for thread in (first, second):
+            thread.join()
+        assert [answer.status for answer in (*answers, *lone)] == [200, 200]
+
+
+def test_an_empty_queue_takes_work_of_any_length(make_service: MakeService) -> None:
+    service = make_service(limits=Limits(max_wait=0.001))
+    with serving(App(service)) as server:
+        service.models.embedders[0].engine.pace.start(1, 1)
+        answer = server.post("/v1/embeddings", {**BODY, "input": ["the query"] * 300})
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("limits", "body", "status", "message"),
+    [
+        ({"max_texts": 3}, {**BODY, "input": ["a"] * 4}, 400, "has 4 texts, this server takes 3"),
+        ({"max_characters": 5}, {**BODY, "input": ["a", "b" * 6]}, 413, "input[1] has 6 char"),
+        ({"max_body": 100}, {**BODY, "input": "a" * 200}, 413, "this server takes 100"),
+    ],
+)
+def test_limits_are_named(
+    make_service: MakeService, limits: Any, body: Any, status: int, message: str
+) -> None:
+    with serving(App(make_service(limits=Limits(**limits)))) as server:
+        found = server.post("/v1/embeddings", body)
+        assert (found.status, message in found.json["error"]["message"]) == (status, True)
+        assert server.post("/v1/embeddings", {**BODY, "input": "a"}).status == 200
+
+
+def test_a_body_without_a_length_is_counted_while_it_comes(make_service: MakeService) -> None:
+    with (
+        serving(App(make_service(limits=Limits(max_body=1000)))) as server,
+        server.connect() as connection,
+    ):
+        head = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"400\r\n" + b" " * 1024 + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("header", ["x-request-timeout", "x-stainless-read-timeout", None])
+def test_a_request_past_its_deadline_is_given_up(
+    make_service: MakeService, header: str | None
+) -> None:
+    service = make_service(limits=Limits() if header else Limits(timeout=1))
+    with gated(service) as (server, gate):
+        running, _ = in_thread(lambda: server.post("/v1/embeddings", BODY))
+        assert gate.started.wait(60)
+        headers = {header: "1"} if header else {}
+        late = server.post("/v1/embeddings", BODY, headers)
+        assert (late.status, late.json["error"]["code"]) == (504, "deadline_exceeded")
+        assert "within 1 s" in late.json["error"]["message"]
+        assert service.scheduler.waiting() == (0, 0)
+        gate.release.set()
+        running.join()
+        until(lambda: service.worker.counts.batches > 0)
+        assert len(gate.seen) == 1  # nobody computed what was given up
+
+
+def test_a_client_that_hangs_up_costs_the_running_pass_at_most(make_service: MakeService) -> None:
+    service = make_service()
+    with gated(service) as (server, gate):
+        body = json.dumps({**BODY, "input": ["the query a passage " * 10] * 500}).encode()
+        connection = server.connect()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        until(lambda: service.scheduler.waiting()[0] > 0)
+        assert gate.started.wait(60)
+        connection.close()
+        until(lambda: service.scheduler.waiting() == (0, 0))
+        gate.release.set()
+        until(lambda: service.worker.counts.batches == 1)
+        assert service.worker.counts.tokens <= service.models.embedders[0].engine.pace.budget
+        assert service.worker.counts.unread == service.worker.counts.tokens
+        assert service.dropped > 10 * service.worker.counts.tokens
+        until(lambda: "e5core_dropped_tokens_total" in server.get("/metrics").body.decode())
+        failures = 'te_request_failure{err="dropped"} 1'
+        until(lambda: failures in server.get("/metrics").body.decode())
+
+
+def test_one_bad_text_fails_its_own_request(make_service: MakeService, tiny: E5) -> None:
+    service = make_service()
+    bad = tiny.tokenizer.encode("query: 日本")
+    with gated(service) as (server, gate):
+        run = gate._run
+
+        def failing(sequences: Sequence[Sequence[int]]) -> Sequence[Rows]:
+            if bad in [list(ids) for ids in sequences]:
+                raise RuntimeError("a defect")
+            return run(sequences)
+
+        gate._run = failing
+        first, _ = in_thread(lambda: server.post("/v1/embeddings", BODY))
+        assert gate.started.wait(60)
+        good, answers = in_thread(lambda: server.post("/v1/embeddings", BODY))
+        ill, refused = in_thread(
+            lambda: server.post("/v1/embeddings", {**BODY, "input": ["a", "日本"]})
+        )
+        until(lambda: service.scheduler.waiting()[0] == 3)
+        gate.release.set()
+        for thread in (first, good, ill):
+            thread.join()
+        assert [answer.status for answer in answers] == [200]
+        assert [answer.status for answer in refused] == [500]
+        assert "a defect" not in refused[0].body.decode()
+        assert server.get("/readyz").status == 200
+
+
+def test_every_route_but_health_needs_a_key(make_service: MakeService) -> None:
+    from e5core.serve.table import OF_PREFIX, ROUTES
+
+    with serving(App(make_service(), Keys(["one", "zwei-ß"]))) as server:
+        for path in ("/livez", "/readyz", "/health", "/ping"):
+            assert server.get(path).status == 200
+        paths = [*ROUTES, *OF_PREFIX, ("GET", "/metrics"), ("GET", "/nowhere"), ("POST", "/x")]
+        for method, path in paths:
+            for headers in ({}, {"authorization": "Bearer two"}, {"api-key": "on"}):
+                assert server.ask(method, path, b"{}", headers).status == 401, path
+        for headers in (
+            {"authorization": "Bearer one"},
+            {"authorization": "bearer one"},
+            {"authorization": "one"},
+            {"api-key": "one"},
+            {"x-api-key": "one"},
+        ):
+            assert server.post("/v1/embeddings", BODY, headers).status == 200
+        refused = server.post("/embed", {}, PINECONE)
+        assert refused.json["error"]["code"] == "UNAUTHENTICATED"
+
+
+def test_keys_come_from_the_environment_and_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("E5CORE_API_KEY", "a b")
+    file = tmp_path / "keys"
+    file.write_text("# of the team\nc\n\n d \n")
+    assert read_keys(file) == ["a", "b", "c", "d"]
+    monkeypatch.delenv("E5CORE_API_KEY")
+    assert read_keys(None) == []
+    file.write_text("# none yet\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        read_keys(file)
+
+
+def test_pages_of_other_origins_are_told_nothing_unless_they_are_listed(
+    make_service: MakeService,
+) -> None:
+    ours = {"origin": "https://example.org"}
+    with serving(App(make_service(), origins=["https://example.org"])) as server:
+        asked = server.ask("OPTIONS", "/v1/embeddings", None, ours)
+        assert asked.headers["access-control-allow-origin"] == "https://example.org"
+        assert "authorization" in asked.headers["access-control-allow-headers"]
+        found = server.post("/v1/embeddings", BODY, ours)
+        assert found.headers["access-control-allow-origin"] == "https://example.org"
+        other = server.post("/v1/embeddings", BODY, {"origin": "https://example.com"})
+        assert not [name for name in other.headers if name.startswith("access-control")]
+    with serving(App(make_service())) as server:
+        for method in ("OPTIONS", "POST"):
+            found = server.ask(method, "/v1/embeddings", BODY, ours)
+            assert not [name for name in found.headers if name.startswith("access-control")]
+
+
+def test_metrics_count_a_known_sequence(make_service: MakeService, tiny: E5) -> None:
+    with serving(App(make_service())) as server:
+        server.post("/v1/embeddings", BODY)
+        server.post("/v1/embeddings", {**BODY, "input": ["a", "b"]})
+        server.post("/v1/embeddings", {"model": "tiny-e5"})
+        server.get("/v1/models")
+        lines = server.get("/metrics").body.decode().splitlines()
+    tokens = tiny.embed(["the query", "a", "b"], input_type="query").token_counts.sum()
+    for expected in (
+        'te_request_count{method="single"} 2',
+        'te_request_count{method="batch"} 1',
+        'te_request_success{method="single"} 1',
+        'te_request_success{method="batch"} 1',
+        'te_request_failure{err="validation"} 1',
+        "te_request_duration_count 2",
+        "te_request_queue_duration_count 2",
+        f"te_request_input_length_sum {tokens}",
+        f"e5core_computed_tokens_total {tokens}",
+        f"te_batch_next_tokens_sum {tokens}",
+        "te_queue_size 0",
+        "e5core_ready 1",
+    ):
+        assert expected in lines
+    buckets = [line for line in lines if line.startswith("te_request_duration_bucket")]
+    counts = [int(line.split()[1]) for line in buckets]
+    assert counts == sorted(counts)
+    assert (len(counts), counts[-1]) == (36, 2)
+
+
+def test_a_server_that_cannot_compute_says_so(make_service: MakeService) -> None:
+    """The worker hangs: what it has is failed, readiness is off, and whoever runs it is told."""
+    service = make_service(limits=Limits(hang_seconds=0.3))
+    reasons: list[str] = []
+    with gated(service, on_failure=reasons.append) as (server, gate):
+        thread, answers = in_thread(lambda: server.post("/v1/embeddings", BODY))
+        thread.join()
+        assert answers[0].status == 503
+        ready = server.get("/readyz")
+        assert (ready.status, ready.json["status"]) == (503, "not ready")
+        assert server.get("/livez").status == 200
+        assert server.post("/v1/embeddings", BODY).status == 503
+        until(lambda: reasons != [])
+        assert "has not ended for 0.3 s" in reasons[0]
+        gate.release.set()
+
+
+def test_head_has_no_body(make_service: MakeService) -> None:
+    with serving(App(make_service())) as server:
+        found = server.ask("HEAD", "/health")
+        assert (found.status, found.body) == (200, b"")
+        assert int(found.headers["content-length"]) > 0
+
+
+def test_large_answers_come_in_slices(make_service: MakeService, tiny: E5) -> None:
+    texts = [f"a {i}" for i in range(1500)]
+    with serving(App(make_service())) as server:
+        found = server.post("/v1/embeddings", {**BODY, "input": texts})
+        assert found.headers["transfer-encoding"] == "chunked"
+        rows = [row["embedding"] for row in found.json["data"]]
+    from support.serving import same_bits
+
+    assert same_bits(rows, tiny.embed(texts, input_type="query").vectors)

@@ -1,0 +1,176 @@
+"""The worker: one bad text fails its own request, lost devices and hanging passes end it all."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from e5core.serve.engines import Engine, Pace, Rows
+from e5core.serve.jobs import Job
+from e5core.serve.scheduler import Scheduler
+from e5core.serve.worker import Worker
+
+BAD = 13  # an id that the engine of these tests fails on
+
+
+def rows_of(sequences: Sequence[Sequence[int]]) -> Rows:
+    return np.array([[sum(ids), len(ids)] for ids in sequences], np.float32)
+
+
+def engine(run: Callable[[Sequence[Sequence[int]]], Sequence[Rows]]) -> Engine:
+    return Engine(Pace("cpu"), [0, 2], run)
+
+
+class Ended:
+    """Jobs that a worker has ended, and a way to wait for so many of them."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self._condition = threading.Condition()
+
+    def __call__(self, job: Job) -> None:
+        with self._condition:
+            self.jobs.append(job)
+            self._condition.notify_all()
+
+    def wait(self, number: int) -> None:
+        with self._condition:
+            assert self._condition.wait_for(lambda: len(self.jobs) >= number, 30)
+
+
+def compute(
+    run: Callable[[Sequence[Sequence[int]]], Sequence[Rows]], *work: list[list[int]]
+) -> tuple[Worker, list[Job]]:
+    """Let a worker do all of the work; returns it and the jobs."""
+    scheduler, ended = Scheduler(), Ended()
+    worker = Worker(scheduler)
+    model = engine(run)
+    jobs = [Job(model, sequences, ended) for sequences in work]
+    for job in jobs:
+        scheduler.add(job)
+    worker.start()
+    ended.wait(len(jobs))
+    assert len(ended.jobs) == len(jobs)
+    return worker, jobs
+
+
+def test_rows_come_back_to_their_places() -> None:
+    worker, [one, two] = compute(rows_of, [[1, 2], [3], [4, 5, 6]], [[7, 8, 9, 1]])
+    assert one.matrix().tolist() == [[3, 2], [3, 1], [15, 3]]
+    assert two.matrix().tolist() == [[25, 4]]
+    assert worker.counts.tokens == 10
+    worker.stop()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_one_bad_text_fails_its_own_request(error: type[Exception]) -> None:
+    def run(sequences: Sequence[Sequence[int]]) -> Rows:
+        if any(BAD in ids for ids in sequences):
+            raise error("no")
+        return rows_of(sequences)
+
+    worker, [one, bad, other] = compute(run, [[1], [2]], [[3], [BAD]], [[4]])
+    assert one.error is None
+    assert other.error is None
+    assert isinstance(bad.error, error)
+    assert one.matrix().tolist() == [[1, 1], [2, 1]]
+    assert worker.alive
+    worker.stop()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_a_row_that_is_no_vector_fails_its_own_request(value: float) -> None:
+    def run(sequences: Sequence[Sequence[int]]) -> Rows:
+        rows = rows_of(sequences)
+        rows[[BAD in ids for ids in sequences]] = value
+        return rows
+
+    worker, [one, bad] = compute(run, [[1]], [[3], [BAD]])
+    assert one.matrix().tolist() == [[1, 1]]
+    assert bad.error is not None
+    assert getattr(bad.error, "indices", None) == (1,)
+    worker.stop()
+
+
+def test_a_device_without_memory_gets_smaller_batches() -> None:
+    seen = []
+
+    def run(sequences: Sequence[Sequence[int]]) -> Rows:
+        seen.append(len(sequences))
+        if len(sequences) > 3:
+            raise torch.OutOfMemoryError("full")
+        return rows_of(sequences)
+
+    worker, [job] = compute(run, [[i] for i in range(1, 17)])
+    assert job.matrix()[:, 0].tolist() == list(range(1, 17))
+    assert worker.counts.halved >= 3
+    assert max(seen) == 16
+    worker.stop()
+
+
+def test_a_lost_device_is_the_end_of_the_worker(recwarn: pytest.WarningsRecorder) -> None:
+    def run(sequences: Sequence[Sequence[int]]) -> Rows:
+        raise RuntimeError("the device is lost")
+
+    threading.excepthook, before = lambda arguments: None, threading.excepthook
+    try:
+        worker, jobs = compute(run, [[1]], [[2]], [[3]])
+        deadline = time.monotonic() + 30
+        while worker.alive and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        threading.excepthook = before
+    assert not worker.alive
+    assert all(job.error is not None for job in jobs)
+
+
+def test_a_pass_that_hangs_is_given_up() -> None:
+    release = threading.Event()
+
+    def run(sequences: Sequence[Sequence[int]]) -> Rows:
+        release.wait(30)
+        return rows_of(sequences)
+
+    scheduler, ended = Scheduler(), Ended()
+    worker = Worker(scheduler)
+    model = engine(run)
+    scheduler.add(Job(model, [[1]], ended))
+    worker.start()
+    deadline = time.monotonic() + 30
+    while not worker.busy_seconds and time.monotonic() < deadline:
+        time.sleep(0.01)
+    scheduler.add(Job(model, [[2]], ended))
+    worker.abandon(RuntimeError("it hangs"))
+    ended.wait(2)
+    assert not worker.alive
+    assert all("it hangs" in str(job.error) for job in ended.jobs)
+    release.set()
+
+
+def test_what_a_client_gave_up_is_counted() -> None:
+    started, release = threading.Event(), threading.Event()
+
+    def run(sequences: Sequence[Sequence[int]]) -> Rows:
+        started.set()
+        release.wait(30)
+        return rows_of(sequences)
+
+    scheduler, ended = Scheduler(), Ended()
+    worker = Worker(scheduler)
+    model = engine(run)
+    gone = Job(model, [[1] * 200 for _ in range(20)], ended)
+    scheduler.add(gone)
+    worker.start()
+    assert started.wait(30)
+    dropped = scheduler.discard(gone)
+    last = Job(model, [[1]], ended)
+    scheduler.add(last)
+    release.set()
+    ended.wait(1)
+    assert ended.jobs == [last]
+    assert worker.counts.unread + dropped == gone.tokens
+    assert worker.counts.unread <= model.pace.budget
+    worker.stop()

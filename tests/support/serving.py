@@ -1,0 +1,108 @@
+"""A server in a thread of the test's process, and plain HTTP to it."""
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+JSON = {"content-type": "application/json"}
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Running:
+    """A server that listens on 127.0.0.1."""
+
+    port: int
+    app: Any
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def service(self) -> Any:
+        return self.app.service
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 60,
+    ) -> Answer:
+        """One request on a connection of its own; a body that is no bytes is sent as JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            if body is not None and not isinstance(body, bytes):
+                body = json.dumps(body).encode()
+            connection.request(method, path, body, JSON | (headers or {}))
+            found = connection.getresponse()
+            names = {name.lower(): value for name, value in found.getheaders()}
+            return Answer(found.status, names, found.read())
+        finally:
+            connection.close()
+
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Answer:
+        return self.ask("POST", path, body, headers)
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> Answer:
+        return self.ask("GET", path, None, headers)
+
+    def connect(self) -> socket.socket:
+        """A bare connection, for requests that no client would send."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+
+@contextmanager
+def serving(app: Any, **settings: Any) -> Iterator[Running]:
+    """Serve an application until the block ends."""
+    import uvicorn
+
+    from e5core.serve.server import Server
+
+    ready = threading.Event()
+
+    class Watched(Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            ready.set()
+
+    config = uvicorn.Config(
+        app, port=0, lifespan="on", ws="none", log_level="error", access_log=False, **settings
+    )
+    server = Watched(config, app, 0, "{}")
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert ready.wait(60), "the server did not start"
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Running(port, app)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def same_bits(found: Any, expected: npt.NDArray[np.float32]) -> bool:
+    """Whether numbers of JSON are the very float32 that are expected."""
+    array = np.asarray(found, dtype=np.float32)
+    return array.shape == expected.shape and array.tobytes() == expected.tobytes()
