@@ -1,0 +1,165 @@
+"""What training runs on, on a CPU: products, dropout and attention with gradients of their own."""
+
+import pytest
+import torch
+from torch import nn
+
+from e5core.kernels import select, training
+from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
+
+LENGTHS = {
+    "one": [5],
+    "equal": [16, 16, 16],
+    "unequal": [3, 17, 16, 1, 2, 40],
+    "long": [70, 150],
+}
+
+
+def states(tokens, features, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tokens, features, generator=generator, dtype=dtype)
+
+
+def linears(inputs, *outputs, dtype=torch.float64):
+    torch.manual_seed(3)
+    return tuple(nn.Linear(inputs, size).to(dtype) for size in outputs)
+
+
+@pytest.mark.parametrize("outputs", [(24,), (24, 24, 24)], ids=["one", "three"])
+@pytest.mark.parametrize("tokens", [1, 7, 130])
+def test_products_and_gradients_are_as_near_to_float64_as_those_of_torch(tokens, outputs):
+    if not training._onednn_is_right():
+        pytest.skip("torch has no oneDNN here")
+
+    def run(multiply, dtype):
+        x, modules = states(tokens, 48).to(dtype).requires_grad_(), linears(48, *outputs)
+        modules = tuple(module.to(dtype) for module in modules)
+        y = multiply(x, modules)
+        (y * states(tokens, sum(outputs), 1).to(dtype)).sum().backward()
+        gradients = [p.grad for module in modules for p in module.parameters()]
+        return [y.detach(), x.grad, *gradients]
+
+    plain = select("plain").linear
+    exact = run(plain, torch.float64)
+    theirs = run(plain, torch.float32)
+    for found, other, expected in zip(
+        run(training.linear, torch.float32), theirs, exact, strict=True
+    ):
+        error, error_plain = ((t - expected).abs().max() for t in (found, other))
+        floor = KERNEL_ERROR_FLOOR["float32"] * expected.abs().max()
+        assert error <= KERNEL_ERROR_FACTOR * error_plain + floor
+
+
+def test_a_linear_that_is_not_trained_gets_no_gradient():
+    if not training._onednn_is_right():
+        pytest.skip("torch has no oneDNN here")
+    (module,) = linears(8, 4, dtype=torch.float32)
+    module.requires_grad_(False)
+    x = states(3, 8, dtype=torch.float32).requires_grad_()
+    training.linear(x, (module,)).sum().backward()
+    assert module.weight.grad is None
+    torch.testing.assert_close(x.grad, module.weight.sum(0).expand(3, 8))
+
+
+def heads_of(lengths, seed=0, dtype=torch.float64):
+    return states(sum(lengths), 3 * 2 * 4, seed, dtype).view(-1, 3, 2, 4)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_attention_and_its_gradient_are_those_of_plain(lengths, monkeypatch):
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    weights = heads_of(lengths, 1)[:, 0]
+
+    def run(attend):
+        qkv = (2 * heads_of(lengths)).requires_grad_()
+        output = attend(qkv)
+        (output * weights).sum().backward()
+        return output.detach(), qkv.grad
+
+    expected = run(lambda qkv: select("plain").attention(qkv, cu_seqlens, max(lengths), 0.0))
+    for scores in (1, training.MAX_SCORES):
+        monkeypatch.setattr(training, "MAX_SCORES", scores)
+        training._groups.cache_clear()
+        found = run(lambda qkv: training.attention(qkv, lengths, 0.0))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    training._groups.cache_clear()
+
+
+def test_the_gradient_of_attention_with_dropout_is_that_of_finite_differences():
+    lengths = [3, 17, 1]
+
+    def attend(qkv):
+        torch.manual_seed(5)  # the same masks each time
+        return training.attention(qkv, lengths, 0.3)
+
+    assert torch.autograd.gradcheck(attend, (heads_of(lengths).requires_grad_(),))
+
+
+def test_dropout_of_attention_keeps_its_mean():
+    lengths = [16] * 20
+    qkv = heads_of(lengths)
+    torch.manual_seed(0)
+    mean = torch.stack([training.attention(qkv, lengths, 0.5) for _ in range(400)]).mean(0)
+    exact = training.attention(qkv, lengths, 0.0)
+    assert not torch.allclose(training.attention(qkv, lengths, 0.5), exact, atol=0.1)
+    assert (mean - exact).abs().max() < 0.25
+    assert (mean - exact).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout_drops_as_many_as_it_should_and_keeps_the_mean(probability):
+    torch.manual_seed(0)
+    x = torch.ones(400, 512)
+    dropped = training.dropout(x, probability)
+    share = (dropped == 0).float().mean().item()
+    assert share == pytest.approx(probability, abs=5 * (probability / x.numel()) ** 0.5)
+    kept = dropped[dropped != 0]
+    assert (kept == kept[0]).all()
+    assert kept[0].item() == pytest.approx(1 / (1 - probability), rel=1e-3)
+    # No position is dropped more often than others.
+    columns = (dropped == 0).float().mean(0)
+    assert columns.std() < 2 * (probability * (1 - probability) / 400) ** 0.5
+
+
+def test_torchs_generator_decides_the_masks():
+    def draw(seed):
+        torch.manual_seed(seed)
+        return training.keep_mask((3, 50), 0.5), training.keep_mask((3, 50), 0.5)
+
+    assert torch.equal(draw(1)[0], draw(1)[0])
+    assert not torch.equal(*draw(1))
+    assert not torch.equal(draw(1)[0], draw(2)[0])
+    x = states(4, 6)
+    assert training.dropout(x, 0.0) is x
+
+
+def test_the_gradient_of_dropout_has_its_mask():
+    torch.manual_seed(0)
+    x = states(20, 30).requires_grad_()
+    dropped = training.dropout(x, 0.25)
+    dropped.sum().backward()
+    torch.testing.assert_close(x.grad, (dropped != 0).double() * (dropped / x).max())
+
+
+def test_they_run_where_gradients_flow_on_a_cpu_alone(monkeypatch):
+    """Inference with sdpa computes what it did."""
+    used = []
+    monkeypatch.setattr(
+        training, "attention", lambda qkv, *_: used.append("attention") or qkv[:, 0]
+    )
+    monkeypatch.setattr(training, "linear", lambda x, w: used.append("linear") or x)
+    kernels, modules = select("sdpa"), linears(24, 24, dtype=torch.float32)
+    x, cu_seqlens = states(4, 24, dtype=torch.float32), torch.tensor([0, 4]).int()
+    qkv = heads_of([4], dtype=torch.float32)
+    with torch.no_grad():
+        kernels.linear(x, modules)
+        kernels.attention(qkv, cu_seqlens, 4, 0.0)
+    assert not used
+    kernels.linear(x.double(), linears(24, 24))
+    assert not used  # products in float64 are torch's
+    kernels.attention(qkv, cu_seqlens, 4, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        kernels.linear(x, modules)
+    assert used == ["attention"]
+    kernels.linear(x, modules)
+    assert used == ["attention", "linear"] or not training._onednn_is_right()
