@@ -36,6 +36,9 @@ def add_files(parser: Parser) -> None:
         "--evaluate", metavar="FILE", help="held-out rows, ranked meanwhile; the best is kept"
     )
     parser.add_argument("--tensorboard", metavar="FOLDER", help="write TensorBoard's files there")
+    parser.add_argument(
+        "--adapter", metavar="FOLDER", help="write --lora's updates alone there, as peft does"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     parser.add_argument("--restart", action="store_true", help="begin anew over a stopped run")
     parser.add_argument("--force", action="store_true", help="replace an output that is there")
@@ -106,6 +109,7 @@ def run(options: Namespace) -> int:
             restart=options.restart,
             force=options.force,
             tensorboard=options.tensorboard,
+            adapter=options.adapter,
             precision="float32" if dtype == "auto" else dtype,
             **settings,
             **load,

@@ -93,6 +93,7 @@ class Data:
     tokens    of all that are named
     cut       texts whose end was cut off
     dropped   negatives that were left out since they equal a positive of the same row
+    skipped   examples that were left out since a reranker learns nothing from them
     """
 
     files: list[str]
@@ -102,6 +103,7 @@ class Data:
     tokens: int = 0
     cut: int = 0
     dropped: int = 0
+    skipped: int = 0
 
     def members(self) -> list[Numbers]:
         """The numbers of the examples of each file."""

@@ -29,7 +29,8 @@ def describe(run: Run) -> list[str]:
         + (
             f"; {data.dropped:,} negatives equal their positive and are left out"
             * bool(data.dropped)
-        ),
+        )
+        + f"; {data.skipped:,} more have no negatives and are left out" * bool(data.skipped),
         task.describe(),
         f"{run.steps:,} steps, {len(batches):,} an epoch, of up to {max(map(len, batches)):,} "
         f"examples (--batch-size {settings.batch_size:,}); each query has "

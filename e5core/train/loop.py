@@ -14,7 +14,7 @@ from e5core.formats.files import lock_folder
 from e5core.train.card import write_card
 from e5core.train.describe import describe
 from e5core.train.log import Log
-from e5core.train.lora import merge_low_rank
+from e5core.train.lora import merge_low_rank, write_adapter
 from e5core.train.ranks import joined
 from e5core.train.setup import Run, prepare, split_options
 from e5core.train.start import load_task
@@ -54,6 +54,7 @@ def train(
     restart: bool = False,
     force: bool = False,
     tensorboard: str | Path | None = None,
+    adapter: str | Path | None = None,
     show_progress: bool | None = None,
     **options: Any,
 ) -> Summary:
@@ -69,6 +70,7 @@ def train(
     restart   begin anew over the state of a run that was stopped
     force     replace an output that is there
     tensorboard  a folder for TensorBoard's files
+    adapter   a folder for the updates of `lora` alone, in peft's layout
     options   fields of Settings and of LoadOptions
 
     Raises OSError, or ValueError in one sentence; what was reached stays.
@@ -76,6 +78,8 @@ def train(
     started = time.perf_counter()
     settings, loading = split_options(options)
     task = load_task(model, settings, loading, reranker)
+    if adapter is not None and not settings.lora:
+        raise ValueError("adapter is a place for the updates of lora, which is 0; set it")
     files = [str(data)] if isinstance(data, str | Path) else list(map(str, data))
     held = None if evaluate is None else str(evaluate)
     with joined(task.encoder.device) as ranks:
@@ -87,12 +91,17 @@ def train(
             if dry_run:
                 return Summary(None, run.steps, {}, {}, 0, time.perf_counter() - started)
             run.resume(restart, force)
-            record = _locked(run, tensorboard, show_progress)
+            record = _locked(run, tensorboard, adapter, show_progress)
         figures = {name: record[name] for name in ("steps", "before", "after", "best_step")}
         return Summary(Path(output), **figures, seconds=time.perf_counter() - started)
 
 
-def _locked(run: Run, tensorboard: str | Path | None, show_progress: bool | None) -> dict[str, Any]:
+def _locked(
+    run: Run,
+    tensorboard: str | Path | None,
+    adapter: str | Path | None,
+    show_progress: bool | None,
+) -> dict[str, Any]:
     """Train while no other process does so in the run's folder; returns the record."""
     first = run.ranks.first
     with lock_folder(run.folder.path if first else Path.cwd()) as ours:
@@ -107,7 +116,7 @@ def _locked(run: Run, tensorboard: str | Path | None, show_progress: bool | None
             fit(run, log)
         finally:
             log.close()
-        return finish(run)
+        return finish(run, adapter)
 
 
 def fit(run: Run, log: Log) -> None:
@@ -178,7 +187,7 @@ def check_finite(run: Run, step: int, loss: float, norm: float) -> None:
         )
 
 
-def finish(run: Run) -> dict[str, Any]:
+def finish(run: Run, adapter: str | Path | None = None) -> dict[str, Any]:
     """Write the best weights as a whole model into the output's place; returns the record."""
     progress = run.progress
     record = {
@@ -191,6 +200,8 @@ def finish(run: Run) -> dict[str, Any]:
     if run.ranks.first:
         if progress.best_step:
             run.optimizer.load(run.folder.load_best())
+        if adapter is not None:
+            write_adapter(run.task.encoder, Path(adapter), run.model)
         merge_low_rank(run.task.encoder)
         draft = run.folder.draft()
         run.task.module.eval()

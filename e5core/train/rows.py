@@ -49,11 +49,10 @@ def read_row(fields: Mapping[str, Any], teacher: bool = False) -> TrainingRow:
     positive_scores = _scores(fields, "pos_scores", len(positives))
     negative_scores = _scores(fields, "neg_scores", len(negatives))
     missing = positive_scores is None or (negatives and negative_scores is None)
-    if teacher and (missing or not negatives):
+    if teacher and missing:
         raise ValueError(
-            "a teacher has a weight, but the row lacks "
-            + ("negatives" if not negatives else "pos_scores or neg_scores")
-            + "; write them with e5core mine --teacher, or leave --teacher-weight out"
+            "a teacher has a weight, but the row lacks pos_scores or neg_scores; write them with "
+            "e5core mine --teacher, or leave --teacher-weight out"
         )
     return TrainingRow(query, positives, negatives, positive_scores, negative_scores)
 

@@ -81,12 +81,15 @@ def prepare(
     held = None
     if evaluate is not None:
         held = read_data([evaluate], task.tokenize, task.passage_role)
-    if not task.gives_vectors and not all(example.negatives for example in found.examples):
-        missing = sum(not example.negatives for example in found.examples)
-        raise ValueError(
-            f"{missing} of {len(found.examples)} examples have no negatives, from which a reranker "
-            "learns; add neg to their rows, for example with e5core mine"
-        )
+    if not task.gives_vectors:
+        with_negatives = [example for example in found.examples if example.negatives]
+        found.skipped = len(found.examples) - len(with_negatives)
+        found.examples = with_negatives
+        if not with_negatives:
+            raise ValueError(
+                f"none of {found.skipped} examples has negatives, from which a reranker learns; "
+                "add neg to their rows, for example with e5core mine"
+            )
     parameters = choose_trained(task, settings)
     plan = Plan(found.members(), settings.batch_size, settings.seed, settings.mixed)
     files = [*found.files, *([] if held is None else held.files)]

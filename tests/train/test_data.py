@@ -117,6 +117,9 @@ def test_scores_of_a_teacher(tmp_path):
     without = [rows[0], {"query": "q", "pos": ["p"], "neg": ["n"]}]
     with pytest.raises(ValueError, match="line 2: a teacher has a weight, but the row lacks"):
         read(write_rows(tmp_path / "rows.jsonl", without), teacher=True)
+    alone = [rows[0], {"query": "q", "pos": ["p"], "pos_scores": [3.0]}]  # nothing was mined
+    data = read(write_rows(tmp_path / "rows.jsonl", alone), teacher=True)
+    assert data.batch([0, 1], 0, 0, 2).groups.tolist()[1][1:] == [-1, -1]
 
 
 def test_roles_decide_the_ids(tmp_path):

@@ -336,6 +336,16 @@ def test_a_reranker_learns(tmp_path, pairs, start, dialect):
     assert model.config.num_labels == 1
 
 
+def test_a_reranker_leaves_out_rows_without_negatives(folder, tmp_path, capsys):
+    rows = [*make_rows(5), *({"query": r["query"], "pos": r["pos"]} for r in make_rows(3, seed=1))]
+    options = {**FEW, "reranker": True, "steps": 2}
+    train(folder, write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out", **options)
+    assert "5 examples of 1 files" in (said := capsys.readouterr().err)
+    assert "3 more have no negatives and are left out" in said
+    with pytest.raises(ValueError, match="none of 3 examples has negatives"):
+        train(folder, write_rows(tmp_path / "rows.jsonl", rows[5:]), tmp_path / "no", **options)
+
+
 def test_a_dry_run_says_what_would_be_done(folder, pairs, tmp_path, capsys):
     arguments = [
         "train", "--model", str(folder), "--data", str(pairs), "--output", str(tmp_path / "out"),
