@@ -181,7 +181,7 @@ def fingerprint(
 ) -> dict[str, dict[str, Any]]:
     """Everything but the rows that the output's bytes depend on, as {group: {name: value}}."""
     return {
-        "model": model_digests(model.path),
+        "model": model_digests(model),
         "options": {
             **engine.description,
             "input_type": options.embed.input_type,

@@ -11,7 +11,9 @@ from e5core import kernels
 from e5core.bulk.chunks import Chunk
 from e5core.bulk.partial import BEGIN_ANEW, INPUTS, JOURNAL, PartialOutputError
 from e5core.bulk.sources import STDIN
+from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.hub import needed_files
+from e5core.checkpoint.tokenizers import is_plain
 from e5core.formats.durable import write_json_durably
 from e5core.formats.files import read_json, read_json_object, sha256
 
@@ -204,7 +206,19 @@ def check_nothing_more(chunks: Iterator[Chunk], journal: Journal) -> None:
         )
 
 
-def model_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a model that loading it reads."""
+def model_digests(model: ModelFolder) -> dict[str, str]:
+    """SHA-256 of each file of a model that its vectors depend on, by the names of the files.
+
+    A tokenizer.json that says nothing beyond the SentencePiece model beside it does not count:
+    another program may add it to a download, or remove it.
+    """
+    folder = model.path
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    return {name: sha256(folder / name) for name in needed_files(present)}
+    names = {*needed_files(present, plain=is_plain(model.tokenizer_file))}
+    for step in model.dense:
+        if step.folder.is_relative_to(folder):  # and is not the base model's
+            inner = step.folder.relative_to(folder).as_posix()
+            names |= {name for name in present if name.startswith(f"{inner}/")}
+    found = {name: sha256(folder / name) for name in sorted(names)}
+    base = {} if model.base is None else model_digests(model.base)
+    return found | {f"base model's {name}": digest for name, digest in base.items()}

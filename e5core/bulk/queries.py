@@ -71,7 +71,7 @@ def _open_model(made: Mapping[str, Any], name: str | Path, options: QueryOptions
             f"{name} was made by {made['model']['name']}: {error}; name the model's folder "
             "(--model)"
         ) from error
-    found = differences({"model": made["model"]["files"]}, {"model": model_digests(folder.path)})
+    found = differences({"model": made["model"]["files"]}, {"model": model_digests(folder)})
     if found:
         raise ValueError(
             f"{name} was made by another model, {made['model']['name']}, than {wanted} is now: "

@@ -47,10 +47,12 @@ class Adapter:
 
     folder  where it lies
     base    the model that it was trained on: a folder or a hub id
+    revision  of that model on the hub, None for its newest
     """
 
     folder: Path
     base: str
+    revision: str | None
     config: Mapping[str, Any]
 
 
@@ -79,7 +81,8 @@ def find_adapter(contents: Contents) -> Adapter | None:
             f"{folder / ADAPTER_FILE} asks for {said}, and only plain LoRA is merged here; "
             f"{_WAY_OUT}"
         )
-    return Adapter(folder, str(config.get("base_model_name_or_path") or ""), config)
+    revision = str(config["revision"]) if config.get("revision") else None
+    return Adapter(folder, str(config.get("base_model_name_or_path") or ""), revision, config)
 
 
 def lies_elsewhere(adapter: Adapter, whole_weights: bool) -> bool:

@@ -57,6 +57,7 @@ class ModelFolder:
     added_tokens  tokens beyond XLM-R's that small files beside the tokenizer name
     tensors     the weights by published name, as the headers of their files describe them; None
                 if they were left aside
+    base        of an adapter: the model that it was trained on, where that lies elsewhere
     """
 
     path: Path
@@ -76,6 +77,7 @@ class ModelFolder:
     lower_case: bool
     added_tokens: tuple[AddedToken, ...]
     tensors: Mapping[str, StoredTensor] | None = field(repr=False)
+    base: "ModelFolder | None" = field(default=None, repr=False)
 
     @classmethod
     def open(
@@ -124,7 +126,7 @@ class ModelFolder:
         inner = contents.transformer
         adapter, published = find_adapter(inner), inner.objects.get(CONFIG_FILE)
         if adapter is not None and lies_elsewhere(adapter, published is not None):
-            base = cls.open(adapter.base, replace(options, revision=None), weights)
+            base = cls.open(adapter.base, replace(options, revision=adapter.revision), weights)
             folder = cls._from_contents(contents, name, base.config)
             return _with_adapter(_of_adapter(folder, contents, base), adapter)
         if published is None:
@@ -266,7 +268,7 @@ def _of_adapter(folder: ModelFolder, contents: Contents, base: ModelFolder) -> M
         inherited.append("max_length")
     if inner.transformer_file not in inner.objects:
         inherited.append("lower_case")
-    return replace(folder, **{name: getattr(base, name) for name in inherited})
+    return replace(folder, base=base, **{name: getattr(base, name) for name in inherited})
 
 
 def _with_adapter(folder: ModelFolder, adapter: Adapter) -> ModelFolder:

@@ -16,15 +16,25 @@ from e5core.checkpoint.contents import (
 )
 from e5core.checkpoint.headers import INDEX_FILE, WEIGHTS_FILE, weight_files
 from e5core.checkpoint.options import LoadOptions
+from e5core.checkpoint.prompts import PROMPTS_BY_MODEL, WITHOUT_PROMPTS
 from e5core.checkpoint.sentence_transformers import LIMIT_FILE
 from e5core.config import CONFIG_FILE
 
-# In the order of preference; the second is read where a repository lacks the first.
+# In the order of preference. The second also says what is done to texts beside the first.
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 SMALL_FILES = (CONFIG_FILE, INDEX_FILE, MODULES_FILE, LIMIT_FILE, PROMPTS_FILE)
 _POOLING = "_Pooling/config.json"
 # What tells more about fine-tuned models. A cache that an older release filled lacks these.
 TUNED_FILES = (*TRANSFORMER_FILES[1:], TOKENIZER_CONFIG_FILE, ADDED_TOKENS_FILE, ADAPTER_FILE)
+# Repositories, in lower case, whose tokenizer.json says nothing beyond their SentencePiece model.
+PLAIN_TOKENIZERS = {
+    *map(str.lower, PROMPTS_BY_MODEL),
+    *WITHOUT_PROMPTS,
+    "baai/bge-reranker-base",
+    "baai/bge-reranker-large",
+    "baai/bge-reranker-v2-m3",
+    "snowflake/snowflake-arctic-embed-l-v2.0",
+}
 # The folders of the steps in modules.json end with these names.
 _TRANSFORMER, _DENSE = "_Transformer/", "_Dense/"
 
@@ -64,8 +74,11 @@ def resolve(
         ) from error
 
 
-def needed_files(published: set[str], weights: bool = True) -> list[str]:
-    """The files of a repository that loading it reads; pickles and exports are not among them."""
+def needed_files(published: set[str], weights: bool = True, plain: bool = False) -> list[str]:
+    """The files of a repository that loading it reads; pickles and exports are not among them.
+
+    plain  whether a tokenizer.json is known to say nothing beyond the SentencePiece model
+    """
     inner = _transformer_folder(published)
 
     def there(folder: str, *names: str) -> list[str]:
@@ -74,9 +87,7 @@ def needed_files(published: set[str], weights: bool = True) -> list[str]:
     wanted = there("", *SMALL_FILES, *TUNED_FILES)
     wanted += there(inner, *SMALL_FILES, *TUNED_FILES) if inner else []
     wanted += sorted(name for name in published if name.endswith((_POOLING, _DENSE + CONFIG_FILE)))
-    # tokenizer.json says how added tokens are found in a text.
-    tokenizers = 2 if there(inner, ADDED_TOKENS_FILE) else 1
-    wanted += there(inner, *TOKENIZER_FILES)[:tokenizers]
+    wanted += there(inner, *TOKENIZER_FILES)[: 1 if plain else 2]
     if not weights:
         return wanted
     wanted += sorted(name for name in published if name.endswith(_DENSE + WEIGHTS_FILE))
@@ -137,10 +148,12 @@ def _download(
         info = HfApi(token=token).model_info(name, revision=revision, timeout=timeout)
         published = {file.rfilename for file in info.siblings or ()}
         # The weights come last: where the cache holds them, it holds all the rest.
-        small = needed_files(published, weights=False)
+        plain = name.lower() in PLAIN_TOKENIZERS
+        small = needed_files(published, weights=False, plain=plain)
         folder = Path(download(revision=revision, allow_patterns=small))
         if weights:  # of the same commit, wherever a branch has moved meanwhile
-            download(revision=folder.name, allow_patterns=needed_files(published))
+            wanted = needed_files(published, plain=plain)
+            download(revision=folder.name, allow_patterns=wanted)
     except errors.HFValidationError:
         raise
     except errors.RevisionNotFoundError as error:

@@ -67,6 +67,11 @@ def read_steps(contents: Contents, hidden_size: int) -> Steps:
         kind = kind_of(entry)
         if kind == "Pooling":
             pooling = contents.step(entry)
+            if CONFIG_FILE not in pooling.objects:
+                raise ValueError(
+                    f"{contents.folder / MODULES_FILE} has the step 'Pooling', but there is no "
+                    f"{pooling.folder / CONFIG_FILE}; download the whole model again"
+                )
         elif kind == "Normalize":
             normalizes = True
         elif kind == "Dense":

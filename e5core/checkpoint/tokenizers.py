@@ -158,6 +158,14 @@ def load_tokenizer(
     return own
 
 
+def is_plain(file: Path | None) -> bool:
+    """Whether no tokenizer.json beside a SentencePiece model says more than the model does."""
+    if file is None or file.name == JSON_FILE:
+        return True
+    fast = file.with_name(JSON_FILE)
+    return not fast.is_file() or read_text_steps(fast) == NO_STEPS
+
+
 def steps_of(tokenizer: SentencePieceTokenizer) -> TextSteps:
     """What a tokenizer does to a text beside SentencePiece."""
     return tokenizer.steps if isinstance(tokenizer, FastTokenizer) else NO_STEPS

@@ -2,16 +2,23 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.adapters import write_adapter
 from support.bulk import TEXTS, embed, interrupt
-from support.models import CPU
+from support.models import CPU, tiny_encoder, write_tiny_model
 
-from e5core import E5
+from e5core import E5, Index, save_checkpoint
 from e5core.bulk import PartialOutputError, partial_folder
+from e5core.bulk.queries import QueryOptions, query_model
+from e5core.checkpoint.options import LoadOptions
+from e5core.formats.fast_tokenizer import TextStep, TextSteps
+from e5core.formats.files import write_json
+from e5core.formats.tokenizer_json import tokenizer_json, with_steps
 from e5core.kernels import BACKENDS
 
 
@@ -90,3 +97,69 @@ def test_kernels_that_are_missing_are_named_with_the_reason(
         embed(model, texts, npy)
     done = embed(model, texts, npy.with_name("other.npy"))
     assert done.kernels == f"onednn (native cannot be used: {reason})"
+
+
+def write_fast(model: Path, *steps: TextStep) -> None:
+    """A tokenizer.json beside the SentencePiece model."""
+    content = tokenizer_json((model / "sentencepiece.bpe.model").read_bytes())
+    content = with_steps(content, TextSteps(before=steps))
+    (model / "tokenizer.json").write_text(json.dumps(content))
+
+
+LOWER = TextStep("Lowercase")
+# Each changes what a model makes of texts, and says which file is another then.
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "steps come": (lambda folder: write_fast(folder, LOWER), r"tokenizer\.json"),
+    "steps go": (lambda folder: write_fast(folder), r"tokenizer\.json"),
+    "other steps": (
+        lambda folder: write_fast(folder, LOWER, TextStep("StripAccents")),
+        r"tokenizer\.json",
+    ),
+    "an adapter's base": (
+        lambda folder: save_checkpoint(tiny_encoder("bert", 1), folder),
+        r"base model's model\.safetensors",
+    ),
+    "the base's tokenizer": (
+        lambda folder: write_fast(folder, LOWER),
+        r"base model's tokenizer\.json",
+    ),
+    "the base's limit": (
+        lambda folder: write_json(folder / "tokenizer_config.json", {"model_max_length": 60}),
+        r"base model's tokenizer_config\.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_model_that_has_changed_is_named(
+    tmp_path: Path, texts: Path, npy: Path, kind: str
+) -> None:
+    """While a job is stopped, or after it, whatever file of the model it was."""
+    change, file = CHANGES[kind]
+    folder = model = write_tiny_model(tmp_path / "tiny", "bert")
+    if "base" in kind:
+        model = write_adapter(tmp_path / "adapter", folder)
+    elif kind != "steps come":
+        write_fast(folder, LOWER)
+    finished = npy.with_name("finished.npy")
+    interrupt(model, texts, npy)
+    embed(model, texts, finished)
+    change(folder)
+    with pytest.raises(PartialOutputError, match=rf"the model's {file} is another.*restart=True"):
+        embed(model, texts, npy)
+    with pytest.raises(FileExistsError, match=rf"the model's {file} is another.*force=True"):
+        embed(model, texts, finished)
+    options = QueryOptions(load=LoadOptions())
+    with pytest.raises(ValueError, match=rf"made by another model.*the model's {file} is another"):
+        query_model(Index.open(finished), finished, options)
+
+
+def test_a_tokenizer_json_that_says_nothing_more_changes_no_model(
+    model: Path, texts: Path, npy: Path
+) -> None:
+    """Other programs add it to a download."""
+    interrupt(model, texts, npy)
+    write_fast(model)
+    assert embed(model, texts, npy).rows == len(TEXTS)
+    (model / "tokenizer.json").unlink()
+    assert embed(model, texts, npy).rows == len(TEXTS)

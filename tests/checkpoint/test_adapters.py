@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.adapters import TARGETS, write_adapter
 from support.conversions import convert
 from support.models import write_tiny_model
 
@@ -20,31 +21,6 @@ from e5core.formats.files import read_json_object, write_json
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
 
 TEXTS = ["the query", "日本 é passage", "a " * 40]
-TARGETS = {
-    "encoder.layer.0.attention.self.query": (24, 24),
-    "encoder.layer.2.attention.self.value": (24, 24),
-    "encoder.layer.1.attention.output.dense": (24, 24),
-    "encoder.layer.1.intermediate.dense": (40, 24),
-    "encoder.layer.1.output.dense": (24, 40),
-}
-
-
-def write_adapter(folder: Path, base: Path | str | None, rank: int = 3, **config: Any) -> Path:
-    """An adapter of random numbers, as peft saves it."""
-    folder.mkdir(exist_ok=True)
-    torch.manual_seed(7)
-    tensors = {}
-    for module, (outputs, inputs) in TARGETS.items():
-        name = f"base_model.model.{module}"
-        tensors[f"{name}.lora_A.weight"] = torch.randn(rank, inputs) / 4
-        tensors[f"{name}.lora_B.weight"] = torch.randn(outputs, rank) / 4
-    save_file(tensors, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "bias": "none"}
-    write_json(
-        folder / "adapter_config.json",
-        {**settings, "base_model_name_or_path": base and str(base), **config},
-    )
-    return folder
 
 
 def merged(base: Path, adapter: Path, target: Path, scale: float) -> Path:

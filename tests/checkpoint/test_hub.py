@@ -13,21 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load, save
+from support.adapters import write_adapter
 from support.hub_server import Files, HubServer, Repository, read_files
 from support.models import write_tiny_model
 
 from e5core import E5, cli
 from e5core.checkpoint import hub
 from e5core.checkpoint.hub import needed_files, resolve
+from e5core.formats.fast_tokenizer import TextStep, TextSteps
+from e5core.formats.tokenizer_json import tokenizer_json, with_steps
 
 NAME = "someone/model"
+PLAIN = "intfloat/multilingual-e5-base"  # whose tokenizer.json is known to add nothing
 TEXTS = ["the query", "日本 é", ""]
 # Published beside every model and never read.
 OTHERS = {
     "pytorch_model.bin": b"a pickle",
     "onnx/model.onnx": b"an export",
     "README.md": b"a model card",
-    "tokenizer.json": b"{}",
 }
 NEEDED = {
     "config.json",
@@ -149,12 +152,48 @@ def test_a_second_load_fetches_no_file(server, load_model):
 
 
 def test_tokenizer_json_is_fetched_where_sentencepiece_is_missing(server, folders, cache):
-    files = {**read_files(folders[0]), **OTHERS}
+    files = {**read_files(folders[0]), **OTHERS, "tokenizer.json": b"{}"}
     del files["sentencepiece.bpe.model"]
     server.add(NAME, files)
     folder = resolve(NAME, cache_dir=cache)
     assert "tokenizer.json" in server.fetched()
-    assert (folder / "tokenizer.json").read_bytes() == OTHERS["tokenizer.json"]
+    assert (folder / "tokenizer.json").read_bytes() == b"{}"
+
+
+def test_tokenizer_json_is_left_where_it_is_known_to_add_nothing(server, folders, cache, vectors):
+    server.add(PLAIN, {**read_files(folders[0]), **OTHERS, "tokenizer.json": b"17 MB"})
+    np.testing.assert_array_equal(embed(E5.from_pretrained(PLAIN, cache_dir=cache)), vectors[0])
+    assert sorted(server.fetched()) == sorted(NEEDED)
+
+
+def test_what_tokenizer_json_adds_is_not_ignored(server, folders, load_model, vectors):
+    """Fine-tuned models publish one beside a SentencePiece model, and it may do more to texts."""
+    files = read_files(folders[0])
+    content = tokenizer_json(files["sentencepiece.bpe.model"])
+    server.add(NAME, {**files, "tokenizer.json": json.dumps(content).encode()})
+    np.testing.assert_array_equal(embed(load_model()), vectors[0])
+    changed = with_steps(content, TextSteps(before=(TextStep("Replace", "the", "a"),)))
+    server.add(NAME, {**files, "tokenizer.json": json.dumps(changed).encode()})
+    model = load_model()
+    assert model.tokenizer.encode("the query") == model.tokenizer.encode("a query")
+    content["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits"})
+    server.add(NAME, {**files, "tokenizer.json": json.dumps(content).encode()})
+    with pytest.raises(ValueError, match=r"tokenizer\.json asks for pre_tokenizer 'Digits'"):
+        load_model()
+
+
+@pytest.mark.parametrize("revision", [None, "v1"])
+def test_an_adapter_and_its_base_may_both_lie_on_the_hub(
+    two_commits, server, load_model, tmp_path, cache, revision
+):
+    """The base in the revision that the adapter's config names."""
+    adapter = write_adapter(tmp_path / "adapter", NAME, revision=revision)
+    server.add("someone/adapter", read_files(adapter))
+    local = write_adapter(tmp_path / "local", resolve(NAME, revision=revision, cache_dir=cache))
+    found = E5.from_pretrained("someone/adapter", cache_dir=cache, prompts="e5")
+    expected = embed(E5.from_pretrained(local, prompts="e5"))
+    assert np.abs(expected - embed(load_model(revision=revision))).max() > 0.01
+    np.testing.assert_array_equal(embed(found), expected)
 
 
 def test_sharded_weights_give_the_vectors_of_the_folder(server, load_model, folders, vectors):

@@ -97,6 +97,7 @@ def test_what_is_not_implemented_is_refused(
 def test_modules_say_whether_vectors_have_unit_length(tmp_path: Path, unit: bool) -> None:
     steps = [module("Transformer"), module("Pooling", "1_Pooling"), module("Normalize")]
     write(tmp_path, "modules.json", steps if unit else steps[:2])
+    write(tmp_path, "1_Pooling/config.json", {"pooling_mode": "mean"})
     assert read_steps(tmp_path).normalizes == unit
 
 

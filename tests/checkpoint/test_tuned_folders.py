@@ -5,8 +5,11 @@ library, says what its vectors are. What a conversion makes of the folder must h
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.conversions import convert
-from support.models import write_tiny_model
+from support.models import write_tiny_model, write_tiny_reranker
 
 from e5core import E5, Reranker, SentencePieceTokenizer
 from e5core.checkpoint.folder import ModelFolder
@@ -170,6 +173,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no step such as Max": (
         lambda f: edit(f, "1_Pooling/config.json", pooling_mode=["mean", "max"]),
         r"the pooling \['mean', 'max'\]",
+    ),
+    "a pooling that is missing": (
+        lambda f: (f / "1_Pooling" / "config.json").unlink(),
+        r"has the step 'Pooling', but there is no .*1_Pooling.config\.json; download",
     ),
     "a path that leads out": (
         lambda f: write_json(
@@ -356,11 +363,74 @@ def test_what_tells_the_prompts(
             np.testing.assert_array_equal(adapter.encode(["x"], prompt_name=name), plain)
 
 
-def test_a_cross_encoder_says_which_class_to_use(tmp_path: Path) -> None:
+def commands(folder: Path, tmp_path: Path) -> dict[str, list[object]]:
+    """Those of the command line that want vectors."""
+    (tmp_path / "texts.txt").write_text("a text\n")
+    embed = ["embed", tmp_path / "texts.txt", "--input-type", "none"]
+    return {
+        "embed": [*embed, "--model", folder, "--output", tmp_path / "out.npy"],
+        "search": ["search", "--passages", tmp_path / "texts.txt", "q", "--model", folder],
+    }
+
+
+def adapters(folder: Path) -> dict[str, Callable[[], object]]:
+    """The interfaces of other libraries that want vectors; those that are installed."""
+    from importlib import import_module
+
+    names = {
+        "sentence_transformers": "SentenceTransformer",
+        "langchain": "E5Embeddings",
+        "llama_index": "E5Embedding",
+        "mteb": "E5Encoder",
+        "sklearn": "E5Transformer",
+    }
+    found: dict[str, Callable[[], object]] = {}
+    for module, name in names.items():
+        with suppress(ImportError):
+            made = getattr(import_module(f"e5core.integrations.{module}"), name)
+            found[name] = partial(made, str(folder))
+    if "E5Transformer" in found:  # which loads when it is first used
+        make: Any = found["E5Transformer"]
+        found["E5Transformer"] = lambda: make(input_type=None).fit(["x"]).transform(["x"])
+    return found
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("name", ["tiny", "multilingual-e5-small-reranker"])
+def test_a_cross_encoder_says_which_class_to_use(
+    tmp_path: Path, name: str, labels: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever it is called, and whoever asks it for vectors."""
+    from e5core.bulk import embed_files
+    from e5core.cli import main
+
+    folder = write_tiny_reranker(tmp_path / name, "bert", labels=labels)
+    expected = r"is a cross-encoder, whose head scores pairs.*Reranker\.from_pretrained"
+    asked = adapters(folder)
+    assert len(asked) >= 3
+    for ask in (partial(E5.from_pretrained, folder), *asked.values()):
+        with pytest.raises(ValueError, match=expected):
+            ask()
+    with pytest.raises(ValueError, match=expected):
+        embed_files(folder, __file__, tmp_path / "out.npy", input_type=None)
+    for command in commands(folder, tmp_path).values():
+        assert main(list(map(str, command))) == 2
+        assert re.search(expected, capsys.readouterr().err)
+
+
+def test_an_embedding_model_says_which_class_to_use(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"no classification head.*E5\.from_pretrained"):
+        Reranker.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("labels", [None, 1])
+def test_a_cross_encoder_without_its_head(tmp_path: Path, labels: int | None) -> None:
+    """Only config.json says that there is one."""
     folder = write_tiny_model(tmp_path / "tiny", "bert")
-    edit(folder, "config.json", architectures=["BertForSequenceClassification"], num_labels=1)
-    with pytest.raises(ValueError, match=r"Reranker|missing: "):
-        E5.from_pretrained(folder)
+    edit(folder, "config.json", architectures=["BertForSequenceClassification"], num_labels=labels)
+    for load in (E5.from_pretrained, Reranker.from_pretrained):
+        with pytest.raises(ValueError, match=r"missing: .*classifier|num_labels is None"):
+            load(folder)
 
 
 # ---- added tokens
