@@ -54,7 +54,7 @@ class StoringEncoder(E5Encoder):
         name = self.mteb_model_meta.name.replace("/", "__").replace(" ", "_")
         made_from = {
             **self.kind,
-            "model": model_digests(folder.path),
+            "model": model_digests(folder),
             "prompts": self.model.prompts,
             "max_length": self.model.max_length,
             "truncate_dim": self.model.truncate_dim,

@@ -33,7 +33,7 @@ def rerank_task(
 
 def open_reranker(model: str | Path, options: LoadOptions) -> E5CrossEncoder:
     """A cross-encoder whose results are stored under the digest of its files."""
-    digests = model_digests(ModelFolder.open(model, options).path)
+    digests = model_digests(ModelFolder.open(model, options))
     reranker = E5CrossEncoder(
         model, options.revision, **{n: v for n, v in vars(options).items() if n not in _LEFT_OUT}
     )
