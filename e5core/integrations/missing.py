@@ -13,7 +13,7 @@ _BULK = (
     "e5core.bulk.embed_files(..., workers=N)"
 )
 _DTYPE = "load it in another precision, with model_kwargs={'dtype': 'bfloat16'}"
-_TRAIN = "train model.model.encoder, an ordinary torch module, before it is prepared: see README.md"
+_TRAIN = "use e5core.train.train or the command e5core train: see docs/training.md"
 _SAVE = "convert a folder with `e5core convert sentence-transformers`, or use save_checkpoint"
 
 METHODS = {
