@@ -17,6 +17,7 @@ SUMMARIES = {
     "evaluate": "measure a model on mteb's tasks, beside the published figures",
     "train": "train a model, or a cross-encoder; stopped, the same command goes on",
     "mine": "find hard negatives for training",
+    "map": "draw languages, meanings or any corpus as a picture",
     "info": "describe a model",
     "convert": "change a model's precision, vocabulary or layout",
     "check": "hold a model against transformers, published outputs or a copy",

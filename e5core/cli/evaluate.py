@@ -11,6 +11,7 @@ goes on where it was stopped. Needs the extra `mteb`.
 
 import sys
 from argparse import Namespace
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,34 +59,41 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> int:
     try:
-        from e5core.evaluate import contents, published, results, table
-        from e5core.evaluate import run as running
+        from e5core.evaluate.contents import check_counts
         from e5core.evaluate.encoder import StoringEncoder
+        from e5core.evaluate.results import Results
     except ImportError as error:  # mteb
         raise ValueError(str(error)) from error
     tasks = _open_tasks(options)
     for task in tasks:
-        for miscount in contents.check_counts(task) if options.data else ():
+        for miscount in check_counts(task) if options.data else ():
             print(f"{options.prog}: {miscount}", file=sys.stderr)
-    loading = load_options(options)
-    store = results.Results(options.output)
-    predictions = bool(options.compare or options.compare_dtype or options.reranker)
-    encoder = StoringEncoder(options.model, loading, options.output, options.symmetric_prefix)
-    size = options.published or published.size_of(options.model)
-    found = running.run_tasks(encoder, tasks, store, predictions)
-    for task, result in zip(tasks, found, strict=True):
-        table.print_result(task, result, encoder.prefix_of(task), None if size == "none" else size)
+    loading, results = load_options(options), Results(options.output)
+    given = options.output, options.symmetric_prefix
+    with closing(StoringEncoder(options.model, loading, *given)) as encoder:
+        found = _measure(options, encoder, tasks, results)
     if options.reranker:
-        _rerank(options, encoder, tasks, found, store)
+        _rerank(options, encoder, tasks, found, results)
     if options.compare or options.compare_dtype:
-        second = StoringEncoder(
-            options.compare or options.model,
-            replace(loading, dtype=options.compare_dtype or loading.dtype),
-            options.output,
-            options.symmetric_prefix,
-        )
-        _compare([encoder, second], tasks, found, store)
+        other = replace(loading, dtype=options.compare_dtype or loading.dtype)
+        second = StoringEncoder(options.compare or options.model, other, *given)
+        with closing(second):
+            _compare(encoder, second, tasks, found, results)
     return 0
+
+
+def _measure(options: Namespace, encoder: Any, tasks: list[Any], results: Any) -> list[Any]:
+    """The first model through all tasks, beside the published figures."""
+    from e5core.evaluate.published import size_of
+    from e5core.evaluate.run import run_tasks
+    from e5core.evaluate.table import print_result
+
+    predictions = bool(options.compare or options.compare_dtype or options.reranker)
+    found = run_tasks(encoder, tasks, results, predictions)
+    size = options.published or size_of(options.model)
+    for task, result in zip(tasks, found, strict=True):
+        print_result(task, result, encoder.prefix_of(task), None if size == "none" else size)
+    return found
 
 
 def _open_tasks(options: Namespace) -> list[Any]:
@@ -107,22 +115,22 @@ def _open_tasks(options: Namespace) -> list[Any]:
     return tasks
 
 
-def _compare(encoders: list[Any], tasks: list[Any], found: list[Any], store: Any) -> None:
+def _compare(encoder: Any, second: Any, tasks: list[Any], found: list[Any], results: Any) -> None:
     """The second model through the same tasks, and the differences."""
     from e5core.evaluate.compare import compare
     from e5core.evaluate.run import predictions_of, run_tasks
     from e5core.evaluate.table import print_comparison
 
-    others = run_tasks(encoders[1], tasks, store, predictions=True)
-    for task, first, second in zip(tasks, found, others, strict=True):
-        metas = [encoder.meta_of(task) for encoder in encoders]
-        files = [predictions_of(store, meta, task) / task.prediction_file_name for meta in metas]
+    others = run_tasks(second, tasks, results, predictions=True)
+    for task, *both in zip(tasks, found, others, strict=True):
+        metas = [one.meta_of(task) for one in (encoder, second)]
+        files = [predictions_of(results, meta, task) / task.prediction_file_name for meta in metas]
         names = [meta.model_name_with_experiment for meta in metas]
-        print_comparison(compare(task, [first, second], files), *names)
+        print_comparison(compare(task, both, files), *names)
 
 
 def _rerank(
-    options: Namespace, encoder: Any, tasks: list[Any], found: list[Any], store: Any
+    options: Namespace, encoder: Any, tasks: list[Any], found: list[Any], results: Any
 ) -> None:
     """Retrieval tasks again, with the best documents scored by a cross-encoder."""
     from e5core.evaluate.reranking import of_retrieval, open_reranker, rerank_task
@@ -136,7 +144,7 @@ def _rerank(
     for task, before in zip(tasks, found, strict=True):
         if task in chosen:
             meta = encoder.meta_of(task)
-            after = rerank_task(reranker, task, meta, store, options.rerank_top)
+            after = rerank_task(reranker, task, meta, results, options.rerank_top)
             print_reranking(task, before, after, options.rerank_top)
 
 

@@ -65,6 +65,10 @@ class StoringEncoder(E5Encoder):
         place = output / "vectors" / "__".join([name, *self.kind.values()])
         self.store = VectorStore(place, self.model.dimension, made_from)
 
+    def close(self) -> None:
+        """Let another run have the vectors."""
+        self.store.close()
+
     def prefix_of(self, task: Any) -> SymmetricPrefix:
         """The prefix that the texts of a task get if it is symmetric."""
         return self.fixed_prefix or ADVICE.get(task.metadata.type, "query")

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from e5core.formats.durable import GrowingFile, write_json_durably
-from e5core.formats.files import read_json_object
+from e5core.formats.files import lock_folder, read_json_object
 
 KEYS, VECTORS, MADE_FROM = "keys.bin", "vectors.bin", "made_from.json"
 _KEY_BYTES = 16
@@ -27,14 +28,24 @@ class VectorStore:
         size       numbers of a vector
         made_from  what the vectors depend on beside the texts
 
-        Raises ValueError if the folder holds vectors that were made from something else.
+        Raises ValueError if the folder holds vectors that were made from something else, OSError
+        if another process has it open.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        noted = folder / MADE_FROM
-        if noted.is_file():
-            _check_same(noted, read_json_object(noted), made_from)
-        else:
-            write_json_durably(noted, made_from)
+        self._lock = ExitStack()
+        if not self._lock.enter_context(lock_folder(folder)):
+            self._lock.close()
+            raise OSError(
+                f"another run is writing to {folder}; wait for it, or name another output "
+                "(--output)"
+            )
+        with self._lock.pop_all() as lock:  # given back if the folder is refused
+            noted = folder / MADE_FROM
+            if noted.is_file():
+                _check_same(noted, read_json_object(noted), made_from)
+            else:
+                write_json_durably(noted, made_from)
+            self._lock = lock.pop_all()
         self._size = size
         keys, vectors = folder / KEYS, folder / VECTORS
         whole = keys.stat().st_size // _KEY_BYTES if keys.is_file() else 0
@@ -75,6 +86,7 @@ class VectorStore:
     def close(self) -> None:
         self._keys.close()
         self._vectors.close()
+        self._lock.close()
 
     @property
     def _row_bytes(self) -> int:

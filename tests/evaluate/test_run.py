@@ -306,6 +306,8 @@ def test_the_store_forgets_what_was_not_finished(tmp_path: Path) -> None:
     store = VectorStore(tmp_path, 3, {"model": "a"})
     assert len(store) == 2
     assert "three" not in store
+    with pytest.raises(OSError, match="another run is writing to"):
+        VectorStore(tmp_path, 3, {"model": "a"})
     store.add(["three"], rows[:1] + 10)
     np.testing.assert_array_equal(store.get(["three", "one"]), [rows[0] + 10, rows[0]])
     store.close()
@@ -313,5 +315,6 @@ def test_the_store_forgets_what_was_not_finished(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.get(["two", "three"]), [rows[1], rows[0] + 10])
     with pytest.raises(ValueError, match="shape"):
         again.add(["four"], rows)
+    again.close()
     with pytest.raises(ValueError, match="model was 'a', is 'b'"):
         VectorStore(tmp_path, 3, {"model": "b"})

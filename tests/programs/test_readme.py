@@ -37,6 +37,7 @@ from e5core.checkpoint.names import tensor_names
 from e5core.cli.convert import CONVERSIONS
 from e5core.formats.sentencepiece import FAIRSEQ_SPECIALS, unigram_model
 from e5core.kernels import BACKENDS
+from e5core.parity.samples import DATA
 
 README = ROOT / "README.md"
 SERVED = ROOT / "docs" / "serving.md"  # tests/serve/test_clients.py runs it against a server
@@ -65,6 +66,7 @@ COMMANDS = {
     "converting.md": 8,
     "evaluation.md": 3,
     "fidelity.md": 3,
+    "maps.md": 4,
     "performance.md": 1,
     "reranking.md": 3,
     "searching.md": 3,
@@ -72,7 +74,11 @@ COMMANDS = {
 }
 # Libraries that snippets and commands use; continuous integration has them all installed.
 OPTIONAL = {"langchain_core", "llama_index", "mteb", "pyarrow", "sklearn"}
-OPTIONAL_COMMANDS = {"e5core convert onnx": "onnx", "e5core evaluate": "mteb"}
+OPTIONAL_COMMANDS = {
+    "e5core convert onnx": "onnx",
+    "e5core evaluate": "mteb",
+    "e5core map": "altair",
+}
 
 # Published parts of tensor names, and fairseq's.
 FAIRSEQ_NAMES = {
@@ -116,6 +122,12 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real_folder: Path) ->
     write_pytorch_bin(tmp_path / "old-model")
     write_fairseq(tmp_path / "xlmr.base")
     reranker = write_tiny_reranker(tmp_path / "reranker", "xlm-roberta")
+    shutil.copy(DATA / "sentences.tsv", tmp_path / "parallel.tsv")
+    columns = (tmp_path / "parallel.tsv").read_text("utf-8").split("\n", 1)
+    (tmp_path / "parallel.tsv").write_text(f"language\tmeaning\ttext\n{columns[1]}", "utf-8")
+    (tmp_path / "news.csv").write_text(
+        "text,section\nIt rains.,weather\nGoal!,sport\nSun.,weather\n"
+    )
     write_data(tmp_path / "data")
     write_beir(tmp_path / "my-search")
     (tmp_path / "translations.tsv").write_text("Good morning.\tGuten Morgen.\nYes.\tJa.\n")
@@ -260,6 +272,11 @@ def check_results(page: str, stage: Path, names: dict[str, object], printed: str
         assert "Nothing loses more than 0.01." in printed or "is lost in" in printed
         assert (stage / "evaluation" / "results").is_dir()
         assert "the best 100 reranked" in printed
+    if page == "maps.md":
+        assert "12 languages by 16 sentences" in printed
+        assert "8 sentences in 12 languages" in printed
+        assert (stage / "meanings.png").read_bytes().startswith(b"\x89PNG")
+        assert "weather" in (stage / "news.html").read_text("utf-8")
     if page == "reranking.md":
         assert names["result"].truncated.tolist() == [True]  # type: ignore[attr-defined]
         assert len(names["best"].indices) == 2  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Maps: languages, meanings or any corpus as points on a plane, in one picture."""
