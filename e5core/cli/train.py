@@ -67,6 +67,8 @@ def add_settings(parser: Parser) -> None:
         choices=("frozen", "rows", "dense"),
         help="what of it is trained: nothing, rows that occur, all (default: frozen on a CPU)",
     )
+    add("guide", str, "a model; what it ranks above a positive is no negative")
+    add("guide_margin", float, "how far below the positive that begins")
     add("teacher_weight", float, "weight of the distillation from pos_scores and neg_scores")
     add("contrastive_weight", float, "weight of the contrastive loss")
     add("teacher_temperature", float, "what the teacher's logits are divided by")

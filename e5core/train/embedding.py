@@ -12,7 +12,7 @@ from e5core.prompts import prefix_for
 from e5core.texts.cutting import cut
 from e5core.train.cached import cached_rows
 from e5core.train.data import Batch, Data, Numbers
-from e5core.train.losses import distillation, info_nce, mean_entropy
+from e5core.train.losses import above_positive, distillation, info_nce, mean_entropy
 from e5core.train.optimizer import TokenRows
 from e5core.train.ranks import ALONE, Ranks
 from e5core.train.settings import Settings
@@ -31,6 +31,7 @@ class EmbeddingTask:
         self.module: torch.nn.Module = model.encoder
         self.rows: TokenRows | None = None
         self._settings = settings
+        self._guide = None if settings.guide is None else self._load_guide(settings.guide)
         self._prefixes = {role: prefix_for(model.prompts, role) for role in ("query", "passage")}
         self.passage_role = "query" if settings.symmetric else "passage"
         for size in settings.matryoshka:
@@ -72,21 +73,25 @@ class EmbeddingTask:
         settings = self._settings
         vectors = self.encode(batch, data, seed, ranks)
         terms: dict[str, Tensor] = {}
+        guided = self._guided(batch, data, ranks)
         sizes = (vectors.shape[1], *settings.matryoshka)
         for size in sizes:
-            for name, value in self._terms(vectors[:, :size], batch, ranks).items():
+            for name, value in self._terms(vectors[:, :size], batch, ranks, guided).items():
                 terms[name] = terms.get(name, 0) + value / len(sizes)
         return terms
 
-    def _terms(self, vectors: Tensor, batch: Batch, ranks: Ranks) -> dict[str, Tensor]:
+    def _terms(
+        self, vectors: Tensor, batch: Batch, ranks: Ranks, guided: Tensor | None
+    ) -> dict[str, Tensor]:
         settings, total = self._settings, len(batch.queries)
         own = ranks.share(total)
         terms = {}
         if settings.contrastive_weight:
-            losses = _contrast(vectors, batch.queries, batch.groups, batch.known, own, settings)
+            there = batch.queries, batch.groups, batch.known
+            losses = _contrast(vectors, *there, own, settings, guided)
             if settings.symmetric:
                 back = batch.groups[:, 0], batch.queries[:, None], batch.known_back
-                losses = (losses + _contrast(vectors, *back, own, settings)) / 2
+                losses = (losses + _contrast(vectors, *back, own, settings, guided)) / 2
             terms["contrastive"] = losses.sum() / total
         if settings.teacher_weight:
             losses = distillation(
@@ -99,6 +104,27 @@ class EmbeddingTask:
             )
             terms["teacher"] = losses.sum() / total
         return terms
+
+    def _guided(self, batch: Batch, data: Data, ranks: Ranks) -> Tensor | None:
+        """The guide's vectors of a batch's texts, [texts, hidden_size]; None without a guide."""
+        if self._guide is None:
+            return None
+        with torch.no_grad():
+            sequences, share = data.sequences(batch), (ranks.rank, ranks.size)
+            vectors, order = cached_rows(self._guide.pipeline, sequences, share=share)
+            return ranks.gather(vectors, order, len(sequences))
+
+    def _load_guide(self, name: str) -> E5:
+        guide = E5.from_pretrained(name, device=self.encoder.device)
+        if guide.prompts not in (None, self.model.prompts) or (
+            guide.config.vocab_size < self.tokenizer.vocab_size
+        ):
+            raise ValueError(
+                f"the guide {name} has the prompts {guide.prompts} and "
+                f"{guide.config.vocab_size} token rows, the model {self.model.prompts} and "
+                f"{self.tokenizer.vocab_size} ids; both must read a text alike"
+            )
+        return guide
 
     def entropies(self, batch: Batch, data: Data) -> tuple[float, float]:
         """The mean entropies of the teacher's and of the student's distributions over groups."""
@@ -153,23 +179,25 @@ def _contrast(
     known: Numbers,
     own: slice,
     settings: Settings,
+    guided: Tensor | None,
 ) -> Tensor:
     """The contrastive loss of some of a batch's queries against all passages of the batch.
 
     queries, groups, known  of Batch, as places in `vectors`
     own                     the queries whose loss is wanted
+    guided                  as `vectors`, by the guide
     """
     passages = np.unique(groups[groups >= 0])
     known = known[(known[:, 0] >= own.start) & (known[:, 0] < own.stop)]
     known = known[np.isin(known[:, 1], passages)]
-    ignored = np.stack([known[:, 0] - own.start, np.searchsorted(passages, known[:, 1])], axis=1)
-    return info_nce(
-        vectors[_on(vectors, queries[own])],
-        vectors[_on(vectors, passages)],
-        _on(vectors, np.searchsorted(passages, groups[own, 0])),
-        settings.temperature,
-        _on(vectors, ignored),
-    )
+    pairs = np.stack([known[:, 0] - own.start, np.searchsorted(passages, known[:, 1])], axis=1)
+    rows, columns = _on(vectors, queries[own]), _on(vectors, passages)
+    positives = _on(vectors, np.searchsorted(passages, groups[own, 0]))
+    ignored = _on(vectors, pairs)
+    if guided is not None:
+        more = above_positive(guided[rows], guided[columns], positives, settings.guide_margin)
+        ignored = torch.cat([ignored, more])
+    return info_nce(vectors[rows], vectors[columns], positives, settings.temperature, ignored)
 
 
 def _on(vectors: Tensor, array: np.ndarray) -> Tensor:

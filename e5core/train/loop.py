@@ -129,6 +129,7 @@ def fit(run: Run, log: Log) -> None:
     }
     if progress.step == 0:
         progress.before = evaluate(run, log)
+        compare_entropies(run, log)
     for step, epoch, numbers in run.plan.batches(progress.step, run.steps):
         batch = run.data.batch(numbers, epoch, settings.seed, settings.negatives)
         rate = settings.rate_at(step, run.steps, run.rate)
@@ -168,6 +169,17 @@ def evaluate(run: Run, log: Log) -> dict[str, float]:
     figures = run.task.evaluate(run.held)
     log.ranked(run.progress.step, figures)
     return figures
+
+
+def compare_entropies(run: Run, log: Log) -> None:
+    """Say how sure the teacher and the student are, where there is a teacher."""
+    settings = run.settings
+    if settings.teacher_weight and run.ranks.first:
+        _, epoch, numbers = next(run.plan.batches(0, 1))
+        batch = run.data.batch(numbers, epoch, settings.seed, settings.negatives)
+        run.task.module.eval()
+        teacher, student = run.task.entropies(batch, run.data)
+        log.say(f"mean entropy over groups: teacher {teacher:.3f}, student {student:.3f} nats")
 
 
 def check_finite(run: Run, step: int, loss: float, norm: float) -> None:

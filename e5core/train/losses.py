@@ -128,7 +128,7 @@ def above_positive(
     Source: GISTEmbed, arXiv:2402.16829.
     """
     queries, passages = _unit(queries.detach()), _unit(passages.detach())
-    found = []
+    found = [positives.new_empty(0, 2)]
     for first, some in _blocks(queries, len(passages)):
         with _wide(some):
             cosines = some @ passages.T

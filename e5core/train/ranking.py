@@ -13,7 +13,7 @@ from e5core.texts.pairs import fit_pair
 from e5core.train.cached import cached_rows
 from e5core.train.data import Batch, Data
 from e5core.train.embedding import rank_figures
-from e5core.train.losses import group_cross_entropy, group_divergence
+from e5core.train.losses import group_cross_entropy, group_divergence, mean_entropy
 from e5core.train.optimizer import TokenRows
 from e5core.train.ranks import ALONE, Ranks
 from e5core.train.settings import Settings
@@ -35,7 +35,7 @@ class RankingTask:
         self.rows: TokenRows | None = None
         self._settings = settings
         self._like = like
-        for name in ("symmetric", "matryoshka"):
+        for name in ("symmetric", "matryoshka", "guide"):
             if getattr(settings, name):
                 raise ValueError(f"{name} is of vectors, and a reranker gives none; leave it out")
 
@@ -96,8 +96,14 @@ class RankingTask:
             logits = logits[:, 0]
         return ranks.gather(logits, order, len(sequences))
 
-    def entropies(self, batch: Batch, data: Data) -> None:
-        """Of no use here: logits have no temperature."""
+    def entropies(self, batch: Batch, data: Data) -> tuple[float, float]:
+        """The mean entropies of the teacher's and of the student's distributions over groups."""
+        sequences, groups = self.pairs(batch, data)
+        with torch.no_grad():
+            student = self.pipeline.run(sequences)[groups.clamp(min=0)]
+        teacher = torch.from_numpy(batch.teacher).to(student.device)
+        teacher = teacher / self._settings.teacher_temperature
+        return mean_entropy(teacher, groups), mean_entropy(student, groups)
 
     def evaluate(self, data: Data) -> dict[str, float]:
         """How held-out queries rank their own positives and negatives.

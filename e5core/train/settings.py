@@ -27,6 +27,9 @@ class Settings:
     mixed         fill batches from all files; otherwise a batch is from one file
     token_table   "frozen", "rows" (only rows that occur are updated) or "dense"; None is "frozen"
                   on a CPU and "dense" on a GPU
+    guide         a model, a folder or a hub id with the same tokenizer and prompts; what it ranks
+                  above a query's positive is not taken for a negative of it
+    guide_margin  a passage counts so if its cosine by the guide is above the positive's less this
     matryoshka    sizes of vectors that the loss is averaged over, beside the whole one
     teacher_weight, contrastive_weight  of the two terms of the loss
     teacher_temperature  what the teacher's logits are divided by
@@ -52,6 +55,8 @@ class Settings:
     symmetric: bool = False
     mixed: bool = False
     token_table: TokenTable | None = None
+    guide: str | None = None
+    guide_margin: float = 0.0
     matryoshka: tuple[int, ...] = ()
     teacher_weight: float = 0.0
     contrastive_weight: float = 1.0

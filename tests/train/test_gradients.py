@@ -1,8 +1,11 @@
 """Cached gradients are those of the whole graph: section after section of what can go wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from support.models import write_tiny_model
 from support.training import (
     gradients,
     largest_difference,
@@ -12,6 +15,7 @@ from support.training import (
 )
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
+from e5core import E5
 from e5core.train.cached import cached_rows
 
 # Float64 with sums of a few thousand terms in another order.
@@ -144,6 +148,26 @@ def test_autocast_is_finite_and_near_float32(folder, pairs, precision):
     for name in ("layers.0.intermediate.weight", "layers.2.output.weight"):
         cosine = torch.cosine_similarity(found[name].flatten(), wanted[name].flatten(), dim=0)
         assert cosine > 0.98, name
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_what_a_guide_ranks_above_the_positive_is_no_negative(folder, pairs, tmp_path, margin):
+    guide = write_tiny_model(tmp_path / "guide", "bert", seed=4)
+    task = tiny_task(folder, temperature=0.05, guide=str(guide), guide_margin=margin)
+    data = read_rows(task, pairs)
+    batch = data.batch(range(9), 0, 0, 2)
+    found = task.terms(batch, data, (0, 0))["contrastive"].item()
+    theirs = E5.from_pretrained(guide).pipeline
+    vectors = torch.nn.functional.normalize(theirs.run(data.sequences(batch)).double())
+    cosines = vectors[batch.queries] @ vectors.T
+    least = cosines.gather(1, torch.from_numpy(batch.groups[:, :1])) - margin
+    places = (cosines > least).nonzero().tolist()
+    near = [[row, place] for row, place in places if place != batch.groups[row, 0]]
+    assert near
+    known = np.array([*batch.known.tolist(), *near])
+    expected = plain_loss(task, data, replace(batch, known=known)).item()
+    assert abs(found - expected) < EXACT * expected
+    assert abs(found - plain_loss(task, data, batch).item()) > 1e-3 * expected
 
 
 def test_texts_that_occur_twice_are_encoded_once(folder, tmp_path):

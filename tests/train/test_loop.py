@@ -346,6 +346,18 @@ def test_a_reranker_leaves_out_rows_without_negatives(folder, tmp_path, capsys):
         train(folder, write_rows(tmp_path / "rows.jsonl", rows[5:]), tmp_path / "no", **options)
 
 
+@pytest.mark.parametrize("reranker", [False, True])
+def test_a_run_with_a_teacher_tells_how_sure_both_are(folder, pairs, tmp_path, capsys, reranker):
+    for temperature in (1.0, 1000.0):
+        options = {**FEW, "reranker": reranker, "teacher_temperature": temperature, "force": True}
+        train(folder, pairs, tmp_path / "out", steps=1, teacher_weight=1.0, **options)
+        line = next(x for x in capsys.readouterr().err.splitlines() if "mean entropy" in x)
+        teacher, student = (float(part.split()[1]) for part in line.split(": ")[1].split(", "))
+        assert 0 < student < np.log(3) + 1e-3
+        # A teacher that is divided by much is sure of nothing.
+        assert (teacher == pytest.approx(np.log(3), abs=1e-3)) == (temperature == 1000.0)
+
+
 def test_a_dry_run_says_what_would_be_done(folder, pairs, tmp_path, capsys):
     arguments = [
         "train", "--model", str(folder), "--data", str(pairs), "--output", str(tmp_path / "out"),
