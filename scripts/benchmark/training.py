@@ -32,6 +32,7 @@ from e5core.formats.files import write_json
 from e5core.parity.samples import text_of_length
 
 TEMPERATURE, MINI_BATCH = 0.01, 32
+FEW_AND_MANY = (64, 4096)  # pairs whose peak memory is compared
 FORWARDS = 4  # what a step costs in forward passes
 
 # What e5core is to reach beside sentence-transformers, and between batches of 64 and 4,096.
@@ -77,11 +78,13 @@ def run(options: argparse.Namespace) -> int:
     lines = bars(figures)
     if options.memory:
         peaks = {}
-        for count in (64, 4096):
+        for count in FEW_AND_MANY:
             few = make_pairs(tokenizer, [14] * 2 * count)
             _, peaks[count] = measure("e5core", folder, few, 1, options.threads)
             print(f"e5core, {count:5} pairs {'':17} {'':10} {peaks[count]:8.0f}", flush=True)
-        lines.append(verdict("memory of 4096 pairs : of 64", peaks[4096] / peaks[64], FLAT, False))
+        few_pairs, many = FEW_AND_MANY
+        what = f"memory of {many} pairs : of {few_pairs}"
+        lines.append(verdict(what, peaks[many] / peaks[few_pairs], FLAT, False))
     print("\n" + "\n".join(lines))
     if options.json:
         write_json(options.json, figures)
