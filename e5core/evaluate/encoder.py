@@ -11,6 +11,7 @@ from e5core.bulk.journal import model_digests
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.evaluate.store import VectorStore
+from e5core.evaluate.tasks import BITEXT
 from e5core.integrations.mteb import E5Encoder, SymmetricPrefix
 from e5core.model import InputType, Vectors
 from e5core.prompts import prefix_for
@@ -18,8 +19,8 @@ from e5core.prompts import prefix_for
 # Texts that are embedded before their vectors are written: a second or two of work on a CPU, which
 # is what a killed run loses.
 BLOCK = 512
-# The advice of docs/evaluation.md: by the type of the task, or else the first one.
-ADVICE: dict[str, SymmetricPrefix] = {}
+# The advice of docs/evaluation.md by the type of the task; "query" for all others.
+ADVICE: dict[str, SymmetricPrefix] = {BITEXT: "none"}
 
 
 class StoringEncoder(E5Encoder):

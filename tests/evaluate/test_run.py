@@ -16,10 +16,14 @@ pytest.importorskip("mteb", reason="mteb is not installed")
 import mteb
 
 from e5core import E5
+from e5core.checkpoint.options import LoadOptions
 from e5core.cli import main
 from e5core.evaluate.compare import average, compare
+from e5core.evaluate.encoder import StoringEncoder
 from e5core.evaluate.own import pairs_task, retrieval_task, similar_task
 from e5core.evaluate.readers import LAYOUTS
+from e5core.evaluate.results import Results
+from e5core.evaluate.run import run_tasks
 from e5core.evaluate.store import VectorStore
 from e5core.evaluate.tasks import open_tasks
 from e5core.integrations.mteb import E5Encoder
@@ -125,6 +129,21 @@ def test_languages_add_up(data: Path, model: Path, tmp_path: Path) -> None:
     assert evaluate(*arguments, parts, "--languages", "deu,fra") == 0
     assert evaluate(*arguments, whole) == 0
     assert result_files(parts) == result_files(whole)
+
+
+def test_what_is_advised_and_a_bar(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Translations get no prefix if nothing is said; the bar counts all texts of all tasks."""
+    tasks = open_tasks(["Tatoeba", "STSBenchmarkMultilingualSTS"], data, ["deu"], ["test"])
+    encoder = StoringEncoder(model, LoadOptions(), tmp_path)
+    assert [encoder.prefix_of(task) for task in tasks] == ["none", "query"]
+    results = run_tasks(encoder, tasks, Results(tmp_path), show_progress=True)
+    encoder.close()
+    assert [result.task_name for result in results] == [task.metadata.name for task in tasks]
+    bar = capsys.readouterr().err
+    assert "40/40" in bar  # 8 pairs and 12 pairs
+    assert "Matching" not in bar  # mteb's own bars
 
 
 def test_another_model_does_not_mix_in(
