@@ -82,6 +82,7 @@ class Loader:
     def __post_init__(self) -> None:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.started = time.perf_counter()
+        self.seconds = 0.0  # that the whole load took
 
     @property
     def now(self) -> float:
@@ -149,6 +150,7 @@ class Loader:
         return headers.get("connection") != "close"
 
     def close(self) -> None:
+        self.seconds = self.now
         for _, writer in self._idle:
             writer.close()
         self._idle.clear()
