@@ -177,8 +177,8 @@ class EncoderConfig:
 
 def _count_labels(published: Mapping[str, Any]) -> int:
     """The outputs of the head that a config.json describes, as transformers counts them."""
-    names = published.get("architectures") or ()
-    if not any(str(name).endswith("ForSequenceClassification") for name in names):
+    names = published.get("architectures") or ()  # a list, or a single one
+    if "ForSequenceClassification" not in str(names):
         return 0
     labels = published.get("id2label")
     count = len(labels) if isinstance(labels, dict) else published.get("num_labels", 2)

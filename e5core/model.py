@@ -83,11 +83,11 @@ class E5:
         self.pipeline = Pipeline(encoder, pooling)
         self.prompts = None if prompts is None else check_prompts(prompts)
         self.max_length = self.config.max_length if max_length is None else max_length
-        if not 3 <= self.max_length <= self.config.max_length:
+        if self.max_length not in range(3, self.config.max_length + 1):
             raise ValueError(
-                f"max_length is {max_length}, this model takes 3 to {self.config.max_length}"
+                f"max_length is {max_length!r}, this model takes 3 to {self.config.max_length}"
             )
-        self.truncate_dim = truncate_dim
+        self.max_length, self.truncate_dim = int(self.max_length), truncate_dim
         kept(truncate_dim, self.pipeline.size)  # raises for what is none
         tokenizer.check_rows(self.config.vocab_size)
 
@@ -115,6 +115,7 @@ class E5:
             )
         prompts = folder.prompts if options.prompts is None else check_prompts(options.prompts)
         limit = folder.max_length if options.max_length is None else options.max_length
+        size = folder.truncate_dim if options.truncate_dim is None else options.truncate_dim
         encoder = folder.load_encoder(options.dtype, options.device, options.kernels)
         return cls(
             encoder,
@@ -122,7 +123,7 @@ class E5:
             pooling=folder.load_pooling(encoder.device),
             prompts=prompts,
             max_length=limit,
-            truncate_dim=options.truncate_dim or folder.truncate_dim,
+            truncate_dim=size,
         )
 
     @property

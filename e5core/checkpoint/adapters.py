@@ -93,6 +93,11 @@ def lies_elsewhere(adapter: Adapter, whole_weights: bool) -> bool:
     """
     base = Path(adapter.base).expanduser()
     named = bool(adapter.base) and base.resolve() != adapter.folder.resolve()
+    if named and (base / ADAPTER_FILE).is_file():
+        raise ValueError(
+            f"{adapter.folder} holds an adapter for {base}, which holds an adapter itself; merge "
+            "that one first, with peft's merge_and_unload(), and save the whole model"
+        )
     if not whole_weights:
         if not named:
             raise ValueError(
@@ -160,6 +165,10 @@ def _merged(
             f"{file} has {list(up.shape)} · {list(down.shape)} for {module}, whose weight is "
             f"{list(base.shape)}; adapter and model must come from one training"
         )
+    if base.update is not None:
+        raise CheckpointError(
+            f"{file} changes {module}, which another adapter has changed; {_WAY_OUT}"
+        )
     if base.dtype == INT8:
         raise CheckpointError(
             f"{base.file} is in int8, and an adapter is added to what int8 was made from; convert "
@@ -184,9 +193,15 @@ def _module(name: str) -> str:
 
 def _pattern(config: Mapping[str, Any], patterns: str, module: str, default: str) -> float:
     """A number of a module: the first pattern that ends its name counts, as in peft."""
-    given = (config.get(patterns) or {}).items()
-    fitting = (value for key, value in given if re.match(rf"(?:.*\.)?(?:{key})$", module))
-    value = next(fitting, config.get(default))
+    try:
+        given = (config.get(patterns) or {}).items()
+        fitting = (value for key, value in given if re.match(rf"(?:.*\.)?(?:{key})$", module))
+        value = next(fitting, config.get(default))
+    except (AttributeError, re.error) as error:
+        raise ValueError(
+            f"{ADAPTER_FILE}: {patterns} is {config[patterns]!r:.60}, expected numbers by patterns "
+            f"of names ({error})"
+        ) from error
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
         raise ValueError(f"{ADAPTER_FILE}: {default} of {module} is {value!r}, expected a number")
     return value

@@ -126,7 +126,10 @@ class ModelFolder:
         inner = contents.transformer
         adapter, published = find_adapter(inner), inner.objects.get(CONFIG_FILE)
         if adapter is not None and lies_elsewhere(adapter, published is not None):
-            base = cls.open(adapter.base, replace(options, revision=adapter.revision), weights)
+            try:
+                base = cls.open(adapter.base, replace(options, revision=adapter.revision), weights)
+            except OSError as error:
+                raise type(error)(f"the base model of the adapter in {path}: {error}") from error
             folder = cls._from_contents(contents, name, base.config)
             return _with_adapter(_of_adapter(folder, contents, base), adapter)
         if published is None:
@@ -284,7 +287,7 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).tolist()  # the meta device holds none
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+    except (RuntimeError, AssertionError, TypeError) as error:  # the second without CUDA
         reason = re.split(r"\.\s|\n", str(error))[0]  # torch goes on for pages
         raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
     return torch.device(device)

@@ -16,11 +16,13 @@ def read_limit(contents: Contents) -> int | None:
 
     As in sentence-transformers, the settings of its Transformer step count first and the
     tokenizer's model_max_length second; where neither is there, a tokenizer.json that cuts texts
-    by itself. Raises ValueError for what is no number of tokens.
+    by itself. Raises ValueError for what is no number of tokens, and for a folder whose texts
+    lose their beginning.
     """
     folder, name = contents.folder, contents.transformer_file
     settings = contents.objects.get(name, {})
     tokenizer = contents.objects.get(TOKENIZER_CONFIG_FILE, {})
+    _check_side(tokenizer, folder)
     said: list[tuple[str, Mapping[str, Any], str]] = [
         *(
             (name, inner, "model_max_length")
@@ -39,13 +41,26 @@ def read_limit(contents: Contents) -> int | None:
     return None
 
 
-def _truncation(path: Path) -> Any:
-    """Where a tokenizer.json cuts texts by itself, which it says near its beginning."""
+def _check_side(tokenizer: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError if a text that is too long is to lose its beginning."""
+    side, path = tokenizer.get("truncation_side"), folder / TOKENIZER_CONFIG_FILE
+    if side is None:
+        side, path = _truncation(folder / "tokenizer.json", "direction"), folder / "tokenizer.json"
+    if side is not None and str(side).lower() != "right":
+        raise ValueError(
+            f"{path} cuts long texts at the side {side!r}, and e5core cuts off their ends alone; "
+            "say 'right' there and cut texts yourself, or let truncate=\"none\" refuse long ones"
+        )
+
+
+def _truncation(path: Path, key: str = "max_length") -> str | None:
+    """How a tokenizer.json cuts texts by itself, which it says near its beginning."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
         start = file.read(4096)
-    found = re.search(rb'"truncation"\s*:\s*\{[^{}]*"max_length"\s*:\s*([^\s,}]+)', start)
+    pattern = rb'"truncation"\s*:\s*\{[^{}]*"%s"\s*:\s*([^\s,}]+)' % key.encode()
+    found = re.search(pattern, start)
     return found[1].decode("utf-8", "replace").strip('"') if found else None
 
 

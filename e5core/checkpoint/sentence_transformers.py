@@ -82,6 +82,7 @@ def read_steps(contents: Contents, hidden_size: int) -> Steps:
                 f"{contents.folder / MODULES_FILE} has the step {kind!r}, expected Transformer, "
                 "Pooling, Dense or Normalize"
             )
+    _check_order(contents)
     _check_widths(dense, hidden_size)
     return Steps(
         _pooling(pooling),
@@ -90,6 +91,20 @@ def read_steps(contents: Contents, hidden_size: int) -> Steps:
         _truncate_dim(contents),
         _activation(contents),
     )
+
+
+def _check_order(contents: Contents) -> None:
+    """Raise ValueError unless the encoder comes first, the pooling next, and both once."""
+    kinds = [kind_of(entry) for entry in contents.modules or ()]
+    trunk = [kind for kind in kinds if kind != "Dropout"][:2]
+    if kinds and (
+        trunk not in (["Transformer"], ["Transformer", "Pooling"])
+        or kinds.count("Transformer") + kinds.count("Pooling") != len(trunk)
+    ):
+        raise ValueError(
+            f"{contents.folder / MODULES_FILE} has the steps {', '.join(kinds)}, expected "
+            "Transformer, Pooling, and Dense or Normalize behind them"
+        )
 
 
 def _pooling(step: Contents) -> str:

@@ -1,10 +1,12 @@
 """The tokenizer of a folder: SentencePiece, and what a tokenizer.json puts around it."""
 
+import base64
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -16,6 +18,7 @@ from e5core.formats.fast_tokenizer import (
     AddedToken,
     TextStep,
     TextSteps,
+    charsmap_text,
     read_text_steps,
     vocabulary_text,
 )
@@ -175,17 +178,36 @@ def added_tokens(contents: Contents) -> list[AddedToken]:
     """The tokens beyond XLM-R's that tokenizer_config.json and added_tokens.json name."""
     found: dict[str, AddedToken] = {}
     decoder = contents.objects.get(TOKENIZER_CONFIG_FILE, {}).get("added_tokens_decoder") or {}
-    for number, entry in decoder.items():
-        entry = entry if isinstance(entry, dict) else {"content": str(entry), "normalized": True}
-        flags = {k: bool(entry.get(k)) for k in ("single_word", "lstrip", "rstrip", "normalized")}
-        found[entry["content"]] = AddedToken(int(number), entry["content"], **flags)
-    for content, number in contents.objects.get(ADDED_TOKENS_FILE, {}).items():
-        found.setdefault(content, AddedToken(int(number), content))
+    names = ("single_word", "lstrip", "rstrip", "normalized")
+    try:
+        for number, entry in decoder.items():
+            entry = entry if isinstance(entry, dict) else {"content": entry, "normalized": True}
+            flags = {name: bool(entry.get(name)) for name in names}
+            found[entry["content"]] = _added_token(number, entry["content"], **flags)
+        for content, number in contents.objects.get(ADDED_TOKENS_FILE, {}).items():
+            found.setdefault(content, _added_token(number, content))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{contents.folder}: {TOKENIZER_CONFIG_FILE} or {ADDED_TOKENS_FILE} lists the added "
+            f"tokens otherwise than by text and id ({type(error).__name__}: {error}); save the "
+            "tokenizer again"
+        ) from error
     return [t for t in found.values() if t.content not in SPECIALS and t.content != MASK]
 
 
+def _added_token(number: Any, content: Any, **flags: bool) -> AddedToken:
+    if not isinstance(content, str) or int(number) < 0:
+        raise ValueError(f"{content!r:.40} with the id {number!r:.40}")
+    return AddedToken(int(number), content, **flags)
+
+
 def check_same_pieces(tokenizer: SentencePieceTokenizer, file: Path, fast: Path) -> None:
-    """ValueError naming both files unless they hold the same pieces under the same ids."""
+    """ValueError naming both files unless they hold the same pieces and normalise alike."""
+    if base64.b64encode(read_charsmap(read_model(file))).decode() != charsmap_text(fast):
+        raise ValueError(
+            f"{file} and {fast} are not the same tokenizer: they normalise texts by other tables; "
+            f"one of them is left from another model, often {file.name}: remove it"
+        )
     processor = tokenizer._processor
     own = map(processor.IdToPiece, range(3, processor.GetPieceSize()))
     pieces = chain(FAIRSEQ_SPECIALS, own, [MASK])

@@ -88,6 +88,8 @@ def read_text_steps(path: Path) -> TextSteps:
         raise ValueError(f"{path} holds a {model.get('type')!r} tokenizer, expected 'Unigram'")
     if model.get("byte_fallback"):
         raise _refusal(path, "byte_fallback", True)
+    if model.get("unk_id", SPECIALS["<unk>"]) != SPECIALS["<unk>"]:
+        raise _refusal(path, "unk_id", model["unk_id"])
     _check_pre_tokenizer(path, head.get("pre_tokenizer"))
     _check_post_processor(path, head.get("post_processor"))
     before, after = _normalizers(path, head.get("normalizer"))
@@ -162,6 +164,13 @@ def vocabulary_text(path: Path) -> Iterator[str]:
             yield json.loads(b'"%s"' % piece) if b"\\" in piece else piece.decode()
 
 
+def charsmap_text(path: Path) -> str:
+    """The table that a tokenizer.json normalises by, in base64; "" if it has none."""
+    steps = _flat(read_head(path).get("normalizer"), "normalizers")
+    own = (step for step in steps if step.get("type") == "Precompiled")
+    return str(next(own, {}).get("precompiled_charsmap") or "")
+
+
 def _normalizers(path: Path, normalizer: Any) -> tuple[tuple[TextStep, ...], tuple[TextStep, ...]]:
     """The steps before and after the table that SentencePiece normalises by."""
     before: list[TextStep] = []
@@ -223,24 +232,27 @@ def _check_post_processor(path: Path, processor: Any) -> None:
     raise _refusal(path, "post_processor", kind)
 
 
-def _added_tokens(path: Path, entries: list[dict[str, Any]]) -> Iterator[AddedToken]:
+def _added_tokens(path: Path, entries: list[Any]) -> Iterator[AddedToken]:
     """The added tokens that are none of XLM-R's five specials."""
     for entry in entries:
-        content, number = entry.get("content"), entry.get("id")
+        said = entry if isinstance(entry, dict) else {}
+        content, number = said.get("content"), said.get("id")
         if not isinstance(content, str) or not content or type(number) is not int or number < 0:
             raise ValueError(f"{path}: the added token {entry} has no text or no id")
         if SPECIALS.get(content, number) != number:
             raise _refusal(path, f"the id {number} of", content)
         if content not in SPECIALS and content != MASK:
             flags = ("single_word", "lstrip", "rstrip", "normalized")
-            said = {flag: bool(entry[flag]) for flag in flags if flag in entry}
-            yield AddedToken(number, content, **said)
+            known = {flag: bool(entry[flag]) for flag in flags if flag in entry}
+            yield AddedToken(number, content, **known)
 
 
 def _flat(step: Any, inner: str) -> list[dict[str, Any]]:
-    """A step, or those of a sequence of steps."""
-    if not isinstance(step, dict):
+    """A step, or those of a sequence of steps; what is no step has a type that nothing fits."""
+    if step is None:
         return []
+    if not isinstance(step, dict):
+        return [{"type": repr(step)}]
     if step.get("type") == "Sequence":
         return [each for part in step.get(inner) or [] for each in _flat(part, inner)]
     return [step]

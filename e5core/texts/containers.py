@@ -1,7 +1,7 @@
 """Texts as callers hand them over: which containers hold several, and which texts are blank."""
 
 import unicodedata
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, MappingView, Set
 from typing import Any
 
 # Characters that print nothing though Unicode calls them letters, marks or symbols: the fillers of
@@ -43,15 +43,16 @@ def several(texts: Any, name: str = "texts") -> Iterable[str]:
             f"{name} is a {kind} with {_list(columns)}, and its texts are in one of them; pass "
             f"{name}[{next(iter(columns), 'name')!r}], or the column that holds the texts"
         )
-    if isinstance(texts, Set) and not isinstance(texts, KeysView):
+    if isinstance(texts, Set) and not isinstance(texts, MappingView):
         raise TypeError(
             f"{name} is a {kind}, whose order is chance: nobody could tell whose vector is whose; "
             f"pass a list, such as sorted({name})"
         )
     dimensions = getattr(texts, "ndim", 1)
     if isinstance(dimensions, int) and dimensions != 1:
+        shape = list(getattr(texts, "shape", ()))  # groups of a DataFrame have none
         raise TypeError(
-            f"{name} is a {kind} of the shape {list(texts.shape)}, expected one dimension; pass "
+            f"{name} is a {kind} of the shape {shape}, expected one dimension; pass "
             + (f"one column, such as {name}[:, 0]" if dimensions else f"{name}.tolist()")
         )
     if isinstance(texts, (bytes, bytearray, memoryview)) or not isinstance(texts, Iterable):

@@ -2,11 +2,12 @@
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from e5core.texts.containers import several
 from e5core.vectors.arrays import as_array
 from e5core.vectors.compress import Form, quantize_vectors
 from e5core.vectors.search import Collection, SearchResult, check_top_k, rescored
@@ -46,14 +47,15 @@ class Index:
                   these are scored by `vectors`, which may then be larger than the memory
         center    of the bits, if `vectors` are the bits of quantize_vectors
 
-        Raises ValueError if the numbers of vectors, ids and texts differ.
+        Raises ValueError if the numbers of vectors, ids and texts differ, TypeError for ids or
+        texts that stand in no order.
         """
         self.vectors = as_array(vectors)
-        self.ids, self.texts = ids, texts
+        self.ids, self.texts = _in_order(ids, "ids"), _in_order(texts, "texts")
         self.rows: Sequence[Row] | None = None
         self.made_from: dict[str, Any] | None = None
         self._whole = Collection(self.vectors, center)
-        for name, others in (("ids", ids), ("texts", texts)):
+        for name, others in (("ids", self.ids), ("texts", self.texts)):
             if others is not None and len(others) != len(self.vectors):
                 raise ValueError(f"there are {len(self.vectors)} vectors and {len(others)} {name}")
         if quantize is not None and center is not None:
@@ -153,6 +155,17 @@ class Index:
         numbers: dict[Hashable, int] = {}
         found = (numbers.setdefault(name, len(numbers)) for name in self.ids)
         return np.fromiter(found, dtype=np.int64, count=len(self))
+
+
+def _in_order(values: Any, name: str) -> Sequence[Any] | None:
+    """What there is one of for each vector, by place: a Series is asked by its labels otherwise."""
+    if values is None:
+        return None
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{name} is a {type(values).__name__}, expected one for each vector")
+    values = several(values, name)
+    keep = isinstance(values, (Sequence, np.ndarray))
+    return cast(Sequence[Any], values) if keep else list(values)
 
 
 class _Ids(Sequence[Any]):

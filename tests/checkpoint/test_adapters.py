@@ -164,6 +164,32 @@ def test_layouts_that_nothing_tells_apart_are_refused(base: Path, tmp_path: Path
         E5.from_pretrained(pickled)
 
 
+def test_adapters_of_adapters_are_refused(base: Path, tmp_path: Path) -> None:
+    """One of the two would be lost, and a circle of them would never end."""
+    first = write_adapter(tmp_path / "first", base)
+    second = write_adapter(tmp_path / "second", first)
+    with pytest.raises(ValueError, match=r"first, which holds an adapter itself; merge that one"):
+        E5.from_pretrained(second)
+    write_adapter(first, second)
+    with pytest.raises(ValueError, match="which holds an adapter itself"):
+        E5.from_pretrained(second)
+
+
+@pytest.mark.parametrize("patterns", [[1], {"(": 3}, {"query": "3"}])
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern"])
+def test_patterns_that_are_none(tmp_path: Path, name: str, patterns: Any) -> None:
+    base = write_tiny_model(tmp_path / "base", "bert")
+    adapter = write_adapter(tmp_path / "adapter", base, **{name: patterns})
+    with pytest.raises(ValueError, match=r"adapter_config\.json: .*expected (a )?number"):
+        E5.from_pretrained(adapter)
+
+
+def test_a_base_that_is_missing_is_named_with_its_adapter(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", tmp_path / "gone")
+    with pytest.raises(OSError, match=r"the base model of the adapter in .*adapter: .*gone"):
+        E5.from_pretrained(adapter)
+
+
 def test_loading_weights_alone_does_not_forget_an_adapter(base: Path, tmp_path: Path) -> None:
     folder = beside(base, tmp_path)
     encoder = Encoder(ModelFolder.read(base).config)

@@ -1,6 +1,7 @@
 """A model's folder: what it says of itself, and that its files are opened once."""
 
 import builtins
+import copy
 import io
 import pickle
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from support.adapters import write_adapter
 from support.conversions import run_convert
-from support.models import TINY
+from support.models import IN_FLOAT32, TINY, write_tiny_reranker
 
-from e5core import E5
+from e5core import E5, Reranker
 from e5core.checkpoint import headers, hub
 from e5core.checkpoint.folder import ModelFolder
 from e5core.formats.files import write_json
@@ -161,3 +164,43 @@ def test_everything_is_opened_once(
     json_files = {str(path): 1 for path in folder.rglob("*.json")}
     assert len(json_files) == 4
     assert {path: n for path, n in opened.items() if path in json_files} == json_files
+
+
+@pytest.mark.parametrize("kernels", IN_FLOAT32)
+def test_models_travel_whatever_their_kernels(make_tiny: Any, tmp_path: Path, kernels: str) -> None:
+    """And give the same bits, whether they are loaded anew or take their weights along."""
+    options = {"kernels": kernels, "device": "cpu"}
+    adapter = write_adapter(tmp_path / "adapter", make_tiny())
+    model = E5.from_pretrained(adapter, **options)
+    reranker = Reranker.from_pretrained(write_tiny_reranker(tmp_path / "rr", "bert"), **options)
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert copied.encoder.kernels.name == kernels
+        np.testing.assert_array_equal(
+            copied.encode_query(["a text"]), model.encode_query(["a text"])
+        )
+    for copied in (pickle.loads(pickle.dumps(reranker)), copy.deepcopy(reranker)):
+        np.testing.assert_array_equal(
+            copied.score("q", ["a", "b"]), reranker.score("q", ["a", "b"])
+        )
+
+
+@pytest.mark.parametrize("size", [0, -1, 25, True, "8", 8.5])
+def test_a_size_that_is_none(make_tiny: Any, size: Any) -> None:
+    """A 0 is no None."""
+    folder = make_tiny()
+    with pytest.raises(ValueError, match=rf"truncate_dim is {size!r}, .*pass 1 to 24"):
+        E5.from_pretrained(folder, truncate_dim=size)
+    with pytest.raises(ValueError, match=rf"truncate_dim is {size!r}, .*pass 1 to 24"):
+        E5.from_pretrained(folder).encode_query("x", truncate_dim=size)
+
+
+@pytest.mark.parametrize("limit", [0, 2, 65, True, "8", 8.5])
+def test_a_limit_that_is_none(make_tiny: Any, limit: Any) -> None:
+    with pytest.raises(ValueError, match=rf"max_length is {limit!r}, this model takes 3 to 64"):
+        E5.from_pretrained(make_tiny(), max_length=limit)
+
+
+def test_a_limit_may_be_any_whole_number(make_tiny: Any) -> None:
+    for limit in (8.0, np.int64(8)):
+        model = E5.from_pretrained(make_tiny(name=f"m{limit!r}"), max_length=limit)
+        assert model.embed("a " * 30, input_type="query").truncated.all()

@@ -23,6 +23,7 @@ from support.models import write_tiny_model, write_tiny_reranker
 from e5core import E5, Reranker, SentencePieceTokenizer
 from e5core.checkpoint.folder import ModelFolder
 from e5core.formats.files import read_json_object, write_json
+from e5core.formats.tokenizer_json import tokenizer_json
 from e5core.integrations.sentence_transformers import SentenceTransformer
 from e5core.parity.tolerances import UNIT_VECTOR_FLOAT32
 
@@ -174,6 +175,53 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f, "1_Pooling/config.json", pooling_mode=["mean", "max"]),
         r"the pooling \['mean', 'max'\]",
     ),
+    "cut on the left": (
+        lambda f: edit(f, "tokenizer_config.json", truncation_side="left"),
+        r"tokenizer_config\.json cuts long texts at the side 'left'",
+    ),
+    "cut on the left by itself": (
+        lambda f: retokenize(f, lambda t: t.update(truncation={**CUT, "direction": "Left"})),
+        r"tokenizer\.json cuts long texts at the side 'Left'",
+    ),
+    "no table of characters": (
+        lambda f: retokenize(f, lambda t: t.update(normalizer=None)),
+        "lacks a vocabulary or a precompiled charsmap",
+    ),
+    "a step that is none": (
+        lambda f: retokenize(f, lambda t: t.update(normalizer="Lowercase")),
+        "lacks a vocabulary or a precompiled charsmap",
+    ),
+    "a list for a step": (
+        lambda f: retokenize(f, lambda t: t.update(pre_tokenizer=[{"type": "Digits"}])),
+        r"pre_tokenizer .*Digits",
+    ),
+    "another unknown id": (
+        lambda f: retokenize(f, lambda t: t["model"].update(unk_id=0)),
+        "unk_id 0, which e5core does not do",
+    ),
+    "added tokens without ids": (
+        lambda f: retokenize(f, lambda t: t.update(added_tokens=["<new>"])),
+        "the added token <new> has no text or no id",
+    ),
+    "ids that are none": (
+        lambda f: write_json(f / "added_tokens.json", {"<new>": "last"}),
+        "lists the added tokens otherwise than by text and id .*'last'",
+    ),
+    "added tokens in a list": (
+        lambda f: edit(f, "tokenizer_config.json", added_tokens_decoder=["<new>"]),
+        "lists the added tokens otherwise than by text and id",
+    ),
+    "an added token without a text": (
+        lambda f: edit(f, "tokenizer_config.json", added_tokens_decoder={"112": {}}),
+        "lists the added tokens otherwise than by text and id",
+    ),
+    "two encoders": (lambda f: steps(f, 0, 0, 1), "has the steps Transformer, Transformer, Pool"),
+    "a pooling before its encoder": (lambda f: steps(f, 1, 0), "has the steps Pooling, Transf"),
+    "two poolings": (lambda f: steps(f, 0, 1, 1), "has the steps Transformer, Pooling, Pooling"),
+    "a single name for the head": (
+        lambda f: edit(f, "config.json", architectures="XLMRobertaForSequenceClassification"),
+        r"classifier|cross-encoder",
+    ),
     "a pooling that is missing": (
         lambda f: (f / "1_Pooling" / "config.json").unlink(),
         r"has the step 'Pooling', but there is no .*1_Pooling.config\.json; download",
@@ -241,11 +289,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "pickles such as pytorch_model.bin are never loaded",
     ),
 }
+CUT = {"max_length": 10, "stride": 0, "strategy": "LongestFirst"}
 REGEX = {"type": "Replace", "pattern": {"Regex": "[0-9]"}, "content": "0"}
 
 
 def sequence(tokenizer: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "normalizers": [step, tokenizer["normalizer"]]}
+
+
+def steps(folder: Path, *numbers: int) -> None:
+    """Some entries of modules.json, perhaps several times."""
+    modules = json.loads((folder / "modules.json").read_text())
+    write_json(folder / "modules.json", [modules[number] for number in numbers])
 
 
 def pointer(path: Path) -> None:
@@ -450,6 +505,28 @@ def test_added_tokens_of_a_slow_tokenizer(tmp_path: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
     for text in ("the <new> query", "a<new><new> b", "<new>"):
         assert theirs(text).input_ids == ours.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "message"),
+    [
+        (None, "not the same tokenizer: they normalise texts by other tables"),
+        ({"type": "NFKC"}, "not the same tokenizer: they normalise texts by other tables"),
+        ("Lowercase", "asks for normalizer .*Lowercase"),
+        ([{"type": "Lowercase"}], "asks for normalizer .*Lowercase"),
+    ],
+)
+def test_two_tokenizers_that_normalise_otherwise(
+    tmp_path: Path, normalizer: Any, message: str
+) -> None:
+    """A tokenizer.json beside a SentencePiece model of the same pieces."""
+    folder = write_tiny_model(tmp_path / "tiny", "bert")
+    content = tokenizer_json((folder / "sentencepiece.bpe.model").read_bytes())
+    write_json(folder / "tokenizer.json", content)
+    assert E5.from_pretrained(folder).tokenizer.encode("the") == [0, 8, 2]
+    write_json(folder / "tokenizer.json", {**content, "normalizer": normalizer})
+    with pytest.raises(ValueError, match=message):
+        E5.from_pretrained(folder)
 
 
 def test_a_trimmed_vocabulary_keeps_added_tokens(saved: Path, tmp_path: Path) -> None:

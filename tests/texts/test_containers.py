@@ -49,6 +49,16 @@ ORDERED: dict[str, Callable[[], Any]] = {
     "datasets column": lambda: of("datasets", lambda d: d.Dataset.from_dict(ROWS)["body"]),
 }
 
+NO_TEXTS: dict[str, Callable[[], Any]] = {
+    "groups": lambda: of("pandas", lambda pd: pd.DataFrame(ROWS).groupby("title")),
+    "rows": lambda: of("pandas", lambda pd: pd.DataFrame(ROWS).itertuples()),
+    "items": lambda: ROWS.items(),
+    "pairs": lambda: list(zip(TEXTS, TEXTS, strict=True)),
+    "several indexes": lambda: of("pandas", lambda pd: pd.MultiIndex.from_arrays([TEXTS, TEXTS])),
+    "numbers": lambda: range(3),
+    "a place": lambda: Path("a.txt"),
+}
+
 KEYED: dict[str, Callable[[], Any]] = {
     "dict": lambda: ROWS,
     "OrderedDict": lambda: OrderedDict(ROWS),
@@ -91,9 +101,7 @@ def test_what_iterates_by_key_names_the_column(model: E5, kind: str) -> None:
         model.embed(KEYED[kind](), input_type=None, truncate="none")
 
 
-@pytest.mark.parametrize(
-    "texts", [{"a", "b"}, frozenset("ab"), {"a": 1}.items(), np.array("a"), np.array([["a"]])]
-)
+@pytest.mark.parametrize("texts", [{"a", "b"}, frozenset("ab"), np.array("a"), np.array([["a"]])])
 def test_what_has_no_order_or_another_shape(model: E5, texts: Any) -> None:
     with pytest.raises(
         TypeError, match=r"pass (a list, such as sorted|one column, |texts\.tolist)"
@@ -171,3 +179,9 @@ def test_the_place_of_a_lone_surrogate_does_not_count_the_prefix(model: E5) -> N
             encode(["a", "ab\ud800"])
     with pytest.raises(ValueError, match=r"U\+D800 at character 2,"):
         model.embed("ab\ud800", input_type="query", truncate="none")
+
+
+@pytest.mark.parametrize("kind", NO_TEXTS)
+def test_what_holds_no_texts_is_named(model: E5, kind: str) -> None:
+    with pytest.raises(TypeError, match=r"text 0 is .*expected str|^texts is a .*expected"):
+        model.encode_passage(NO_TEXTS[kind]())

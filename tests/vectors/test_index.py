@@ -254,3 +254,27 @@ def test_files_that_are_no_index(tmp_path: Path) -> None:
     refused("f.parquet", "holds no .parquet files")
     (tmp_path / "f.parquet" / "part-0.parquet").write_bytes(b"no")
     refused("f.parquet", "is not the output of e5core embed")
+
+
+@pytest.mark.parametrize("values", [{"a", "b", "c"}, {"a": 1, "b": 2, "c": 3}, "abc", b"abc"])
+@pytest.mark.parametrize("name", ["ids", "texts"])
+def test_names_that_stand_in_no_order(name: str, values: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{name} is a "):
+        Index(vectors(3), **{name: values})
+
+
+def test_names_are_known_by_their_place() -> None:
+    """Also those of a table's column that was sorted or filtered, whose labels are others."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    column = pandas.Series(["c", "a", "b"], index=[2, 0, 1])
+    for ids in (column, column.array, column.tolist(), np.array(column), iter(column)):
+        index = Index(vectors(3), ids=ids)
+        assert index.ids is not None
+        assert [str(index.ids[place]) for place in range(3)] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize("wrong", ["a query", ["a", "b"], [None, 1.0], np.array([1j, 2])])
+def test_what_holds_no_numbers_is_no_vectors(wrong: Any) -> None:
+    for call in (lambda: Index(wrong), lambda: Index(vectors(3, 2)).search(wrong)):
+        with pytest.raises(TypeError, match="expected numbers; texts become vectors by encode"):
+            call()
