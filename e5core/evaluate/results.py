@@ -51,9 +51,10 @@ class Results:
         result = result.model_copy(update={**dict.fromkeys(TIMES), "scores": scores})
         path = self.path(meta, result.task_name)
         path.parent.mkdir(parents=True, exist_ok=True)
+        # First, since a run that finds the result there writes neither again.
+        write_json_durably(path.parent / MODEL, _plain(meta.to_dict()))
         with replace_durably(path) as temporary:
             result.to_disk(temporary)
-        write_json_durably(path.parent / MODEL, _plain(meta.to_dict()))
         return result
 
 
