@@ -52,6 +52,7 @@ TEXTS = {
     ("design.md", "x: Tensor = self.embeddings("): "test_the_quoted_loop_is_the_real_one",
     ("serving.md", "pip install 'e5core[serve]'"): "tests/serve/test_life.py",
     ("serving.md", "e5core embed articles"): "tests/serve/test_page.py",
+    ("serving.md", "upstream e5core {"): "tests/serve/test_behind_nginx.py",
     ("serving.md", "[Unit]"): "a unit of systemd",
     ("serving.md", "FROM python:3.11-slim"): "a container file",
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",

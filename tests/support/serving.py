@@ -2,7 +2,12 @@
 
 import http.client
 import json
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from support.models import ROOT
 
 JSON = {"content-type": "application/json"}
 
@@ -100,6 +106,44 @@ def serving(app: Any, **settings: Any) -> Iterator[Running]:
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server did not stop"
+
+
+class Program:
+    """`e5core serve` as a process of its own."""
+
+    def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "e5core", "serve", "--port", "0", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+        )
+        assert self.process.stderr is not None
+        self.line = self.process.stderr.readline()
+        found = re.search(r" at http://127\.0\.0\.1:(\d+)$", self.line.strip())
+        if found is None:
+            rest = self.process.communicate(timeout=60)[1]
+            raise AssertionError(f"{self.line}{rest}")
+        self.server = Running(int(found[1]), None)
+
+    def end(self, how: int = signal.SIGTERM) -> tuple[int, list[dict[str, object]], str]:
+        """Send a signal; returns the exit code, the lines of the log, and standard error."""
+        self.process.send_signal(how)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+
+@contextmanager
+def program(*arguments: object, **options: dict[str, str]) -> Iterator[Program]:
+    running = Program(*arguments, **options)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.communicate()
 
 
 def same_bits(found: Any, expected: npt.NDArray[np.float32]) -> bool:
