@@ -2,6 +2,8 @@
 
 import codecs
 
+from e5core.formats.files import LFS_POINTER
+
 # Files that hold no lines of text: how each starts, its kind, and how to get at its text.
 _UNPACK = "name it by its suffix, {}, or unpack it first"
 SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
@@ -27,7 +29,10 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
     (b"Rar!\x1a\x07", "a RAR archive", "unpack it first"),
     (b"\x7fELF", "a program", "it holds no text"),
+    (LFS_POINTER, "a pointer of git-lfs", "run git lfs pull in its folder"),
 )
+# A tar archive says so behind the name and the times of its first file, which are text.
+_TAR, _TAR_AT = b"ustar", 257
 BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -46,6 +51,8 @@ def check_kind(file: str, head: bytes, whole: bool) -> None:
         # A signature of letters alone may also begin a text.
         if head.startswith(start) and not (start.isalnum() and _is_text(head, whole)):
             raise ValueError(f"{file} is {kind} by its first bytes; {way}")
+    if head[_TAR_AT:].startswith(_TAR):
+        raise ValueError(f"{file} is a tar archive by its first bytes; unpack it first")
     for mark, name in BOMS:
         if head.startswith(mark):
             _refuse_utf16(file, name, "byte 0 is not UTF-8: ")

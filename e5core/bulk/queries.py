@@ -38,7 +38,7 @@ def query_model(index: Index, name: str | Path, options: QueryOptions) -> tuple[
     other prompts, another task of a symmetric index, or passages in place of queries.
     """
     made = index.made_from
-    if made is None or "input_type" not in made:
+    if made is None or not _is_whole(made):
         raise ValueError(
             f"nothing says what made {name}: e5core embed writes it to {name}.json. Embed the "
             "files anew, or search from Python with e5core.Index.open"
@@ -59,6 +59,17 @@ def query_model(index: Index, name: str | Path, options: QueryOptions) -> tuple[
     folder = _open_model(made, name, options)
     model = E5.from_folder(folder, replace(load, prompts=made["prompts"]))
     return model, arguments
+
+
+def _is_whole(made: Mapping[str, Any]) -> bool:
+    """Whether a record says all that is asked of it; other programs may write such files too."""
+    try:
+        size, files = made["options"]["hidden_size"], made["model"]["files"]
+        named = isinstance(made["model"]["name"], str) and isinstance(files, dict)
+        said = {"prompts", "task"} <= made.keys() and made["input_type"] in QUERY_TYPES
+        return type(size) is int and named and said
+    except (KeyError, TypeError):
+        return False
 
 
 def _open_model(made: Mapping[str, Any], name: str | Path, options: QueryOptions) -> ModelFolder:

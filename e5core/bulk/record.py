@@ -10,7 +10,7 @@ from e5core.bulk.chunks import ChunkSize, split_into_chunks
 from e5core.bulk.journal import Done, Journal, differences, holds
 from e5core.bulk.options import JobOptions
 from e5core.bulk.partial import FORCE, PARQUET, RECORD, published_names
-from e5core.bulk.sources import STDIN, Source
+from e5core.bulk.sources import Source
 from e5core.checkpoint.folder import ModelFolder
 from e5core.formats.durable import write_json_durably
 from e5core.formats.files import read_json_object
@@ -103,9 +103,10 @@ def is_done(finished: Journal, options: JobOptions, source: Source, size: ChunkS
     Raises FileExistsError if it is a folder of shards that holds others, or is to be made anew.
     """
     shards = options.output.suffix == PARQUET
-    # What standard input has given cannot be read again to be embedded.
-    if not options.restart and (shards or STDIN not in source.files):
-        chunks = split_into_chunks(options.open_source(), size, options.on_error == "stop")
+    if not options.restart:
+        again = options.open_source()
+        source.share_stdin(again, options.output.parent)
+        chunks = split_into_chunks(again, size, options.on_error == "stop")
         if holds(chunks, finished.done):
             return True
     if shards:

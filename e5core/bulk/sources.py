@@ -2,10 +2,12 @@
 
 import glob
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 from e5core.bulk import parquet
@@ -71,6 +73,18 @@ class Source:
         sizes = [_size(file) for file in self.files if file != STDIN]
         self.total_bytes = None if STDIN in self.files else sum(sizes)
         self.position = 0
+        self._stdin: IO[bytes] | None = None
+
+    def share_stdin(self, other: "Source", folder: Path) -> None:
+        """Let this source and another of the same files both read all of standard input.
+
+        folder  whose disk holds a copy, in a file without a name
+        """
+        if STDIN in self.files:
+            copy = TemporaryFile(dir=folder)  # noqa: SIM115 (it is read later)
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.flush()
+            self._stdin, other._stdin = copy, os.fdopen(os.dup(copy.fileno()), "rb")
 
     def rows(self) -> Iterator[Row | BadRow]:
         """All rows in order; can be called once."""
@@ -85,8 +99,12 @@ class Source:
             kind = self._format_of(file)
             if kind == "parquet":
                 yield from self._read_parquet(file)
-            elif file == STDIN:
+            elif file == STDIN and self._stdin is None:
                 yield from self._read(sys.stdin.buffer, file)
+            elif file == STDIN and self._stdin is not None:
+                with self._stdin as opened:
+                    opened.seek(0)
+                    yield from self._read(opened, file)
             else:
                 with Path(file).open("rb") as opened:
                     yield from self._read(opened, file)

@@ -16,7 +16,7 @@ from typing import Any
 
 # What git leaves in the place of a file that Git LFS keeps elsewhere. Source: git-lfs,
 # docs/spec.md.
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_json(path: Path) -> Any:
@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
 def lfs_way_out(path: Path) -> str:
     """How to get a file of which only a Git LFS pointer is there; "" if it is no pointer."""
     with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) != _LFS_POINTER:
+        if file.read(len(LFS_POINTER)) != LFS_POINTER:
             return ""
     return "it is a pointer that git-lfs replaces by the file: run git lfs pull in its folder"
 

@@ -104,12 +104,24 @@ class JsonLines(Rows):
 
     def __iter__(self) -> Iterator[Row]:
         with self._path.open("rb") as lines:
-            yield from map(json.loads, lines)
+            for place, line in enumerate(lines):
+                yield self._parse(line, place)
 
     def read(self, place: int) -> Row:
         with self._path.open("rb") as file:  # of its own: searches may run in several threads
             file.seek(self._starts[place])
-            row: Row = json.loads(file.readline())
+            return self._parse(file.readline(), place)
+
+    def _parse(self, line: bytes, place: int) -> Row:
+        try:
+            row = json.loads(line)
+        except ValueError:  # UTF-8 is among them
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{self._path}, line {place + 1}: {line[:40]!r} is no JSON object; name the output "
+                "of e5core embed, or embed the files anew"
+            )
         return row
 
 

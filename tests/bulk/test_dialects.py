@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import sys
+import tarfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +133,20 @@ def test_line_ends_of_old_macs(tmp_path: Path, name: str, content: bytes) -> Non
 
 # --- other kinds of files ----------------------------------------------------------------------
 
+
+def tar(content: bytes) -> bytes:
+    """An archive of one file, all of it text and zeros."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
 KINDS = {
+    "a tar archive": tar(b"a text\nand another\n"),
+    "a pointer of git-lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
     "gzip": gzip.compress(b"a\n"),
     "bzip2": bz2.compress(b"a\n"),
     "xz": lzma.compress(b"a\n"),
@@ -381,6 +395,11 @@ def test_standard_input_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(b"a\n"))))
     with pytest.raises(ValueError, match="- is gzip by its first bytes"):
         list(Source(["-"]).rows())
+
+
+def test_a_compressed_tar_archive_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a tar archive by its first bytes; unpack it first"):
+        read_rows(tmp_path / "a.tar.gz", gzip.compress(tar(b"a text\n")))
 
 
 def test_compressed_files_in_a_folder(tmp_path: Path) -> None:

@@ -110,13 +110,20 @@ def test_standard_input_again(
         return int(embed(model, Path("-"), output).rows)
 
     assert run(b"a\nb\n") == 2
-    assert run(b"a\nb\n") == 2  # of .npy all is computed anew, since it cannot be read twice
+    before = content(output.parent)
+    assert run(b"a\nb\n") == 2
+    assert len(embedded) == 2
+    assert content(output.parent) == before
     if output.suffix == ".parquet":
-        assert len(embedded) == 2
         with pytest.raises(FileExistsError, match="of other rows"):
             run(b"a\nc\n")
     else:
         assert run(b"a\nc\nd\n") == 3
+        assert embedded[2:] == ["a", "c", "d"]
+        np.testing.assert_array_equal(
+            read_vectors(output), E5.from_pretrained(model).encode_query(["a", "c", "d"])
+        )
+        assert run(b"a\n") == len(read_vectors(output)) == 1
 
 
 def test_a_folder_of_shards_of_somebody_else(model: Path, texts: Path, tmp_path: Path) -> None:

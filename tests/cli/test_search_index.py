@@ -173,6 +173,32 @@ def test_vectors_of_which_nothing_says_what_made_them(
     assert "is not there" in fails(capsys, "search", "q", "--index", tmp_path / "none.npy")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("options"),
+        lambda record: record["options"].pop("hidden_size"),
+        lambda record: record.update(input_type="document"),
+        lambda record: record.update(model="small"),
+        lambda record: record["model"].update(files=None),
+        lambda record: record.pop("prompts"),
+    ],
+)
+def test_a_record_that_says_too_little(
+    model: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any
+) -> None:
+    """As another program of the same name for its files may write it."""
+    path = embed(model, file, tmp_path / "out.npy")
+    place = path.with_name("out.npy.json")
+    record = json.loads(place.read_text())
+    change(record)
+    place.write_text(json.dumps(record))
+    capsys.readouterr()
+    said = fails(capsys, "search", "--index", path, "a query")
+    assert "nothing says what made" in said
+    assert "Embed the files anew" in said
+
+
 @pytest.mark.parametrize("flag", [["--by-document"], ["--input-type", "query"]])
 def test_options_of_an_index_say_nothing_without_one(
     model: Path, texts: Path, capsys: pytest.CaptureFixture[str], flag: list[str]

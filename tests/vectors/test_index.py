@@ -249,6 +249,10 @@ def test_files_that_are_no_index(tmp_path: Path) -> None:
     refused("articles.npy", "has 2 lines, .* 3 vectors: they are not of one run")
     write(tmp_path, ".npy", vectors(2), [{"name": 1}, {"name": 2}])
     refused("articles.npy", "have no file and line")
+    for line in (b"no", b"5", b"[1]", b"\xff"):
+        write(tmp_path, ".npy", vectors(2), ROWS[:2])
+        (tmp_path / "articles.npy.ids.jsonl").write_bytes(line + b"\n" + line + b"\n")
+        refused("articles.npy", "ids.jsonl, line 1: .* is no JSON object; name the output")
     pytest.importorskip("pyarrow")
     (tmp_path / "f.parquet").mkdir()
     refused("f.parquet", "holds no .parquet files")
