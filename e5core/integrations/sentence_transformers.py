@@ -26,6 +26,7 @@ from e5core.texts.cutting import cut
 from e5core.texts.errors import TextError
 from e5core.tokenizer import PAD
 from e5core.vectors.cosine import similarity
+from e5core.vectors.stack import kept
 
 __all__ = ["CrossEncoder", "SentenceTransformer"]
 
@@ -72,9 +73,9 @@ class SentenceTransformer(Module):
         """
         refuse_arguments(others)
         names = ("device", "cache_dir", "revision", "local_files_only", "token", "truncate_dim")
-        values = (name_device(device), cache_folder, revision, local_files_only, token)
+        values = (name_device(device), cache_folder, revision, local_files_only or None, token)
         given = zip(names, (*values, truncate_dim), strict=True)
-        options: dict[str, Any] = {name: value for name, value in given if value}
+        options: dict[str, Any] = {name: value for name, value in given if value not in (None, "")}
         options |= model_kwargs or {}
         self.prompts: dict[str, str] = {}
         if isinstance(model_name_or_path, E5):
@@ -112,6 +113,16 @@ class SentenceTransformer(Module):
         if not 3 <= tokens <= limit:
             raise ValueError(f"max_seq_length is {tokens}, this model takes 3 to {limit}")
         self.model.max_length = tokens
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """Numbers of a vector that are kept, None for all; can be set."""
+        return self.model.truncate_dim
+
+    @truncate_dim.setter
+    def truncate_dim(self, size: int | None) -> None:
+        kept(size, self.model.pipeline.size)  # raises for what is none
+        self.model.truncate_dim = size
 
     def tokenize(self, texts: Iterable[str], **others: Any) -> dict[str, Tensor]:
         """Ids of texts as the library gives them: cut, and padded to the longest.

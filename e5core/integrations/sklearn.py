@@ -89,7 +89,7 @@ class E5Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     @property
     def _n_features_out(self) -> int:
         """The number of features, from which get_feature_names_out makes their names."""
-        return self.truncate_dim or self._loaded.dimension
+        return self._loaded.dimension if self.truncate_dim is None else self.truncate_dim
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

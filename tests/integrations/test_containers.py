@@ -179,8 +179,8 @@ def test_tokenize(model: SentenceTransformer) -> None:
         (lambda model: model.to("cuda"), "load it there"),
         (lambda model: model.cuda(), "load it there"),
         (lambda model: model.half(), "dtype"),
-        (lambda model: model.train(), "model.model.encoder"),
-        (lambda model: model.fit([]), "model.model.encoder"),
+        (lambda model: model.train(), "e5core train"),
+        (lambda model: model.fit([]), "e5core train"),
         (lambda model: model.save("x"), "save_checkpoint"),
         (lambda model: model.encode(["a"], precision="binary"), "quantize_vectors"),
         (lambda model: model.encode(["a"], output_value="token_embeddings"), "encoder"),
@@ -224,3 +224,22 @@ def test_batch_formats_of_ray(make_tiny: Callable[..., Path], kind: str) -> None
         embedder(found)
     with pytest.raises(ValueError, match="no column 'text'"):
         embedder({"body": rows["text"]})
+
+
+def test_the_size_of_vectors_is_an_attribute_that_can_be_set(make_tiny: Any) -> None:
+    """As on the library's models; what it cannot be is refused wherever it is said."""
+    folder = make_tiny()
+    model = SentenceTransformer(folder)
+    assert model.truncate_dim is None
+    model.truncate_dim = 8
+    assert model.get_embedding_dimension() == 8
+    assert model.encode(["a text", "another"]).shape == (2, 8)
+    model.truncate_dim = None
+    assert model.encode("a text").shape == (24,)
+    for size in (0, 25, "8"):
+        with pytest.raises(ValueError, match=rf"truncate_dim is {size!r}, .*pass 1 to 24"):
+            model.truncate_dim = size  # type: ignore[assignment]
+        with pytest.raises(ValueError, match=rf"truncate_dim is {size!r}, .*pass 1 to 24"):
+            SentenceTransformer(folder, truncate_dim=size)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=rf"truncate_dim is {size!r}, .*pass 1 to 24"):
+            model.encode("a text", truncate_dim=size)  # type: ignore[arg-type]
