@@ -100,6 +100,7 @@ def serve(
     app = make_app(lost)
     config = uvicorn.Config(
         app,
+        loop="asyncio",  # what is tested, also where uvloop is installed
         lifespan="on",
         ws="none",
         access_log=False,

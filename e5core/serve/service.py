@@ -13,7 +13,7 @@ import torch
 
 from e5core.pooling import l2_normalize
 from e5core.reranker import sigmoid
-from e5core.serve.checks import check_texts, refuse_blank
+from e5core.serve.checks import check_texts
 from e5core.serve.engines import Engine, Rows
 from e5core.serve.errors import RefusedError, bad
 from e5core.serve.http import Call, ClientGoneError
@@ -30,7 +30,6 @@ from e5core.serve.tokenizing import (
     tokenize_texts,
 )
 from e5core.serve.worker import Worker, tell
-from e5core.texts.containers import is_blank
 from e5core.texts.errors import TextError
 from e5core.vectors.stack import kept
 
@@ -124,7 +123,6 @@ class Service:
     async def embed(self, call: Call, asked: EmbedRequest) -> Embedded:
         """Embed the texts of a request; RefusedError says why not."""
         check_texts(asked.texts, asked.field, self.limits)
-        refuse_blank(asked.texts, asked.field)
         model = asked.served.model
         try:
             size = kept(asked.dimensions, model.pipeline.size)
@@ -148,8 +146,6 @@ class Service:
 
     async def rank(self, call: Call, asked: RankRequest) -> Ranked:
         """Score the documents of a request; RefusedError says why not."""
-        if is_blank(asked.query):
-            raise bad("query is empty, expected a text", "query", "empty_text")
         check_texts([asked.query], "query", self.limits)
         check_texts(asked.documents, asked.field, self.limits)
         call.log |= {"model": asked.served.name, "texts": len(asked.documents)}

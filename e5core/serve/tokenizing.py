@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from e5core.serve.checks import MOST_NAMED, refuse_blank
 from e5core.serve.errors import bad
 from e5core.serve.models import ServedEmbedder, ServedReranker
+from e5core.texts.containers import is_blank
 from e5core.texts.cutting import cut
 from e5core.texts.errors import PairError
 from e5core.texts.pairs import PAIR_SPECIALS, fit_pair
-
-MOST_NAMED = 10  # texts that an error lists
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,11 @@ class Tokenized:
 
 
 def tokenize_texts(asked: EmbedRequest) -> Tokenized:
-    """The ids of each text with its prefix. RefusedError (400) names texts that are too long."""
+    """The ids of each text with its prefix. RefusedError (400) names texts that cannot be embedded.
+
+    Those are the empty ones, and with truncate="none" the long ones.
+    """
+    refuse_blank(asked.texts, asked.field)
     model = asked.served.model
     limit = model.max_length
     lead = model.tokenizer.encode_pieces(asked.prefix) if asked.truncate == "start" else []
@@ -101,6 +105,8 @@ def cut_start(ids: Sequence[int], lead: Sequence[int], limit: int) -> list[int]:
 
 def tokenize_pairs(asked: RankRequest) -> Tokenized:
     """The ids of the query with each document. RefusedError (400) names pairs that do not fit."""
+    if is_blank(asked.query):
+        raise bad("query is empty, expected a text", "query", "empty_text")
     model = asked.served.model
     query = model.tokenizer.encode_pieces(asked.query)
     sequences, truncated = [], []

@@ -53,6 +53,7 @@ TEXTS = {
     ("serving.md", "pip install 'e5core[serve]'"): "tests/serve/test_life.py",
     ("serving.md", "e5core embed articles"): "tests/serve/test_page.py",
     ("serving.md", "upstream e5core {"): "tests/serve/test_behind_nginx.py",
+    ("serving.md", "python scripts/ray_serve.py"): "tests/serve/test_ray_serve.py",
     ("serving.md", "[Unit]"): "a unit of systemd",
     ("serving.md", "FROM python:3.11-slim"): "a container file",
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",

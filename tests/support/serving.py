@@ -93,7 +93,14 @@ def serving(app: Any, **settings: Any) -> Iterator[Running]:
             ready.set()
 
     config = uvicorn.Config(
-        app, port=0, lifespan="on", ws="none", log_level="error", access_log=False, **settings
+        app,
+        port=0,
+        loop="asyncio",
+        lifespan="on",
+        ws="none",
+        log_level="error",
+        access_log=False,
+        **settings,
     )
     server = Watched(config, app, 0, "{}")
     thread = threading.Thread(target=server.run, daemon=True)

@@ -1,0 +1,116 @@
+"""scripts/ray_serve.py on a local Ray: two replicas, one of which is killed under load."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.models import ROOT
+from support.serving import Running, same_bits
+
+from e5core import E5
+
+pytest.importorskip(
+    "ray.serve", reason="the extra ray-serve is not installed", exc_type=ImportError
+)
+BODY = {"model": "tiny-e5-query", "input": ["the query", "日本"]}
+
+
+@pytest.fixture
+def running(folders: tuple[Path, Path]) -> Iterator[Running]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = [sys.executable, str(ROOT / "scripts" / "ray_serve.py"), "--model", str(folders[0])]
+    process = subprocess.Popen(
+        [*program, "--replicas", "2", "--port", str(port)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+    try:
+        assert process.stderr is not None
+        seen = ""
+        for line in process.stderr:
+            seen += line
+            if "2 replicas at" in line:
+                break
+        else:
+            raise AssertionError(seen[-3000:])
+        drained = threading.Thread(target=process.stderr.read, daemon=True)
+        drained.start()
+        yield Running(port, None)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def replicas() -> list[int]:
+    """The processes of the replicas, by the title that Ray gives them."""
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            title = entry.read_bytes()
+        except OSError:
+            continue
+        if re.match(rb"ray::ServeReplica:e5core:", title):
+            found.append(int(entry.parent.name))
+    return found
+
+
+def test_a_replica_is_killed_under_load(running: Running, tiny: E5) -> None:
+    """Clients see at most a request to send again, and every answer is right."""
+    expected = tiny.embed(BODY["input"], input_type="query").vectors
+    again, wrong = [0], []
+    answered: list[float] = []
+    stopped = threading.Event()
+
+    def client() -> None:
+        while not stopped.is_set():
+            for _ in range(5):
+                try:
+                    found = running.post("/v1/embeddings", BODY)
+                except OSError:
+                    found = None
+                if found is not None and found.status == 200:
+                    break
+                again[0] += 1
+                time.sleep(0.5)
+            if found is None or found.status != 200:
+                wrong.append("no answer")
+            elif not same_bits([row["embedding"] for row in found.json["data"]], expected):
+                wrong.append("other vectors")
+            answered.append(time.monotonic())
+
+    own = replicas()
+    assert len(own) == 2
+    threads = [threading.Thread(target=client, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 120
+    while len(answered) < 40:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(own[0], signal.SIGKILL)
+    so_far = len(answered)
+    while len(answered) < so_far + 60:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    stopped.set()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    assert again[0] <= 4 * 2  # each of the four clients may have had a request there
