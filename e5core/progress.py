@@ -14,7 +14,7 @@ def progress_bar(
     total  units of the whole work, None if it is not known
     show   None shows the bar if standard error is a terminal
     """
-    if not (sys.stderr.isatty() if show is None else show):
+    if not ((sys.stderr and sys.stderr.isatty()) if show is None else show):
         yield lambda amount: None
         return
     from tqdm import tqdm  # comes with huggingface-hub; not needed without a bar

@@ -17,7 +17,7 @@ def rate_bar(
     position  of which so many were done by an earlier run
     show      as for progress_bar
     """
-    if not (sys.stderr.isatty() if show is None else show):
+    if not ((sys.stderr and sys.stderr.isatty()) if show is None else show):
         yield lambda position, rows, tokens: None
         return
     from tqdm import tqdm

@@ -149,6 +149,8 @@ class Source:
         for file in self.files:
             if file.encode("utf-8", "replace").decode() != file:
                 raise ValueError(f"the name of {file!a} is not UTF-8; rename the file")
+        if STDIN in self.files and sys.stdin is None:
+            raise ValueError("standard input, -, is closed; pipe texts into it, or name files")
         if self.files.count(STDIN) > 1:
             raise ValueError("standard input, -, is named twice, but can be read only once")
 

@@ -65,7 +65,8 @@ def run_program(parser: Parser, arguments: Sequence[str] | None) -> int:
     try:
         options = parser.parse_args(arguments)
         code: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may be closed, as under a daemon
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output, such as head, has what it wants. Python would complain
         # again when it flushes standard output at exit.

@@ -35,7 +35,7 @@ class Log:
             return
         if tensorboard is not None:
             self._writer = _summary_writer(tensorboard, first)
-        if sys.stderr.isatty() if show_progress is None else show_progress:
+        if (sys.stderr and sys.stderr.isatty()) if show_progress is None else show_progress:
             from tqdm import tqdm  # comes with huggingface-hub; not needed without a bar
 
             self._bar = tqdm(total=steps, initial=first, unit=" steps", dynamic_ncols=True)

@@ -110,3 +110,29 @@ def test_columns_of_passages(
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
     rest = ("search", "q", "--model", model, "--passages", tmp_path / "b.jsonl")
     assert "b.jsonl, line 2: text is null, expected text" in fails(capsys, *rest)
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "stdin"])
+def test_closed_streams(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    """Daemons and `>&-` leave Python without them: what needs none of them is done."""
+    (tmp_path / "texts.txt").write_text("a text\n")
+    monkeypatch.setattr(sys, closed, None)
+    command = ["embed", tmp_path / "texts.txt", "--model", model, "--input-type", "query"]
+    assert main([*map(str, command), "--output", str(tmp_path / "out.npy")]) == 0
+    assert (tmp_path / "out.npy").is_file()
+    search = ["search", "--passages", tmp_path / "texts.txt", "--model", model, "a query"]
+    assert main(list(map(str, search))) == 0
+    assert main([*map(str, search[:2]), "nowhere.txt", *map(str, search[3:])]) == 2
+
+
+def test_standard_input_that_is_closed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    output = tmp_path / "out.npy"
+    command = ["embed", "-", "--model", model, "--input-type", "query", "--output", output]
+    assert "standard input, -, is closed; pipe texts" in fails(capsys, *command)
+    command = ["search", "--passages", "-", "--model", model, "a query"]
+    assert "standard input, -, is closed; pipe texts" in fails(capsys, *command)
