@@ -57,8 +57,10 @@ def print_comparison(comparisons: Sequence[Comparison], first: str, second: str)
                 one.subset,
                 f"{one.first:.4f}",
                 f"{one.second:.4f}",
-                f"{one.second - one.first:+.4f}",
-                "" if one.interval is None else f"{one.interval.low:+.4f} {one.interval.high:+.4f}",
+                _signed(one.second - one.first),
+                ""
+                if one.interval is None
+                else f"{_signed(one.interval.low)} {_signed(one.interval.high)}",
             ]
             for one in every
         ]
@@ -83,17 +85,22 @@ def print_reranking(task: Any, before: Any, after: Any, top: int) -> None:
                 subset,
                 f"{score:.4f}",
                 f"{second[subset]:.4f}",
-                f"{second[subset] - score:+.4f}",
+                _signed(second[subset] - score),
             ]
             for subset, score in first.items()
         ]
     _print_table(rows)
 
 
+def _signed(difference: float) -> str:
+    """A difference with its sign, which none has that rounds to nothing."""
+    return f"{round(difference, 4) + 0.0:+.4f}"
+
+
 def _beside(score: float, other: float | None) -> list[str]:
     if other is None:
         return [f"{score:.4f}", "–", "–"]
-    return [f"{score:.4f}", f"{other:.4f}", f"{score - other:+.4f}"]
+    return [f"{score:.4f}", f"{other:.4f}", _signed(score - other)]
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -53,7 +53,16 @@ def open_tasks(
         else:
             take_data_from(task, data)
         tasks.append(task)
+    known = {name for task in tasks for subset in task.hf_subsets for name in _names(task, subset)}
+    if tasks and (strange := sorted(set(languages) - known)):
+        raise ValueError(f"none of the tasks has data in {', '.join(strange)}; leave it out")
     return tasks
+
+
+def _names(task: Any, subset: str) -> set[str]:
+    """The names by which a subset can be asked for, all of them together or its own alone."""
+    codes = task.metadata.hf_subsets_to_langscripts[subset]
+    return {subset, *codes, *(code.split("-")[0] for code in codes)}
 
 
 @contextmanager

@@ -136,6 +136,14 @@ def test_refusals(data: Path, tmp_path: Path) -> None:
             open_tasks(*arguments)
 
     fails(ValueError, "Tatoeba", ["Tatoba"], data)
+    # Persian is a language of mteb's Tatoeba, but its files are not there.
+    fails(
+        ValueError,
+        "none of the tasks has data in pes, xyz",
+        ["Tatoeba"],
+        data,
+        ["deu", "xyz", "pes"],
+    )
     fails(ValueError, "cannot be read from files", ["STS12"], data)
     fails(ValueError, "none of the splits train", ["Tatoeba"], data, (), ["train"])
     fails(FileNotFoundError, "holds no data of Tatoeba", ["Tatoeba"], tmp_path)
