@@ -14,6 +14,7 @@ from e5core.cli.options import add_model_options, load_options
 from e5core.cli.program import Parser
 from e5core.train import Settings, train
 from e5core.train.log import describe_figures
+from e5core.train.state import STATE_FILE, state_folder
 
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
 
@@ -22,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     add_model_options(parser)
     add_files(parser)
     add_settings(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, hint=what_is_kept)
 
 
 def add_files(parser: Parser) -> None:
@@ -125,3 +126,12 @@ def run(options: Namespace) -> int:
             held += f" after step {summary.best_step}"
         print(f"{summary.output}: {summary.steps} steps, {summary.seconds:.1f} s{held}")
     return 0
+
+
+def what_is_kept(options: Namespace, error: BaseException) -> str:
+    """Say where a run that was interrupted has left its state."""
+    kept = state_folder(options.output)
+    # A ValueError asks for another command, or other input.
+    if isinstance(error, ValueError) or not (kept / STATE_FILE).is_file():
+        return ""
+    return f"; what was reached is in {kept}, the same command goes on from there"

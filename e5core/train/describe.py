@@ -14,6 +14,8 @@ from e5core.train.start import Task
 # GELU's and two LayerNorms' inputs, query, key, value, attention's output and weights, masks.
 KEPT_STATES = 24
 
+OF_TORCH = 0.3  # GB of a process that has done nothing yet
+
 
 def describe(run: Run) -> list[str]:
     """Sentences for people: the data, the batches, the loss, memory and time."""
@@ -46,7 +48,7 @@ def describe(run: Run) -> list[str]:
     tokens = run.steps * size * data.tokens / examples
     width = task.encoder.config.hidden_size * task.encoder.config.num_hidden_layers
     chunk = task.pipeline.budget(settings.chunk_tokens)
-    memory = 4 * (total + 3 * trained + KEPT_STATES * width * chunk) / 1e9
+    memory = OF_TORCH + 4 * (total + 3 * trained + KEPT_STATES * width * chunk) / 1e9
     lines.append(
         f"{trained / 1e6:.1f} of {total / 1e6:.1f} M parameters are trained, in "
         f"{settings.precision} on {task.encoder.device}; about {memory:.1f} GB, "

@@ -57,7 +57,7 @@ class RunFolder:
     def __init__(self, output: Path, made_from: Mapping[str, Any]) -> None:
         """made_from: what decides the bytes of the result, as JSON holds it."""
         self.output = output
-        self.path = output.with_name(f"{output.name}.training")
+        self.path = state_folder(output)
         self._made_from = json.loads(json.dumps(made_from))
 
     def finished(self) -> dict[str, Any] | None:
@@ -145,6 +145,11 @@ class RunFolder:
                 "that command to go on with it, begin anew with restart=True (--restart), or name "
                 "another output"
             )
+
+
+def state_folder(output: Path) -> Path:
+    """Where the state of a run lies until its output is there."""
+    return output.with_name(f"{output.name}.training")
 
 
 def describe_run(

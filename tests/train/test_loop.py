@@ -168,6 +168,16 @@ def test_a_command_that_is_killed_goes_on(folder, pairs, tmp_path):
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
+def test_an_interrupt_says_where_the_state_is(folder, pairs, tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 4)
+    output = tmp_path / "out"
+    arguments = ["train", "--model", str(folder), "--data", str(pairs), "--output", str(output)]
+    assert cli.main([*arguments, "--batch-size", "4", "--save-every", "2"]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"interrupted; what was reached is in {output}.training, the same command "
+                         "goes on from there")  # fmt: skip
+
+
 def test_other_runs_do_not_take_up_a_state(folder, pairs, tmp_path, monkeypatch):
     options = {**FEW, "steps": 6}
     with monkeypatch.context() as patch:
