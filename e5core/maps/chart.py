@@ -14,6 +14,8 @@ with extra("map", "altair", "vl_convert"):
 SUFFIXES = (".html", ".png", ".svg")
 SIZE = (860, 600)
 PNG_SCALE = 2
+# Pixels between the outermost points and the frame, which cuts names off in a page.
+PADDING = {"x": 70, "y": 30}
 # More distinct colours than a legend can be read with; labels beyond get a grey.
 COLOURS = 20
 FIND = "find"
@@ -89,7 +91,7 @@ def _axis(name: str, share: float) -> Any:
         f"{name}:Q",
         title=f"{share:.0%} of the variance",
         axis=altair.Axis(labels=False, ticks=False, grid=False),
-        scale=altair.Scale(zero=False, nice=False, padding=30),
+        scale=altair.Scale(zero=False, nice=False, padding=PADDING[name]),
     )
 
 
