@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     held = {"evaluate": options.evaluate, "prompts": options.prompts}
     first = train(
         options.model, options.pairs, folder["pre-trained"], batch_size=options.batch_size,
-        negatives=0, **settings[0], **held,
+        negatives=0, keep=0.0, **settings[0], **held,
     )  # fmt: skip
     print(f"start: {describe_figures(first.before)}")
     report("pre-trained", first)

@@ -166,7 +166,8 @@ def evaluate(run: Run, log: Log) -> dict[str, float]:
     if run.held is None or not run.ranks.first:
         return {}
     run.task.module.eval()
-    figures = run.task.evaluate(run.held)
+    with run.start.mixed(dict(run.task.module.named_parameters())):
+        figures = run.task.evaluate(run.held)
     log.ranked(run.progress.step, figures)
     return figures
 
@@ -212,6 +213,7 @@ def finish(run: Run, adapter: str | Path | None = None) -> dict[str, Any]:
     if run.ranks.first:
         if progress.best_step:
             run.optimizer.load(run.folder.load_best())
+        run.start.mix(dict(run.task.module.named_parameters()))
         if adapter is not None:
             write_adapter(run.task.encoder, Path(adapter), run.model)
         merge_low_rank(run.task.encoder)

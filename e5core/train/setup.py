@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from e5core.checkpoint.options import LoadOptions
+from e5core.train.average import Start
 from e5core.train.data import Data, read_data
 from e5core.train.optimizer import Optimizer
 from e5core.train.plan import Plan
@@ -26,6 +27,7 @@ class Run:
     held      held-out examples, None without them
     steps     of the whole run
     rate      the highest learning rate
+    start     its weights before the first step
     """
 
     model: str
@@ -37,6 +39,7 @@ class Run:
     steps: int
     rate: float
     optimizer: Optimizer
+    start: Start
     folder: RunFolder
     ranks: Ranks
     progress: Progress
@@ -90,7 +93,7 @@ def prepare(
                 f"none of {found.skipped} examples has negatives, from which a reranker learns; "
                 "add neg to their rows, for example with e5core mine"
             )
-    parameters = choose_trained(task, settings)
+    parameters, start = choose_trained(task, settings)
     plan = Plan(found.members(), settings.batch_size, settings.seed, settings.mixed)
     files = [*found.files, *([] if held is None else held.files)]
     kind = {"reranker": not task.gives_vectors, "ranks": ranks.size}
@@ -105,6 +108,7 @@ def prepare(
         settings.steps or settings.epochs * plan.steps_per_epoch,
         settings.rate_for(task.encoder.config.hidden_size),
         Optimizer(parameters, settings, task.rows),
+        start,
         RunFolder(output, made_from),
         ranks,
         Progress(),

@@ -12,13 +12,14 @@ from e5core.encoder import ClassificationHead
 from e5core.model import E5
 from e5core.prompts import check_prompts
 from e5core.reranker import Reranker
+from e5core.train.average import Start
 from e5core.train.cached import draw_seed
 from e5core.train.embedding import EmbeddingTask
 from e5core.train.lora import add_low_rank
 from e5core.train.optimizer import TokenRows
 from e5core.train.ranking import RankingTask
 from e5core.train.ranks import local_device
-from e5core.train.settings import Settings
+from e5core.train.settings import KEEP, Settings
 
 Task = EmbeddingTask | RankingTask
 
@@ -74,28 +75,37 @@ def load_task(model: str | Path, settings: Settings, options: LoadOptions, reran
     return task
 
 
-def choose_trained(task: Task, settings: Settings) -> dict[str, nn.Parameter]:
-    """Let gradients flow to what is to be trained; returns it by name, in memory of its own.
+def choose_trained(task: Task, settings: Settings) -> tuple[dict[str, nn.Parameter], Start]:
+    """Let gradients flow to what is to be trained, in memory of its own.
+
+    returns  what is trained by name, and the weights of the start
 
     Weights that stay as they are remain the mapped file.
     """
     if not task.encoder.kernels.trainable:
         raise ValueError(f"the {task.encoder.kernels.name} kernels only infer; leave kernels out")
-    table = task.encoder.embeddings.word
+    table, before = task.encoder.embeddings.word, {}
     mode = settings.token_table or ("frozen" if task.encoder.device.type == "cpu" else "dense")
-    for module in task.module.modules():
+    for path, module in task.module.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if module is table and mode == "frozen":
                 continue
             trained = not (settings.lora or (module is table and mode == "rows"))
             setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=trained))
+            if trained or module is table:
+                before[f"{path}.{name}"] = parameter.detach()
     if mode == "rows":
         task.rows = TokenRows(table, table.weight.detach())
     if settings.lora:
         add_low_rank(task.encoder, settings.lora, settings.seed)
         if isinstance(task, RankingTask):
             task.model.head.requires_grad_()
-    return {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+        # An update is nothing at the start, so its share of the result is that of its outer matrix.
+        updates = task.module.named_parameters()
+        before |= {n: torch.zeros_like(p) for n, p in updates if n.endswith(".up")}
+    keep = settings.keep if settings.keep is not None else KEEP * task.gives_vectors
+    parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+    return parameters, Start(before, keep)
 
 
 def _initialize(module: nn.Module) -> None:

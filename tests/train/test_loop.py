@@ -287,6 +287,8 @@ def test_overflows_in_float16_skip_the_step(folder, pairs, tmp_path):
         ({"warmup": 1}, False),
         ({"prompts": "none"}, False),
         ({"max_length": 9}, False),
+        ({"keep": 0.0}, False),
+        ({"keep": 0.7}, False),
         ({"save_every": 1}, True),
     ],
     ids=str,
@@ -356,6 +358,30 @@ def test_a_reranker_leaves_out_rows_without_negatives(folder, tmp_path, capsys):
         train(folder, write_rows(tmp_path / "rows.jsonl", rows[5:]), tmp_path / "no", **options)
 
 
+@pytest.mark.parametrize("lora", [0, 2])
+def test_the_result_keeps_a_share_of_the_start(folder, pairs, tmp_path, lora):
+    """And the figures of held-out pairs are those of the result."""
+    found = {}
+    for keep in (0.0, 0.25, 0.5):
+        options = {**FEW, "steps": 3, "keep": keep, "lora": lora, "token_table": "rows"}
+        summary = train(folder, pairs, tmp_path / f"of-{keep}", evaluate=pairs, **options)
+        found[keep] = load_file(tmp_path / f"of-{keep}" / "model.safetensors")
+        again = train(
+            tmp_path / f"of-{keep}", pairs, tmp_path / f"again-{keep}", evaluate=pairs, **FEW
+        )
+        assert again.before == pytest.approx(summary.after)
+    start = load_file(folder / "model.safetensors")
+    for name, before in start.items():
+        moved = found[0.0][name] - before
+        for keep in (0.25, 0.5):
+            expected = before + (1 - keep) * moved
+            torch.testing.assert_close(found[keep][name], expected, rtol=1e-4, atol=1e-6)
+    assert (
+        found[0.0]["encoder.layer.1.output.dense.weight"]
+        != found[0.5]["encoder.layer.1.output.dense.weight"]
+    ).any()
+
+
 @pytest.mark.parametrize("reranker", [False, True])
 def test_a_run_with_a_teacher_tells_how_sure_both_are(folder, pairs, tmp_path, capsys, reranker):
     for temperature in (1.0, 1000.0):
@@ -377,7 +403,7 @@ def test_a_dry_run_says_what_would_be_done(folder, pairs, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "9 examples of 1 files: 36 texts" in said
     assert "queries begin with 'query: ', passages with 'passage: '" in said
-    assert "9 steps, 3 an epoch, of up to 3 examples" in said
+    assert "6 steps, 3 an epoch, of up to 3 examples" in said
     assert "2.0 hard negatives" in said
     assert " GB, about " in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pairs.jsonl"]
