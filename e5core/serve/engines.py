@@ -10,6 +10,7 @@ import torch
 from e5core.batching import pack
 from e5core.model import E5
 from e5core.pipeline import MAX_TOKENS_PER_BATCH, Pipeline
+from e5core.pooling import l2_normalize
 from e5core.reranker import Reranker
 
 Rows = npt.NDArray[np.float32]
@@ -87,6 +88,19 @@ class Engine:
         started = time.perf_counter()
         self.run([text])
         self.pace.start(size, time.perf_counter() - started)
+
+
+def vectors_engine(model: E5, pace: Pace) -> Engine:
+    """The vectors [sequences, dimension] as E5.embed gives them, of unit length."""
+    pooled = pipeline_engine(model, pace)
+
+    def run(sequences: Sequence[Sequence[int]]) -> Iterable[Rows]:
+        rows: Rows = l2_normalize(
+            torch.as_tensor(pooled.run(sequences))[:, : model.dimension]
+        ).numpy()
+        return rows
+
+    return Engine(pace, pooled.probe, run)
 
 
 def pipeline_engine(model: E5 | Reranker, pace: Pace) -> Engine:

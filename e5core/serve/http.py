@@ -84,11 +84,26 @@ class Call:
         length = self.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise _too_large(f"{int(length):,}", limit)
+        # A timer rather than asyncio.wait_for, which makes a task for every request.
+        task, late = asyncio.current_task(), []
+
+        def give_up() -> None:
+            late.append(True)
+            if task is not None:
+                task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(seconds, give_up)
         try:
-            return await asyncio.wait_for(self._read(limit), seconds)
-        except (asyncio.TimeoutError, TimeoutError):
+            return await self._read(limit)
+        except asyncio.CancelledError:
+            if not late:
+                raise
+            if hasattr(task, "uncancel"):  # since Python 3.11
+                task.uncancel()
             message = f"the body did not end within {seconds:g} s"
             raise RefusedError(408, message, close=True) from None
+        finally:
+            timer.cancel()
 
     async def _read(self, limit: int) -> bytes:
         body = b""

@@ -8,7 +8,7 @@ from typing import TypeVar
 from e5core.model import E5
 from e5core.prompts import prefix_for
 from e5core.reranker import Reranker
-from e5core.serve.engines import Engine, Pace, pipeline_engine, states_engine
+from e5core.serve.engines import Engine, Pace, pipeline_engine, states_engine, vectors_engine
 from e5core.serve.errors import RefusedError, bad
 
 # Names with one of these at their end say which prefix the texts get, for the dialects that have
@@ -22,7 +22,8 @@ INPUT_TYPES = ("query", "passage", NONE)
 class ServedEmbedder:
     """An embedding model with its names.
 
-    engine  computes vectors before they are cut and scaled
+    engine  computes vectors, of unit length and of the model's own dimension
+    pooled  computes them before they are cut and scaled, for requests that ask for others
     states  computes token states
     """
 
@@ -30,6 +31,7 @@ class ServedEmbedder:
     aliases: frozenset[str]
     model: E5
     engine: Engine
+    pooled: Engine
     states: Engine
 
     @property
@@ -89,7 +91,12 @@ def serve_embedder(model: E5, origin: str, served_name: str | None = None) -> Se
     name, aliases = names_of(origin, served_name)
     pace = Pace(model.encoder.device.type)
     return ServedEmbedder(
-        name, aliases, model, pipeline_engine(model, pace), states_engine(model, pace)
+        name,
+        aliases,
+        model,
+        vectors_engine(model, pace),
+        pipeline_engine(model, pace),
+        states_engine(model, pace),
     )
 
 

@@ -132,14 +132,16 @@ class Service:
                 f"{model.pipeline.size} numbers; ask for 1 to {model.pipeline.size}",
                 "dimensions",
             ) from None
-        size = model.dimension if asked.dimensions is None else size
-        engine = asked.served.states if asked.states else asked.served.engine
+        served = asked.served
+        usual = asked.normalize and asked.dimensions is None
+        engine = served.states if asked.states else served.engine if usual else served.pooled
         call.log |= {"model": asked.served.name, "texts": len(asked.texts)}
         job, tokenized = await self._process(
             call, engine, asked.texts, lambda: tokenize_texts(asked), asked.field
         )
         rows: Rows | list[Rows] = [row for row in job.rows if row is not None]
-        if not asked.states:
+        if engine is served.pooled:
+            size = model.dimension if asked.dimensions is None else size
             pooled = torch.from_numpy(job.matrix())[:, :size]
             rows = (l2_normalize(pooled) if asked.normalize else pooled).contiguous().numpy()
         return Embedded(rows, [len(ids) for ids in tokenized.sequences], tokenized.truncated)
@@ -246,10 +248,10 @@ class Service:
         """Seconds that the request may take: the server's, or the client's where they are less."""
         seconds = self.limits.timeout
         for name in ("x-request-timeout", "x-stainless-read-timeout"):
-            with suppress(ValueError):
-                asked = float(call.headers.get(name, ""))
-                if 0 < asked < seconds:
-                    seconds = asked
+            if name in call.headers:
+                with suppress(ValueError):
+                    asked = float(call.headers[name])
+                    seconds = asked if 0 < asked < seconds else seconds
         return seconds
 
     def _failed(self, error: Exception, field: str) -> RefusedError:

@@ -5,6 +5,8 @@ Sources: huggingface/text-embeddings-inference, router/src, 1.9; huggingface_hub
 
 from typing import Any
 
+import numpy as np
+
 import e5core
 from e5core.serve.asking import find_embedder, report_headers, written
 from e5core.serve.checks import check_texts
@@ -121,7 +123,7 @@ async def similarity(service: Service, call: Call, fields: Fields) -> Answer:
     truncate = _truncate(parameters, "end", "start")
     asked = EmbedRequest(served, texts, prefix, field="inputs", truncate=truncate)
     found = await service.embed(call, asked)
-    value = cosines(found.rows[:1], found.rows[1:])[0].tolist()
+    value = cosines(np.stack(found.rows[:1]), np.stack(found.rows[1:]))[0].tolist()
     return json_answer(value, headers=report_headers(call, found.tokens, found.truncated))
 
 
