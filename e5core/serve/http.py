@@ -86,11 +86,11 @@ class Call:
             raise _too_large(f"{int(length):,}", limit)
         # A timer rather than asyncio.wait_for, which makes a task for every request.
         task, late = asyncio.current_task(), []
+        assert task is not None, "every server of ASGI runs requests in tasks"
 
         def give_up() -> None:
             late.append(True)
-            if task is not None:
-                task.cancel()
+            task.cancel()
 
         timer = asyncio.get_running_loop().call_later(seconds, give_up)
         try:

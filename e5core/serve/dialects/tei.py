@@ -123,7 +123,7 @@ async def similarity(service: Service, call: Call, fields: Fields) -> Answer:
     truncate = _truncate(parameters, "end", "start")
     asked = EmbedRequest(served, texts, prefix, field="inputs", truncate=truncate)
     found = await service.embed(call, asked)
-    value = cosines(np.stack(found.rows[:1]), np.stack(found.rows[1:]))[0].tolist()
+    value = cosines(np.asarray(found.rows[:1]), np.asarray(found.rows[1:]))[0].tolist()
     return json_answer(value, headers=report_headers(call, found.tokens, found.truncated))
 
 
