@@ -75,6 +75,8 @@ class JobOptions:
         """Say everything that can be said before any work: ValueError or OSError."""
         output = self.output
         folder = output.is_dir()
+        if output.is_symlink():  # links were followed
+            raise OSError(f"output {output} is a link that leads nowhere but to itself; remove it")
         if output.suffix not in (*HEADERS, PARQUET) or (output.suffix in HEADERS and folder):
             inside = f"; it is a folder: name a file in it, such as {output / 'vectors.npy'}"
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from e5core.bulk.chunks import ChunkSize, split_into_chunks
 from e5core.bulk.journal import Done, Journal, differences, holds
 from e5core.bulk.options import JobOptions
-from e5core.bulk.partial import FORCE, PARQUET, RECORD, published_names
+from e5core.bulk.partial import FORCE, PARQUET, RECORD, REJECTS, published_names
 from e5core.bulk.sources import Source
 from e5core.checkpoint.folder import ModelFolder
 from e5core.formats.durable import write_json_durably
@@ -23,6 +24,7 @@ COUNTS = ("rows", "rows_read", "tokens", "cut", "rejected")
 
 def write_record(journal: Journal, model: ModelFolder, options: JobOptions) -> None:
     """Write what made the output into its partial folder, from where it is published."""
+    output = options.output
     given, own, chosen = options.load.prompts, model.prompts, dict(journal.made_from["options"])
     files, done = journal.made_from["model"], asdict(journal.done)
     digest = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
@@ -37,6 +39,7 @@ def write_record(journal: Journal, model: ModelFolder, options: JobOptions) -> N
         "versions": journal.made_from["versions"],
         "counts": {name: done[name] for name in COUNTS},
         "rows_sha256": done["sha256"],
+        "sizes": file_sizes({name: journal.folder / name for name in published_names(output)}),
     }
     write_json_durably(journal.folder / RECORD, content)
 
@@ -60,10 +63,33 @@ def read_record(output: Path) -> Journal | None:
             "versions": content["versions"],
         }
         counts: dict[str, Any] = {name: int(content["counts"][name]) for name in COUNTS}
-        done = Done(**{"sha256": str(content["rows_sha256"]), **counts})
+        sizes = {str(name): int(size) for name, size in content["sizes"].items()}
+        done = Done(**{"sha256": str(content["rows_sha256"]), **counts}, sizes=sizes)
         return Journal(path.parent, groups, done, complete=True)
-    except (ValueError, KeyError, TypeError):  # a file of somebody else
+    except (ValueError, KeyError, TypeError, AttributeError):  # a file of somebody else
         return None
+
+
+def file_sizes(places: Mapping[str, Path]) -> dict[str, int]:
+    """The bytes of each file of an output but the record, by its name in the partial folder."""
+    sizes: dict[str, int] = {}
+    for name, place in places.items():
+        if place.is_dir():
+            sizes |= {f"{name}/{file.name}": file.stat().st_size for file in place.glob("part-*")}
+        elif place.is_file() and name != RECORD:
+            sizes[name] = place.stat().st_size
+    return {name: size for name, size in sorted(sizes.items()) if size or name != REJECTS}
+
+
+def check_whole(finished: Journal, output: Path) -> None:
+    """FileExistsError if a file of an output is not as large as it was when it was finished."""
+    before, now = finished.done.sizes, file_sizes(published_names(output))
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            raise FileExistsError(
+                f"{output} was changed after it was finished: its {name} has {now.get(name)} "
+                f"bytes, expected {before.get(name)}. Restore it, or {FORCE}"
+            )
 
 
 def check_not_other(finished: Journal, made_from: dict[str, dict[str, Any]], output: Path) -> None:
@@ -100,7 +126,8 @@ def check_output_is_free(
 def is_done(finished: Journal, options: JobOptions, source: Source, size: ChunkSize) -> bool:
     """Whether a finished output holds these very rows, so that nothing is left to do.
 
-    Raises FileExistsError if it is a folder of shards that holds others, or is to be made anew.
+    Raises FileExistsError if it is a folder of shards that holds others, or is to be made anew,
+    and if a file of the output has another size by now.
     """
     shards = options.output.suffix == PARQUET
     if not options.restart:
@@ -108,6 +135,7 @@ def is_done(finished: Journal, options: JobOptions, source: Source, size: ChunkS
         source.share_stdin(again, options.output.parent)
         chunks = split_into_chunks(again, size, options.on_error == "stop")
         if holds(chunks, finished.done):
+            check_whole(finished, options.output)
             return True
     if shards:
         raise FileExistsError(

@@ -68,7 +68,15 @@ def open_stored(path: Path) -> Stored:
         raise ValueError(
             f"the rows of {path} have no file and line; name the output of e5core embed"
         )
-    return Stored(vectors, rows, read_json_object(made_from) if made_from.is_file() else None)
+    record = read_json_object(made_from) if made_from.is_file() else None
+    counts = (record or {}).get("counts")
+    said = counts.get("rows") if isinstance(counts, dict) else None
+    if said not in (None, len(vectors)):
+        raise ValueError(
+            f"{path} has {len(vectors)} vectors, and {made_from} says {said}: a part is missing, "
+            "or they are not of one run; restore it, or embed the files anew"
+        )
+    return Stored(vectors, rows, record)
 
 
 class Rows(Sequence[Row]):

@@ -12,7 +12,7 @@ import pytest
 from support.bulk import TEXTS, embed, interrupt, read_jsonl, read_vectors
 from support.conversions import content
 
-from e5core import E5
+from e5core import E5, Index
 from e5core.bulk import PartialOutputError, partial_folder
 
 
@@ -100,6 +100,34 @@ def test_other_rows(model: Path, texts: Path, output: Path) -> None:
             embed(model, texts, output)
     assert embed(model, texts, output, force=output.suffix == ".parquet").rows == 61
     assert len(read_vectors(output)) == 61
+
+
+def test_a_finished_output_that_was_changed(model: Path, texts: Path, output: Path) -> None:
+    """It is not called done, whichever of its files was cut, removed or put beside it."""
+    embed(model, texts, output)
+    whole = content(output.parent)
+    names = [name for name in whole if not name.endswith(".json")]
+    assert len(names) >= 2
+    for name in names:
+        file = output.parent / name
+        for change in (lambda file=file: os.truncate(file, 9), file.unlink):
+            change()
+            if not output.exists():  # then there is nothing that could be lost
+                assert embed(model, texts, output).rows == 60
+            else:
+                with pytest.raises(FileExistsError, match=r"changed after it was finished: its "):
+                    embed(model, texts, output)
+                if output.suffix == ".parquet" and not file.exists():
+                    with pytest.raises(ValueError, match="says 60: a part is missing"):
+                        Index.open(output)
+                embed(model, texts, output, force=True)
+            assert content(output.parent) == whole
+
+
+def test_an_output_that_links_to_itself(model: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop.npy").symlink_to(tmp_path / "loop.npy")
+    with pytest.raises(OSError, match=r"loop\.npy is a link that leads nowhere"):
+        embed(model, texts, tmp_path / "loop.npy")
 
 
 def test_standard_input_again(
