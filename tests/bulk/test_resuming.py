@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.adapters import write_adapter
 from support.bulk import TEXTS, embed, interrupt
 from support.models import CPU, tiny_encoder, write_tiny_model
@@ -106,6 +107,20 @@ def write_fast(model: Path, *steps: TextStep) -> None:
     (model / "tokenizer.json").write_text(json.dumps(content))
 
 
+def write_dense(model: Path, seed: int = 0) -> None:
+    """A linear layer behind the pooling, in a folder that no release calls so."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "projection": "Dense"}
+    write_json(
+        model / "modules.json",
+        [{"path": path, "type": f"sentence_transformers.models.{kinds[path]}"} for path in kinds],
+    )
+    (model / "projection").mkdir(exist_ok=True)
+    sizes = {"in_features": 24, "out_features": 8, "bias": False}
+    write_json(model / "projection" / "config.json", sizes)
+    weight = torch.randn(8, 24, generator=torch.Generator().manual_seed(seed))
+    save_file({"linear.weight": weight}, model / "projection" / "model.safetensors")
+
+
 LOWER = TextStep("Lowercase")
 # Each changes what a model makes of texts, and says which file is another then.
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -123,6 +138,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: write_fast(folder, LOWER),
         r"base model's tokenizer\.json",
     ),
+    "a step Dense": (
+        lambda folder: write_dense(folder, seed=1),
+        r"projection/model\.safetensors",
+    ),
     "the base's limit": (
         lambda folder: write_json(folder / "tokenizer_config.json", {"model_max_length": 60}),
         r"base model's tokenizer_config\.json",
@@ -139,6 +158,8 @@ def test_a_model_that_has_changed_is_named(
     folder = model = write_tiny_model(tmp_path / "tiny", "bert")
     if "base" in kind:
         model = write_adapter(tmp_path / "adapter", folder)
+    elif kind == "a step Dense":
+        write_dense(folder)
     elif kind != "steps come":
         write_fast(folder, LOWER)
     finished = npy.with_name("finished.npy")
