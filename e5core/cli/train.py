@@ -75,7 +75,7 @@ def add_settings(parser: Parser) -> None:
     add("teacher_temperature", float, "what the teacher's logits are divided by")
     add("r_drop", float, "weight of R-Drop, of rerankers alone")
     add("lora", int, "rank of low-rank updates in place of whole matrices, 0 for none")
-    add("keep", float, "share of the start's weights in the result (default: 0.4, rerankers 0)")
+    add("keep", float, "share of the start's weights in the result (default: 0.5, rerankers 0)")
     add("dropout", float, "in place of the model's own")
     add("chunk_tokens", int, "tokens whose graph is in memory at a time")
     add("seed", int, "of everything that is drawn")

@@ -6,9 +6,9 @@ from typing import Literal
 TokenTable = Literal["frozen", "rows", "dense"]
 
 # The share of the start in the result. In two epochs of 1,500 translations e5-small gained 33 to 38
-# points and lost 3 of nDCG@10 on XQuAD; with half of the start it gained 30 to 34 and lost 0.8
+# points and lost 3.6 of nDCG@10 on XQuAD; with half of the start it gained 29 to 34 and lost 1.2
 # (2026-11).
-KEEP = 0.4
+KEEP = 0.5
 
 # Learning rates by hidden size, between those that mE5 was pre-trained with (3e-4, 2e-4, 1e-4) and
 # those that it was fine-tuned with (3e-5, 2e-5, 1e-5). Source: arXiv:2402.05672.
@@ -40,7 +40,7 @@ class Settings:
     teacher_temperature  what the teacher's logits are divided by
     r_drop        weight of the divergence of two passes with other dropout; of rerankers alone
     lora          rank of low-rank updates that are trained in place of the linears; 0 for none
-    keep          share of the weights of the start in the result, see average.py; None is 0.4 for
+    keep          share of the weights of the start in the result, see average.py; None is 0.5 for
                   an embedding model and 0 for a reranker
     dropout       in place of the config's; None leaves it
     chunk_tokens  tokens whose graph is in memory at a time; None takes what suits the device
