@@ -6,8 +6,9 @@
 A pair is two texts of 20 to 512 tokens, log-uniform. Every contestant takes whole steps of the
 contrastive loss, dropout and optimizer included, in a process of its own, with the token table
 frozen in both. sentence-transformers has CachedMultipleNegativesRankingLoss with mini-batches of
-8: with 32 texts of up to 512 tokens it took over 17 GB (2026-11). The share of the ceiling counts four times the forward's FLOP a token: forward, forward again
-with its graph, and the two products of the backward pass.
+8: with 32 texts of up to 512 tokens it took over 17 GB (2026-11). The share of the ceiling counts
+four times the forward's FLOP a token: forward, forward again with its graph, and the two products
+of the backward pass.
 """
 
 import argparse
