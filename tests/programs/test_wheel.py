@@ -11,6 +11,7 @@ DATA = {
     "parity/data/queries.tsv",
     "parity/data/sentences.tsv",
     "py.typed",
+    "serve/page.html",
 }
 
 
