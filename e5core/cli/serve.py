@@ -86,7 +86,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--drain",
         type=float,
-        default=0.0,
+        default=1.0,
         metavar="SECONDS",
         help="go on so long after SIGTERM, with readiness off (default: %(default)s)",
     )

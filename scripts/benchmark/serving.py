@@ -95,7 +95,7 @@ def serve_process(folder: Path, dtype: str, port: int, constant: bool) -> None:
             lambda lost: App(service, log=AccessLog(sys.stdout), on_failure=lost),
             host="127.0.0.1",
             port=port,
-            drain=0,
+            drain=1,
             ready="{}",
         )
     )
@@ -431,7 +431,7 @@ def overload(bench: Bench) -> None:
         outcomes = bench.load("e 2 C", plan, port, process)
         done = sum(o.shot.texts for o in outcomes if o.status == 200)
         seconds = max(o.done for o in outcomes)
-        print(f"e goodput: {done / seconds / bench.speeds['passage']:.3f} of C")
+        print(f"e goodput: {done / seconds / bench.passage_speed:.3f} of C")
 
 
 def long_run(bench: Bench) -> None:

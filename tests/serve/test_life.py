@@ -114,7 +114,7 @@ def test_a_pass_that_hangs_ends_the_process(folders: tuple[Path, Path]) -> None:
         "from e5core.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    options = ("--port", "0", "--hang-seconds", "0.5", "--no-access-log")
+    options = ("--port", "0", "--hang-seconds", "3", "--no-access-log")
     process = subprocess.Popen(
         [sys.executable, "-c", code, "serve", "--model", str(folders[0]), *options],
         stderr=subprocess.PIPE,
