@@ -218,7 +218,8 @@ class Encoder(nn.Module):
         the weights.
         """
         if isinstance(kernels, str):
-            kernels = select(kernels, self.device, dtype)
+            scores = self.config.num_labels > 0
+            kernels = select(kernels, self.device, dtype, scores=scores)
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError(
                 "the encoder holds no weights: it was prepared for inference before, and its "
@@ -266,7 +267,8 @@ class ClassificationHead(nn.Module):
     def prepare(self, kernels: Kernels) -> None:
         """Compute on kernels like these, or on plain ones where they have nothing so wide."""
         wide = torch.promote_types(kernels.hidden_dtype, torch.float32)
-        self.kernels = type(kernels)(wide) if wide in kernels.dtypes else Kernels(wide)
+        backend = type(kernels) if wide in kernels.dtypes else Kernels
+        self.kernels = backend(wide).for_scores()
         self.weights = self.kernels.prepare(self.dense), self.kernels.prepare(self.output)
 
 

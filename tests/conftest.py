@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from support.models import (
     REAL_MODEL,
     TINY,
@@ -26,6 +27,10 @@ if not torch.cuda.is_available():
 # whose end by Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# A machine may be as busy as it likes.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # What the lines that tests measured go by, from the test to the end of the run.
 MEASURED = "measured"

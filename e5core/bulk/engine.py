@@ -172,7 +172,7 @@ def describe(model: E5, options: EmbedOptions) -> dict[str, Any]:
         "pooling": str(model.pooling),
         "max_length": model.max_length,
         "dtype": str(model.encoder.kernels.dtype).removeprefix("torch."),
-        "kernels": model.encoder.kernels.name,
+        "kernels": model.encoder.kernels.label,
         "machine": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else torch.backends.cpu.get_cpu_capability(),

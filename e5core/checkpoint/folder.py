@@ -23,7 +23,7 @@ from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import ClassificationHead, Encoder
 from e5core.formats.fast_tokenizer import AddedToken
 from e5core.formats.safetensors import DTYPES_BY_NAME
-from e5core.kernels import BACKENDS, select, warn_of_missing, why_not
+from e5core.kernels import BY_NAME, select, warn_of_missing, why_not
 from e5core.tokenizer import SentencePieceTokenizer
 
 DTYPES = {
@@ -203,7 +203,8 @@ class ModelFolder:
             raise ValueError(f"dtype is {dtype!r}, expected {AUTO} or one of {', '.join(DTYPES)}")
         assert torch_dtype is not None
         assert self.tensors is not None, "read with weights=False"
-        chosen = select(kernels, device, torch_dtype, training)
+        scores = self.config.num_labels > 0
+        chosen = select(kernels, device, torch_dtype, training, scores)
         if kernels == AUTO and not training:
             warn_of_missing(chosen, device)
         encoder = load.load_encoder(self.config, self.tensors, torch_dtype, device, chosen)
@@ -250,7 +251,7 @@ class ModelFolder:
     def _made_for(self, device: torch.device, kernels: str) -> torch.dtype:
         """int8 if the files are in int8 and the kernels that are wanted run it, else float32."""
         if self.stored_dtype == torch.int8:
-            wanted = [backend for name, backend in BACKENDS.items() if kernels in ("auto", name)]
+            wanted = [backend for name, backend in BY_NAME.items() if kernels in ("auto", name)]
             if any(why_not(backend, device, torch.int8) is None for backend in wanted):
                 return torch.int8
         return torch.float32

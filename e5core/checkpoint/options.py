@@ -19,7 +19,7 @@ class LoadOptions:
                 (CPU) for linear layers in int8 with float32 between them; "auto" is float32, and
                 int8 for a folder that was converted to it
     device      None takes the GPU if there is one
-    kernels     "auto" for the fastest that run, or a name in kernels.BACKENDS; "sdpa" and
+    kernels     "auto" for the fastest that run, or a name in kernels.BY_NAME; "sdpa" and
                 "plain" leave the encoder trainable
     prompts     "e5", "e5-instruct", "none" or a mapping, in place of the model's own
     max_length  tokens to cut texts at, in place of the model's own limit

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from e5core.checkpoint.tokenizers import FastTokenizer
 from e5core.encoder import ClassificationHead, Encoder
-from e5core.kernels import BACKENDS, select, why_not
+from e5core.kernels import BY_NAME, select, why_not
 from e5core.tokenizer import SentencePieceTokenizer
 
 Part = TypeVar("Part", Encoder, SentencePieceTokenizer)
@@ -62,14 +62,15 @@ def _reduce_head(head: ClassificationHead) -> Any:
     state = {
         name: value for name, value in vars(head).items() if name not in ("kernels", "weights")
     }
-    return _prepared_head, (state, head.kernels.name, head.kernels.dtype)
+    return _prepared_head, (state, head.kernels.label, head.kernels.dtype)
 
 
 def _prepared_head(state: dict[str, Any], name: str, dtype: Any) -> ClassificationHead:
     head = ClassificationHead.__new__(ClassificationHead)
     vars(head).update(state)
     device = head.dense.weight.device
-    head.prepare(select("auto" if why_not(BACKENDS[name], device, dtype) else name, device, dtype))
+    name = "auto" if why_not(BY_NAME[name], device, dtype) else name
+    head.prepare(select(name, device, dtype, scores=True))
     return head
 
 

@@ -47,7 +47,7 @@ def describe_machine() -> dict[str, str]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what they say stands in the rows
-                chosen = kernels.select("auto", device, dtype).name
+                chosen = kernels.select("auto", device, dtype).label
         except ValueError as error:
             rows[f"kernels in {name}"] = f"none: {error}"
         else:

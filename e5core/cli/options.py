@@ -8,7 +8,7 @@ from typing import Any
 from e5core.checkpoint.folder import AUTO, DTYPES
 from e5core.checkpoint.options import LoadOptions
 from e5core.cli.program import Parser
-from e5core.kernels import BACKENDS
+from e5core.kernels import BY_NAME
 from e5core.prompts import PROMPTS_BY_NAME
 
 DEFAULT_MODEL = "intfloat/multilingual-e5-small"
@@ -23,7 +23,7 @@ HUB_FLAGS: dict[str, dict[str, Any]] = {
 MODEL_FLAGS: dict[str, dict[str, Any]] = {
     "dtype": {"choices": (AUTO, *DTYPES)},
     "device": {"help": "cpu, cuda, … (default: the GPU if there is one)"},
-    "kernels": {"choices": ("auto", *BACKENDS)},
+    "kernels": {"choices": ("auto", *BY_NAME)},
     "prompts": {"choices": PROMPTS_BY_NAME, "help": "in place of the model's own prefixes"},
     "max_length": {"type": int, "help": "tokens a text may have"},
     "truncate_dim": {"type": int, "help": "numbers of a vector that are kept (Matryoshka)"},

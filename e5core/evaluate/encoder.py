@@ -51,7 +51,7 @@ class StoringEncoder(E5Encoder):
         self.fixed_prefix = symmetric_prefix
         encoder = self.model.encoder
         dtype = str(encoder.kernels.dtype).removeprefix("torch.")
-        self.kind = {"dtype": dtype, "kernels": encoder.kernels.name}
+        self.kind = {"dtype": dtype, "kernels": encoder.kernels.label}
         name = self.mteb_model_meta.name.replace("/", "__").replace(" ", "_")
         made_from = {
             **self.kind,

@@ -11,13 +11,14 @@ import torch
 
 from e5core.kernels.cuda.operations import CudaKernels
 from e5core.kernels.forking import one_thread_if_forked
-from e5core.kernels.native import NativeKernels
+from e5core.kernels.native import BY_INSTRUCTIONS, NativeKernels
 from e5core.kernels.onednn import OnednnKernels
 from e5core.kernels.plain import Kernels
 from e5core.kernels.sdpa import SdpaKernels
 
 __all__ = [
     "BACKENDS",
+    "BY_NAME",
     "Kernels",
     "describe",
     "made_for",
@@ -33,27 +34,35 @@ BACKENDS: dict[str, type[Kernels]] = {
     for backend in (CudaKernels, NativeKernels, OnednnKernels, SdpaKernels, Kernels)
 }
 
+# Whatever can be asked for by name: also native for one instruction set, "native/avx2".
+BY_NAME: dict[str, type[Kernels]] = {
+    **BACKENDS,
+    **{f"{NativeKernels.name}/{name}": backend for name, backend in BY_INSTRUCTIONS.items()},
+}
+
 
 def select(
     name: str = "auto",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     training: bool = False,
+    scores: bool = False,
 ) -> Kernels:
     """The kernels of that name; "auto" takes the fastest that runs there.
 
     training  whether gradients are wanted
+    scores    whether they are for a cross-encoder, see Kernels.for_scores
 
     Raises ValueError naming the choices, or why the kernels of that name cannot run.
     """
     one_thread_if_forked()
     device = torch.device(device)
     if name != "auto":
-        if name not in BACKENDS:
-            raise ValueError(f"kernels is {name!r}, expected 'auto' or one of {sorted(BACKENDS)}")
-        if reason := why_not(BACKENDS[name], device, dtype):
+        if name not in BY_NAME:
+            raise ValueError(f"kernels is {name!r}, expected 'auto' or one of {sorted(BY_NAME)}")
+        if reason := why_not(BY_NAME[name], device, dtype):
             raise ValueError(f"kernels {name!r} cannot be used: {reason}")
-        return BACKENDS[name](dtype)
+        return _made(BY_NAME[name], dtype, scores)
     reasons: list[str] = []
     for backend in BACKENDS.values():
         if not made_for(backend, device, dtype) or (training and not backend.trainable):
@@ -62,12 +71,16 @@ def select(
         if reason is None:
             if reasons:
                 warn_once(f"e5core runs on its {backend.name} kernels: {'; '.join(reasons)}")
-            return backend(dtype)
+            return _made(backend, dtype, scores)
         if not backend.optional:
             reasons.append(f"{backend.name} cannot be used: {reason}")
     raise ValueError(
         f"no kernels run in {_word(dtype)} on {device}{': ' if reasons else ''}{'; '.join(reasons)}"
     )
+
+
+def _made(backend: type[Kernels], dtype: torch.dtype, scores: bool) -> Kernels:
+    return backend(dtype).for_scores() if scores else backend(dtype)
 
 
 def why_not(backend: type[Kernels], device: torch.device, dtype: torch.dtype) -> str | None:
@@ -85,7 +98,7 @@ def describe(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of kernels that run, with the reason why not for each that "auto" prefers."""
     reasons = []
     for other, backend in BACKENDS.items():
-        if other == name:
+        if other == name.split("/")[0]:
             break
         if made_for(backend, device, dtype) and (reason := why_not(backend, device, dtype)):
             reasons.append(f"{other} cannot be used: {reason}")

@@ -59,7 +59,8 @@ class Kernels:
     optional   whether "auto" passes over them in silence where they do not run, because nothing
                is wrong then: the CPU is another, or no compiler was there
 
-    dtype      the precision that weights are prepared in, one of `dtypes`
+    dtype         the precision that weights are prepared in, one of `dtypes`
+    instructions  the instruction set they were compiled for, "" for what is not e5core's own C++
     """
 
     name = "plain"
@@ -75,11 +76,24 @@ class Kernels:
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
+        self.instructions = ""
+
+    @property
+    def label(self) -> str:
+        """The name by which `select` gives the same kernels on another machine."""
+        return f"{self.name}/{self.instructions}" if self.instructions else self.name
 
     @property
     def hidden_dtype(self) -> torch.dtype:
         """The dtype of the hidden states between the layers."""
         return torch.float32 if self.dtype == torch.int8 else self.dtype
+
+    def for_scores(self) -> "Kernels":
+        """These kernels, before they prepare anything, for the score that one token's state gives.
+
+        Rounding does not average out in it as it does in the mean of many tokens.
+        """
+        return self
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -78,7 +78,7 @@ def test_marks_are_judged_by_many_lines(tmp_path: Path) -> None:
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(TEXTS.filter(lambda text: not {"\t", "\n"} & {*text}), max_size=5))
 def test_any_text_without_marks_comes_through_tsv(tmp_path_factory, texts: list[str]) -> None:
     file = tmp_path_factory.mktemp("any") / "a.tsv"

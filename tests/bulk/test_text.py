@@ -144,7 +144,7 @@ def test_what_no_row_can_come_from(
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(TEXTS.filter(lambda text: "\n" not in text and text[-1:] != "\r"), max_size=5))
 def test_any_text_comes_through_jsonl_and_lines(tmp_path_factory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("any")

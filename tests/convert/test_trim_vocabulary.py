@@ -144,7 +144,7 @@ WORDS = st.sampled_from(sorted({word for text in SENTENCES for word in text.spli
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(WORDS | ANY_TEXT, max_size=6).map(" ".join))
 def test_any_text_whose_pieces_are_kept_is_cut_as_before(
     real_model: E5, trimmed_model: E5, both_vocabularies: tuple[list[str], list[str]], text: str

@@ -4,17 +4,17 @@ import random
 
 import pytest
 import torch
-from support.models import tiny_encoder
+from support.models import INSTRUCTION_SETS, tiny_encoder
 
 from e5core import E5, mean_pool, pack
-from e5core.kernels import BACKENDS, why_not
+from e5core.kernels import BY_NAME, why_not
 from e5core.parity.samples import QUERIES, SENTENCES, text_of_length
 
-CASES = [(name, dtype) for name in ("onednn", "native") for dtype in BACKENDS[name].dtypes]
+CASES = [(name, dtype) for name in ("onednn", *INSTRUCTION_SETS) for dtype in BY_NAME[name].dtypes]
 
 
 def skip_unless_usable(name, dtype):
-    if reason := why_not(BACKENDS[name], torch.device("cpu"), dtype):
+    if reason := why_not(BY_NAME[name], torch.device("cpu"), dtype):
         pytest.skip(reason)
 
 
@@ -75,7 +75,7 @@ def test_bits_of_a_product_at_every_number_of_rows(name, dtype, threads):
     torch.set_num_threads(threads)
     try:
         for inputs, outputs in ((384, 1152), (1536, 384), (4096, 1024)):
-            kernels, layer = BACKENDS[name](dtype), torch.nn.Linear(inputs, outputs, dtype=wide)
+            kernels, layer = BY_NAME[name](dtype), torch.nn.Linear(inputs, outputs, dtype=wide)
             x, residual = torch.randn(700, inputs).to(wide), torch.randn(700, outputs).to(wide)
             norm = torch.nn.LayerNorm(outputs, dtype=wide)
             with torch.inference_mode():

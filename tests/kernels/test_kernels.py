@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support.models import IN_FLOAT32, tiny_encoder
+from support.models import IN_FLOAT32, INSTRUCTION_SETS, tiny_encoder
 from torch import nn
 
 from e5core import pack, save_checkpoint
-from e5core.kernels import BACKENDS, select, warn_once, why_not
+from e5core.kernels import BACKENDS, BY_NAME, select, warn_once, why_not
 from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
 
 # One text and many, all equal and all different, from one token to the longest of E5.
@@ -21,12 +21,12 @@ LENGTHS = {
     "long and short": [512, 511, 1, 1, 1],
     "runs, unsorted": [7, 7, 30, 7, 30, 30, 1],
 }
-OTHERS = sorted(set(IN_FLOAT32) - {"plain"})
+OTHERS = sorted({*IN_FLOAT32, *INSTRUCTION_SETS} - {"plain", "native"})
 
 
 def usable(name, dtype=torch.float32, device="cpu"):
     """The kernels of that name; skips the test where they cannot run, with their reason."""
-    if reason := why_not(BACKENDS[name], torch.device(device), dtype):
+    if reason := why_not(BY_NAME[name], torch.device(device), dtype):
         pytest.skip(f"{name}: {reason}")
     return select(name, device, dtype)
 
@@ -73,7 +73,7 @@ def test_attention_is_as_near_to_float64_as_plain(name, lengths, dtype):
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("name", [name for name in OTHERS if BACKENDS[name].trainable])
+@pytest.mark.parametrize("name", [name for name in OTHERS if BY_NAME[name].trainable])
 def test_gradients_of_attention_are_as_near_to_float64_as_those_of_plain(name, lengths):
     def gradients(kernels, dtype):
         qkv, cu_seqlens, longest = packed(lengths, dtype)

@@ -5,15 +5,21 @@ import threading
 
 import pytest
 import torch
-from support.models import CPU, tiny_encoder
+from support.models import CPU, INSTRUCTION_SETS, tiny_encoder
 from torch import nn
 
 from e5core import pack
-from e5core.kernels import BACKENDS, native, select, why_not
-from e5core.kernels.native import library
+from e5core.kernels import BACKENDS, BY_NAME, select, why_not
+from e5core.kernels.native import library, panels
 
 missing = why_not(BACKENDS["native"], CPU, torch.float32)
 usable = pytest.mark.skipif(missing is not None, reason=str(missing))
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def native(request):
+    """The name of the kernels of each instruction set that this machine has."""
+    return request.param
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
@@ -21,24 +27,25 @@ usable = pytest.mark.skipif(missing is not None, reason=str(missing))
 @pytest.mark.parametrize("shapes", [[(64, 8)], [(32, 8), (96, 8)], [(3, 8), (40, 8)], [(5, 7)]])
 def test_panels_hold_every_weight_where_linear_h_looks(shapes, columns, dtype):
     weights = [torch.randint(-9, 9, shape).to(dtype) for shape in shapes]
-    panels, whole = native.panels(weights, dtype, columns), torch.cat(weights)
-    count, units, _, numbers = panels.shape
-    assert panels.shape[2:] == (columns, 4 // dtype.itemsize)
-    assert panels.is_contiguous()
-    assert panels.data_ptr() % 64 == 0
+    laid, whole = panels(weights, dtype, columns), torch.cat(weights)
+    count, units, _, numbers = laid.shape
+    assert laid.shape[2:] == (columns, 4 // dtype.itemsize)
+    assert laid.is_contiguous()
+    assert laid.data_ptr() % 64 == 0
     for output in range(count * columns):
         for number in range(units * numbers):
             inside = output < whole.shape[0] and number < whole.shape[1]
             expected = whole[output, number] if inside else 0
             place = output // columns, number // numbers, output % columns, number % numbers
-            assert panels[place] == expected, (output, number)
+            assert laid[place] == expected, (output, number)
 
 
 @usable
+@pytest.mark.exhaustive(sample=40)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("rows", [1, 13, 14, 15, 29, 56, 57, 300])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 33), (16, 32), (400, 31), (1536, 65)])
-def test_products_of_every_shape(inputs, outputs, rows, threads):
+def test_products_of_every_shape(native, inputs, outputs, rows, threads):
     """All splits among threads, blocks and panels, filled or not, against float64."""
     torch.manual_seed(0)
     layer, norm = nn.Linear(inputs, outputs), nn.LayerNorm(outputs)
@@ -50,7 +57,7 @@ def test_products_of_every_shape(inputs, outputs, rows, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        kernels = select("native")
+        kernels = select(native)
         with torch.inference_mode():
             expected = torch.layer_norm(
                 added, (outputs,), norm.weight.double(), norm.bias.double(), norm.eps
@@ -66,12 +73,12 @@ def test_products_of_every_shape(inputs, outputs, rows, threads):
 
 
 @pytest.fixture(params=[library.BFLOAT16, library.WIDENED], ids=["instruction", "widened"])
-def bfloat16_kernels(request, monkeypatch):
+def bfloat16_kernels(native, request, monkeypatch):
     """Both ways to multiply bfloat16, whichever this CPU prefers."""
     if reason := missing or library.unsupported(request.param):
         pytest.skip(reason)
     monkeypatch.setattr(library, "bfloat16_kind", lambda: request.param)
-    return select("native", dtype=torch.bfloat16)
+    return select(native, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 13, 14, 15, 57, 300])
@@ -134,10 +141,10 @@ def test_attention_of_both_kinds_of_bfloat16(bfloat16_kernels, length):
 
 @usable
 @pytest.mark.parametrize("length", [111, 112, 113, 225, 700])
-def test_attention_over_several_tiles_of_keys(length):
+def test_attention_over_several_tiles_of_keys(native, length):
     """The largest score in the first tile, in the last one, and far apart."""
     generator = torch.Generator().manual_seed(length)
-    kernels, cu_seqlens = select("native"), torch.tensor([0, length], dtype=torch.int32)
+    kernels, cu_seqlens = select(native), torch.tensor([0, length], dtype=torch.int32)
     for peak in (0, length - 1, length // 2):
         qkv = torch.randn(length, 3, 2, 24, generator=generator)
         qkv[peak, 1] *= 20
@@ -149,9 +156,9 @@ def test_attention_over_several_tiles_of_keys(length):
 
 
 @usable
-def test_gelu_is_as_near_to_float64_as_that_of_torch():
+def test_gelu_is_as_near_to_float64_as_that_of_torch(native):
     x = torch.linspace(-15, 15, 100_001)[:, None]
-    layer, kernels = nn.Linear(1, 1), select("native")
+    layer, kernels = nn.Linear(1, 1), select(native)
     with torch.inference_mode():
         layer.weight.fill_(1)
         layer.bias.zero_()
@@ -166,10 +173,10 @@ def test_gelu_is_as_near_to_float64_as_that_of_torch():
 
 @usable
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none_stays_in_its_text(value):
+def test_a_number_that_is_none_stays_in_its_text(native, value):
     qkv = torch.randn(40, 3, 2, 8, generator=torch.Generator().manual_seed(0))
     cu_seqlens = torch.tensor([0, 17, 40], dtype=torch.int32)
-    kernels = select("native")
+    kernels = select(native)
     clean = kernels.attention(qkv, cu_seqlens, 23, 0.0)
     qkv[3] = value
     found = kernels.attention(qkv, cu_seqlens, 23, 0.0)
@@ -179,12 +186,12 @@ def test_a_number_that_is_none_stays_in_its_text(value):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_number_that_is_none_shows_in_its_row(dtype, value):
+def test_a_number_that_is_none_shows_in_its_row(native, dtype, value):
     wide = torch.float32 if dtype == torch.int8 else dtype
-    if reason := why_not(BACKENDS["native"], CPU, dtype):
+    if reason := why_not(BY_NAME[native], CPU, dtype):
         pytest.skip(reason)
     kernels, layer, x = (
-        select("native", dtype=dtype),
+        select(native, dtype=dtype),
         nn.Linear(40, 33),
         torch.ones(20, 40).to(wide),
     )
@@ -206,25 +213,25 @@ def test_a_number_that_is_none_shows_in_its_row(dtype, value):
         (torch.zeros(6), r"x is \[6\] torch.float32"),
     ],
 )
-def test_what_would_be_misread_is_refused(x, message):
-    kernels, layer = select("native"), nn.Linear(6, 4)
+def test_what_would_be_misread_is_refused(native, x, message):
+    kernels, layer = select(native), nn.Linear(6, 4)
     weights = kernels.prepare(layer)
     with pytest.raises(ValueError, match=message):
         kernels.linear(x, weights)
 
 
 @usable
-def test_a_residual_of_another_shape_is_refused():
-    kernels, layer, norm = select("native"), nn.Linear(6, 4), nn.LayerNorm(4)
+def test_a_residual_of_another_shape_is_refused(native):
+    kernels, layer, norm = select(native), nn.Linear(6, 4), nn.LayerNorm(4)
     weights = kernels.prepare(layer)
     with pytest.raises(ValueError, match=r"residual is \[2, 4\] torch.float32, expected \[3, 4\]"):
         kernels.linear_residual_norm(torch.zeros(3, 6), weights, torch.zeros(2, 4), norm, 0.0)
 
 
 @usable
-def test_tensors_that_are_not_contiguous():
+def test_tensors_that_are_not_contiguous(native):
     torch.manual_seed(0)
-    kernels, layer = select("native"), nn.Linear(6, 4)
+    kernels, layer = select(native), nn.Linear(6, 4)
     x, qkv = torch.randn(6, 50).T, torch.randn(2, 3, 50, 8).permute(2, 1, 0, 3)
     cu_seqlens = torch.tensor([0, 0, 0, 0, 50], dtype=torch.int32)[::4]
     expected = x @ layer.weight.T + layer.bias
@@ -241,14 +248,14 @@ def test_tensors_that_are_not_contiguous():
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("lengths", [[1], [5, 20], [3, *[20] * 9]])
 def test_all_layers_at_once_are_the_operations_one_by_one(
-    monkeypatch, dialect, dtype, prefers, threads, lengths
+    native, monkeypatch, dialect, dtype, prefers, threads, lengths
 ):
-    monkeypatch.setattr(library, "bfloat16_kind", lambda: prefers)  # int8's attention follows it
-    if reason := missing or library.unsupported(prefers):
+    monkeypatch.setattr(library, "bfloat16_kind", lambda *_: prefers)  # int8's attention follows
+    if reason := library.unsupported(prefers, native.split("/")[1]):
         pytest.skip(reason)
-    if reason := why_not(BACKENDS["native"], CPU, dtype):
+    if reason := why_not(BY_NAME[native], CPU, dtype):
         pytest.skip(reason)
-    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, "native")
+    encoder = tiny_encoder(dialect).prepare_for_inference(dtype, native)
     batch = pack([[0, *range(5, 5 + n), 2] for n in lengths], encoder.config)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -273,8 +280,8 @@ def test_all_layers_at_once_are_the_operations_one_by_one(
         ([0, 3, 7], 3, "max_seqlen is 3, but a text has 4 tokens"),
     ],
 )
-def test_texts_outside_of_the_tokens_are_refused(dialect, cu_seqlens, max_seqlen, message):
-    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+def test_texts_outside_of_the_tokens_are_refused(native, dialect, cu_seqlens, max_seqlen, message):
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels=native)
     x, starts = torch.randn(7, encoder.config.hidden_size), torch.tensor(cu_seqlens).int()
     qkv = x.new_zeros(7, 3, 2, 8)
     with pytest.raises(ValueError, match=message):
@@ -286,30 +293,30 @@ def test_texts_outside_of_the_tokens_are_refused(dialect, cu_seqlens, max_seqlen
 @pytest.mark.parametrize("own", [torch.float32, torch.int8])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int8])
 @usable
-def test_attention_refuses_other_numbers(own, dtype):
-    if reason := why_not(BACKENDS["native"], CPU, own):
+def test_attention_refuses_other_numbers(native, own, dtype):
+    if reason := why_not(BY_NAME[native], CPU, own):
         pytest.skip(reason)
     qkv, cu_seqlens = torch.zeros(4, 3, 2, 8, dtype=dtype), torch.tensor([0, 4]).int()
     with pytest.raises(ValueError, match=rf"qkv is {dtype}, expected torch.float32"):
-        select("native", dtype=own).attention(qkv, cu_seqlens, 4, 0.0)
+        select(native, dtype=own).attention(qkv, cu_seqlens, 4, 0.0)
 
 
 @usable
-def test_no_rows_give_none(dialect):
-    kernels, layer, norm = select("native"), nn.Linear(6, 4), nn.LayerNorm(4)
+def test_no_rows_give_none(native, dialect):
+    kernels, layer, norm = select(native), nn.Linear(6, 4), nn.LayerNorm(4)
     weights = kernels.prepare(layer)
     none = torch.zeros(0, 6)
     assert kernels.linear(none, weights).shape == (0, 4)
     assert kernels.linear_residual_norm(none, weights, none[:, :4], norm, 0.0).shape == (0, 4)
-    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels=native)
     x = torch.zeros(0, encoder.config.hidden_size)
     starts = torch.tensor([0, 0], dtype=torch.int32)
     assert encoder.stack(x, starts, 0).shape == x.shape
 
 
 @usable
-def test_layers_refuse_what_they_cannot_do(dialect):
-    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+def test_layers_refuse_what_they_cannot_do(native, dialect):
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels=native)
     batch = pack([[0, 7, 2]], encoder.config)
     with pytest.raises(ValueError, match=r"x is \[3, 5\] torch.float32, expected \[tokens, "):
         encoder.stack(torch.zeros(3, 5), batch.cu_seqlens, batch.max_seqlen)
@@ -318,8 +325,8 @@ def test_layers_refuse_what_they_cannot_do(dialect):
 
 
 @usable
-def test_threads_that_share_an_encoder_get_their_own_results(dialect):
-    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+def test_threads_that_share_an_encoder_get_their_own_results(native, dialect):
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels=native)
     batches = [pack([[0, *range(5, 5 + n), 2]] * (n % 7 + 1), encoder.config) for n in range(1, 40)]
     with torch.inference_mode():
         alone = [encoder(batch) for batch in batches]
@@ -342,7 +349,7 @@ def test_threads_that_share_an_encoder_get_their_own_results(dialect):
 
 
 @usable
-def test_an_encoder_that_holds_pointers_is_not_copied(dialect):
-    encoder = tiny_encoder(dialect).prepare_for_inference(kernels="native")
+def test_an_encoder_that_holds_pointers_is_not_copied(native, dialect):
+    encoder = tiny_encoder(dialect).prepare_for_inference(kernels=native)
     with pytest.raises(TypeError, match="cannot be copied or pickled; load the model anew"):
         copy.deepcopy(encoder)

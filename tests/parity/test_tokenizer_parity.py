@@ -149,14 +149,14 @@ def test_ids_of_sixty_thousand_texts(tokenizer, fast, difference, measured):
         assert different <= MOST_DIFFERENT[name] * len(texts), name
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(text=st.text(max_size=60))
 def test_arbitrary_unicode(tokenizer, fast, difference, text):
     kind = difference(text, tokenizer.encode(text), fast(text)["input_ids"])
     assert kind is None or not kind.startswith("unexplained"), kind
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(parts=st.lists(st.sampled_from([*ODDITIES, *"abc は ä я", " "]), max_size=12))
 def test_arbitrary_oddities(tokenizer, fast, difference, parts):
     text = "".join(parts)

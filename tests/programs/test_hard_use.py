@@ -13,7 +13,7 @@ from pathlib import Path
 import fuzz_targets
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.models import ROOT
 
@@ -201,7 +201,7 @@ def damaged_headers(draw: st.DrawFn) -> bytes:
     return struct.pack("<Q", len(encoded + padding)) + encoded + padding + data
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(content=damaged_headers())
 def test_headers_that_lie(content: bytes) -> None:
     fuzz_targets.checkpoint(content)
@@ -218,7 +218,7 @@ def edits(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(edited)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=edits(VALID) | st.binary(max_size=64))
 def test_damaged_weights(content: bytes) -> None:
     fuzz_targets.checkpoint(content)
@@ -230,13 +230,13 @@ def test_damaged_weights(content: bytes) -> None:
 TOKENIZERS = [path.read_bytes() for path in sorted((SEEDS / "tokenizer-file").iterdir())]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(content=st.one_of(*(edits(content) for content in TOKENIZERS), st.binary(max_size=64)))
 def test_damaged_tokenizers(content: bytes) -> None:
     fuzz_targets.tokenizer_file(content)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.text(max_size=60).map(str.encode) | st.binary(max_size=40))
 @example(data="ｶﾞ Ａ\u0308 \u200d\ufeff\u0085 <s>".encode())
 @example(data=b"tea \xff")

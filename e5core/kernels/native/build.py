@@ -19,11 +19,18 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """The instructions that a library is compiled for. `name` is that of a header in src/isa/."""
+    """The instructions that a library is compiled for.
+
+    header  the file in src/isa/ that has them
+    """
 
     name: str
+    header: str
     machines: tuple[str, ...]
     options: tuple[str, ...]
+
+
+X86 = ("x86_64", "AMD64")
 
 
 # The best one first. All of a machine are compiled, whatever its CPU can do: library.py asks
@@ -31,9 +38,12 @@ class InstructionSet:
 INSTRUCTION_SETS = (
     InstructionSet(
         "avx512",
-        ("x86_64", "AMD64"),
+        "avx512.h",
+        X86,
         ("-mfma", *(f"-mavx512{name}" for name in ("f", "bw", "dq", "vl", "bf16", "vnni"))),
     ),
+    InstructionSet("avxvnni", "avx2.h", X86, ("-mavx2", "-mfma", "-mavxvnni")),
+    InstructionSet("avx2", "avx2.h", X86, ("-mavx2", "-mfma")),
 )
 
 MARK = b"e5core source "  # cpu.cpp has it in every library, before the checksum and a semicolon
@@ -102,7 +112,7 @@ def compile_library(instructions: InstructionSet, path: Path) -> bool:
     # The name ends in .so, so that git ignores what is left if this is killed.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="libnative-", suffix=".so") as parts:
         encoder, cpu, whole = f"{parts}/encoder.o", f"{parts}/cpu.o", f"{parts}/{path.name}"
-        header = str(source / "isa" / f"{instructions.name}.h")
+        header = str(source / "isa" / instructions.header)
         for step in (
             [*options, *instructions.options, "-include", header,
              "-c", str(source / "encoder.cpp"), "-o", encoder],

@@ -32,9 +32,12 @@ WIDENED = Kind(3, "widened", torch.bfloat16, torch.bfloat16)  # multiplied as fl
 KINDS = (FLOAT32, BFLOAT16, INT8, WIDENED)  # by number
 
 
-def bfloat16_kind() -> Kind:
-    """BFLOAT16 on CPUs with a fast instruction for it, and WIDENED on others."""
-    return BFLOAT16 if load().e5core_prefers_bfloat16() else WIDENED
+def bfloat16_kind(name: str | None = None) -> Kind:
+    """BFLOAT16 on CPUs with a fast instruction for it, and WIDENED on others.
+
+    name  of the instruction set, as for `load`
+    """
+    return BFLOAT16 if load(WIDENED, name).e5core_prefers_bfloat16() else WIDENED
 
 
 class Linear(ctypes.Structure):
@@ -44,6 +47,7 @@ class Linear(ctypes.Structure):
         ("kind", ctypes.c_int32),
         ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
+        ("stretch", ctypes.c_int32),
         ("panels", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("channel", ctypes.c_void_p),
@@ -86,10 +90,10 @@ def has_instructions() -> bool:
     return any(platform.machine() in one.machines for one in build.INSTRUCTION_SETS)
 
 
-def missing() -> str | None:
+def missing(name: str | None = None) -> str | None:
     """Why there is no library, as a sentence; None if one can be loaded."""
     try:
-        load()
+        load(FLOAT32, name)
     except FileNotFoundError as error:
         return str(error)
     except OSError as error:
@@ -97,34 +101,37 @@ def missing() -> str | None:
     return None
 
 
-def unsupported(kind: Kind) -> str | None:
+def unsupported(kind: Kind, name: str | None = None) -> str | None:
     """Why this CPU cannot multiply in a kind, as a sentence; None if it can."""
-    if load().e5core_supports(kind.number):
+    if load(kind, name).e5core_supports(kind.number):
         return None
-    instructions = load().e5core_instructions(kind.number)
+    instructions = load(kind, name).e5core_instructions(kind.number)
     return f"this CPU has no {instructions.decode()}"
 
 
 @cache
-def load() -> ctypes.CDLL:
-    """The library of the best instruction set that this CPU has.
+def load(kind: Kind = FLOAT32, name: str | None = None) -> ctypes.CDLL:
+    """The library of the best instruction set in which this CPU multiplies in a kind.
 
-    If the CPU has none of them, it is a library that supports no kind. Raises FileNotFoundError
+    name  of the one instruction set that is wanted
+
+    If the CPU has none, it is a library that does not support the kind. Raises FileNotFoundError
     if nothing was compiled, and OSError as load_library does.
     """
-    names = [one.name for one in build.INSTRUCTION_SETS]
+    names = [one.name for one in build.INSTRUCTION_SETS if name in (None, one.name)]
     compiled = [name for name in names if build.library(name, FOLDER).exists()]
     if not compiled:
         raise FileNotFoundError(
             "they were not compiled: e5core was installed without g++ or clang++"
         )
-    for name in compiled:
-        library = load_library(name)
-        if library.e5core_supports(FLOAT32.number):
+    for each in compiled:
+        library = load_library(each)
+        if library.e5core_supports(kind.number):
             break
     return library
 
 
+@cache
 def load_library(name: str) -> ctypes.CDLL:
     """The library of an instruction set. Its functions may only be called if the CPU has it.
 

@@ -148,7 +148,8 @@ void attend_to_keys(const Head<Input>& head, const HeadMemory<Kind, V>& memory) 
     Softmax<V> softmax;
     for (int tile = 0; tile < head.length; tile += TILE) {
         int rows = std::min(TILE, head.length - tile);
-        multiply<Kind, V>(rows, memory.keys + (int64_t)tile * units, memory.queries, units, scores);
+        multiply<Kind, V>(rows, memory.keys + (int64_t)tile * units, memory.queries, units, units,
+                          scores);
         weigh<Kind, V>(scores, rows, factor, tile == 0, softmax);
         for (int i = 0; tile && i < V * head.head_size; i++) {
             context[i] = context[i] * softmax.rescale[i % V];

@@ -22,7 +22,6 @@ namespace {
 
 constexpr int VECTOR_BYTES = 4 * LANES;
 constexpr int AHEAD = 8192 / VECTOR_BYTES;  // vectors of a panel that are prefetched
-constexpr int STRETCH = 384;  // units added up before they join the sum: this rounds less
 
 // Fetch what is needed soon into the first-level cache, what is needed later into the second.
 void prefetch_soon(const void* place) { __builtin_prefetch(place, 0, 3); }
@@ -34,7 +33,9 @@ void prefetch_later(const void* place) { __builtin_prefetch(place, 0, 2); }
 //   Number          what a unit holds, and NUMBERS how many
 //   STORED_UNITS    how many units a vector of a panel holds in memory
 //   unpack          one of these units, ready to be multiplied
+//   Unpacked        where there are several: the kind whose panels hold such units
 //   multiply_add    a vector of sums plus a unit of a row times a unit of columns
+//   store_numbers   in Int8: integers of a row of activations, as the units' numbers in order
 //   AttentionKinds  the kinds in which attention may multiply what these linears give
 //
 // An instruction set defines the kinds that need an instruction of their own.
@@ -57,6 +58,7 @@ struct Float32 {
 // Intel's CPUs (vdpbf16ps every four cycles, 170 against 350 GFLOP/s on two cores of model 207,
 // 2026-11; on Zen 4 it is half as fast). Blocks have an even number of units.
 struct Widened : Float32 {
+    using Unpacked = Float32;
     using Activation = plain_bfloat16;
     static constexpr KindNumber NUMBER = KindNumber::widened;
     static constexpr int STORED_UNITS = 2;
@@ -147,28 +149,30 @@ void multiply_units(int rows, const uint32_t* blocks, int units, int first_unit,
     });
 }
 
-// A panel of Widened as one of Float32.
-template <int V>
-const Integers* widen(const Integers* panel, int units) {
-    auto wide = static_cast<Integers*>(scratch<For::widened>((size_t)units * V * VECTOR_BYTES));
+// A panel with its units unpacked.
+template <class Kind, int V>
+const Integers* unpack_panel(const Integers* panel, int units) {
+    auto unpacked = static_cast<Integers*>(scratch<For::unpacked>((size_t)units * V * VECTOR_BYTES));
     for (int i = 0; i < units * V; i++) {
-        wide[i] = Widened::unpack(panel[i / (2 * V) * V + i % V], i / V % 2);
+        unpacked[i] = Kind::unpack(panel[i / (2 * V) * V + i % V], i / V % 2);
     }
-    return wide;
+    return unpacked;
 }
 
-// Blocks of rows times a panel, by stretches of units. What one stretch needs of the panel stays
-// in the first-level cache. The result is [rows][V] vectors.
+// Blocks of rows times a panel, by stretches of units, which are added up before they join the
+// sum: this rounds less, and what one of them needs of the panel stays in the first-level cache.
+// The result is [rows][V] vectors.
 template <class Kind, int V>
-void multiply(int rows, const uint32_t* blocks, const Integers* panel, int units,
+void multiply(int rows, const uint32_t* blocks, const Integers* panel, int units, int stretch,
               typename Kind::Sum* result) {
-    for (int start = 0; start < units; start += STRETCH) {
-        int count = std::min(STRETCH, units - start);
+    for (int start = 0; start < units; start += stretch) {
+        int count = std::min(stretch, units - start);
         const Integers* part = panel + (int64_t)start / Kind::STORED_UNITS * V;
-        if constexpr (std::is_same_v<Kind, Widened>) {
+        if constexpr (Kind::STORED_UNITS == 2) {
             if (rows > BLOCK) {  // once for all blocks
-                const Integers* wide = widen<V>(part, count);
-                multiply_units<Float32, V>(rows, blocks, units, start, count, wide, start, result);
+                part = unpack_panel<Kind, V>(part, count);
+                multiply_units<typename Kind::Unpacked, V>(rows, blocks, units, start, count, part,
+                                                           start, result);
                 continue;
             }
         }

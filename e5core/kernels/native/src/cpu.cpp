@@ -3,6 +3,8 @@
 // Each library has its own copy of this file, compiled with NEED as its instruction set, but without
 // the compiler's flags for it, because nobody knows yet whether this CPU has it.
 
+#include <cpuid.h>
+
 #include "kinds.h"
 
 namespace {
@@ -27,6 +29,21 @@ Need avx512(KindNumber kind) {
             return {"AVX512-VNNI", has_all && __builtin_cpu_supports("avx512vnni")};
     }
     return {nullptr, false};
+}
+
+Need avx2(KindNumber kind) {
+    __builtin_cpu_init();
+    bool has_all = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (kind == KindNumber::bfloat16) return {"instruction for bfloat16 beside AVX2", false};
+    return {"AVX2 and FMA", has_all};
+}
+
+Need avxvnni(KindNumber kind) {
+    // GCC 11 compiles for it, and does not yet know its name here.
+    unsigned eax = 0, ebx, ecx, edx;
+    bool has_it = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && eax >> 4 & 1;
+    Need need = avx2(kind);
+    return {kind == KindNumber::bfloat16 ? need.instructions : "AVX-VNNI", need.is_met && has_it};
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ constexpr int CACHE_BYTES = 512 * 1024;       // of blocked rows, which stay in 
 // The fields of these two are those of library.py.
 struct Linear {
     int32_t kind, inputs, outputs;  // kind is a KindNumber
+    int32_t stretch;                // units added up before they join the sum
     const void* panels;
     const float* bias;     // [outputs], like the next two, which only Int8 has
     const float* channel;  // the scale of each output
@@ -41,7 +42,8 @@ struct Scale {
 // less than 2^22 leaves the nearest integer in its lowest bits.
 constexpr float STEPS = 254, SMALLEST_SCALE = 1e-30f, ROUNDER = 0x1.8p23f;
 
-Scale quantize(const float* row, int size, uint8_t* quantized) {
+template <class Kind>
+Scale quantize(const float* row, int size, typename Kind::Number* quantized) {
     Vector low{}, high{}, nan_if_any{};
     for (int i = 0; i < size; i += LANES) {
         Vector x = load(row + i, size - i);
@@ -57,7 +59,7 @@ Scale quantize(const float* row, int size, uint8_t* quantized) {
     Vector factor = splat(steps), rounder = splat(zero_point + ROUNDER);
     for (int i = 0; i < size; i += LANES) {
         Vector rounded = load(row + i, size - i) * factor + rounder;
-        store_lowest_bytes(quantized + i, bits_of(rounded), size - i);
+        Kind::store_numbers(quantized + i, bits_of(rounded), size - i);
     }
     return {scale, zero_point};
 }
@@ -81,12 +83,15 @@ BlockedRows block_rows(const Activation<Kind>* x, int rows, int inputs) {
     for_each_block(rows, [&](int start, int height) {
         const Activation<Kind>* from = x + (int64_t)start * inputs;
         uint32_t* to = blocks + (int64_t)start * units;
-        if constexpr (std::is_same_v<typename Kind::Number, uint8_t>) {
-            auto q = static_cast<uint8_t*>(scratch<For::quantized>((size_t)BLOCK * inputs));
+        if constexpr (std::is_same_v<Kind, Int8>) {
+            // The numbers behind the last one are multiplied by weights of 0.
+            using Number = typename Kind::Number;
+            int width = units * Kind::NUMBERS, bytes = width * sizeof(Number);
+            auto q = static_cast<Number*>(scratch<For::quantized>(BLOCK * bytes + VECTOR_BYTES));
             for (int row = 0; row < height; row++) {
-                scales[start + row] = quantize(from + row * inputs, inputs, q + row * inputs);
+                scales[start + row] = quantize<Kind>(from + row * inputs, inputs, q + row * width);
             }
-            transpose_bytes(q, inputs, height, inputs, to, height);
+            transpose_bytes(q, bytes, height, bytes, to, height);
         } else {
             transpose_rows<Kind>(from, inputs, height, inputs, to, height);
         }
@@ -139,7 +144,8 @@ void multiply_panels(const Linear& linear, BlockedRows x, int first_panel, int l
     auto panels = static_cast<const Integers*>(linear.panels);
     auto sums = static_cast<Sum*>(scratch<For::sums>((size_t)x.rows * PANEL * 4));
     for (int panel = first_panel; panel < last_panel; panel++) {
-        multiply<Kind, PANEL_VECTORS>(x.rows, x.blocks, panels + panel * panel_size, units, sums);
+        multiply<Kind, PANEL_VECTORS>(x.rows, x.blocks, panels + panel * panel_size, units,
+                                      linear.stretch, sums);
         for (int v = 0; v < PANEL_VECTORS; v++) {
             Columns columns = load_columns<Kind>(linear, panel * PANEL + v * LANES);
             for (int row = 0; row < x.rows; row++) {
@@ -210,12 +216,12 @@ void for_each_slice(int first, int total, int max_rows, Call call) {
 }
 
 // How many rows of `bytes` each stay in the cache. It is two blocks at least, since each slice
-// reads all weights anew, and many in Widened, which also widens them anew (with 8 times as many
+// reads all weights anew, and many in kinds that unpack weights, which do that anew as well (with 8 times as many
 // rows, e5-large takes .90 of the time).
 template <class Kind>
 int rows_in_cache(size_t bytes) {
     int blocks = std::max<int>(2, CACHE_BYTES / bytes / BLOCK);
-    return blocks * BLOCK * (std::is_same_v<Kind, Widened> ? 8 : 1);
+    return blocks * BLOCK * (Kind::STORED_UNITS == 2 ? 8 : 1);
 }
 
 // Whether there are so many rows that each thread of a team takes some of its own. Otherwise all

@@ -10,7 +10,7 @@ namespace {
 
 // What the memory is for. Each purpose has its own, because several are in use at a time.
 enum class For {
-    converted, widened, blocked, quantized, sums, unnormalized, team_unnormalized,
+    converted, unpacked, blocked, quantized, sums, unnormalized, team_unnormalized,
     attention_output, intermediate, attention,
 };
 

@@ -175,6 +175,8 @@ struct Int8 {
 
     static Integers unpack(Integers stored, int) { return stored; }
 
+    static void store_numbers(Number* to, Integers x, int n) { store_lowest_bytes(to, x, n); }
+
     static Sum multiply_add(Sum sum, uint32_t unit, Integers columns) {
         // GCC 12 copies the registers around its own intrinsic, for half of the speed.
         __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(splat_bits(unit)), "v"(columns));

@@ -1,0 +1,235 @@
+// The vocabulary of the kernels for x86 CPUs with AVX2 and FMA, and for those of them that also
+// have AVX-VNNI. No other file has intrinsics of it. avx512.h says what the functions mean.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "../kinds.h"
+
+namespace {
+
+#ifdef __AVXVNNI__
+constexpr const char* INSTRUCTION_SET = "avxvnni";
+#else
+constexpr const char* INSTRUCTION_SET = "avx2";
+#endif
+
+constexpr int LANES = 8;
+constexpr int PANEL_VECTORS = 2;
+constexpr int BLOCK = 6;  // rows: 6 times 2 of the 16 registers hold the result
+
+using Vector = __m256;
+typedef uint32_t Integers __attribute__((vector_size(32), may_alias));
+
+// All bits of the first n lanes.
+__m256i first(int n) {
+    alignas(64) static const int32_t ones[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+    return _mm256_loadu_si256((const __m256i*)(ones + LANES - std::clamp(n, 0, LANES)));
+}
+
+// ---------------------------------------------------------------- between memory and vectors
+
+Vector load(const float* from, int n) {
+    return n >= LANES ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first(n));
+}
+
+Vector load(const bfloat16* from, int n) {
+    __m128i bits{};
+    if (n >= LANES) bits = _mm_loadu_si128((const __m128i*)from);
+    else if (n > 0) std::memcpy(&bits, from, n * sizeof(bfloat16));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+Integers load_bytes(const void* from, int n) {
+    Integers bytes{};
+    std::memcpy(&bytes, from, n >= 32 ? 32 : n);
+    return bytes;
+}
+
+Vector gather(const float* from, int stride, int n) {
+    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i places = _mm256_mullo_epi32(lanes, _mm256_set1_epi32(stride));
+    Vector mask = _mm256_castsi256_ps(first(n));
+    return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), from, places, mask, 4);
+}
+
+void store(float* to, Vector x, int n) {
+    if (n >= LANES) _mm256_storeu_ps(to, x);
+    else _mm256_maskstore_ps(to, first(n), x);
+}
+
+void store(uint32_t* to, Integers x) { _mm256_storeu_si256((__m256i*)to, (__m256i)x); }
+
+void store(uint32_t* to, Integers x, int n) {
+    if (n >= LANES) store(to, x);
+    else _mm256_maskstore_epi32((int*)to, first(n), (__m256i)x);
+}
+
+// The first n of eight numbers that fill a small vector.
+template <class Number, class Small>
+void store_small(Number* to, Small numbers, int n) {
+    if (n >= LANES) std::memcpy(to, &numbers, LANES * sizeof(Number));
+    else if (n > 0) std::memcpy(to, &numbers, n * sizeof(Number));
+}
+
+// Numbers of less than 2^16, as the halves of the words that they come in.
+__m128i halves(__m256i x) {
+    return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+void store_upper_halves(uint16_t* to, Integers x, int n) {
+    store_small(to, halves(_mm256_srli_epi32((__m256i)x, 16)), n);
+}
+
+void store_lowest_bytes(uint8_t* to, Integers x, int n) {
+    __m128i small = halves(_mm256_and_si256((__m256i)x, _mm256_set1_epi32(0xFF)));
+    store_small(to, _mm_packus_epi16(small, small), n);
+}
+
+// ---------------------------------------------------------------- lane by lane
+
+Vector splat(float x) { return _mm256_set1_ps(x); }
+Integers splat_bits(uint32_t x) { return (Integers)_mm256_set1_epi32(x); }
+
+Integers bits_of(Vector x) { return (Integers)x; }
+Vector from_bits(Integers x) { return (Vector)x; }
+Vector to_float(Integers x) { return _mm256_cvtepi32_ps((__m256i)x); }
+
+Vector fmadd(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+Vector fnmadd(Vector a, Vector b, Vector c) { return _mm256_fnmadd_ps(a, b, c); }
+
+Vector min(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+
+Vector abs(Vector x) { return _mm256_andnot_ps(splat(-0.0f), x); }
+
+Vector reciprocal(Vector x) { return _mm256_rcp_ps(x); }
+
+// Of NaN and a number, _mm256_min_ps and _mm256_max_ps give the second argument.
+Vector fraction(Vector x) {
+    x = max(splat(-1e30f), min(splat(1e30f), x));  // an infinity has no fraction
+    return x - _mm256_floor_ps(x);
+}
+
+Vector scale_by_exp2(Vector y, Vector x) {
+    // In two steps, since one float32 holds no power beyond 2^127.
+    Vector whole = max(splat(-252), min(splat(252), _mm256_floor_ps(x)));
+    __m256i power = _mm256_cvtps_epi32(whole), half = _mm256_srai_epi32(power, 1);
+    auto power_of_two = [](__m256i exponent) {
+        __m256i biased = _mm256_add_epi32(exponent, _mm256_set1_epi32(127));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+    };
+    return y * power_of_two(half) * power_of_two(_mm256_sub_epi32(power, half));
+}
+
+Vector where_negative(Vector x, Vector negative, Vector other) {
+    return _mm256_blendv_ps(other, negative, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
+}
+
+Integers where_nan(Vector x, Integers nan, Integers other) {
+    Vector mask = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    return bits_of(_mm256_blendv_ps(from_bits(other), from_bits(nan), mask));
+}
+
+Vector keep_first(Vector x, int n) {
+    return n >= LANES ? x : _mm256_and_ps(x, _mm256_castsi256_ps(first(n)));
+}
+
+// ---------------------------------------------------------------- across the lanes
+
+// `call` of two vectors, lane by lane, until one number is left.
+template <class Call>
+float reduce(Vector x, Call call) {
+    x = call(x, _mm256_permute2f128_ps(x, x, 1));
+    x = call(x, _mm256_permute_ps(x, 0b01001110));
+    return _mm256_cvtss_f32(call(x, _mm256_permute_ps(x, 0b10110001)));
+}
+
+float sum_of(Vector x) { return reduce(x, [](Vector a, Vector b) { return a + b; }); }
+float smallest_of(Vector x) { return reduce(x, min); }
+float largest_of(Vector x) { return reduce(x, max); }
+
+void transpose(Integers (&rows)[LANES]) {
+    for (int round = 0; round < 3; round++) {
+        Integers mixed[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            auto a = (__m256i)rows[i], b = (__m256i)rows[i + LANES / 2];
+            __m256i low = _mm256_unpacklo_epi32(a, b), high = _mm256_unpackhi_epi32(a, b);
+            mixed[2 * i] = (Integers)_mm256_permute2x128_si256(low, high, 0x20);
+            mixed[2 * i + 1] = (Integers)_mm256_permute2x128_si256(low, high, 0x31);
+        }
+        for (int i = 0; i < LANES; i++) rows[i] = mixed[i];
+    }
+}
+
+// ---------------------------------------------------------------- kinds with an instruction
+
+using Kinds = KindList<Float32, Int8, Widened>;
+
+#ifdef __AVXVNNI__
+
+struct Int8 {
+    using Activation = float;
+    using Number = uint8_t;
+    using Sum = Integers;
+    using AttentionKinds = KindList<Float32>;
+    static constexpr KindNumber NUMBER = KindNumber::int8;
+    static constexpr int NUMBERS = 4, STORED_UNITS = 1;
+
+    static Integers unpack(Integers stored, int) { return stored; }
+
+    static void store_numbers(Number* to, Integers x, int n) { store_lowest_bytes(to, x, n); }
+
+    static Sum multiply_add(Sum sum, uint32_t unit, Integers columns) {
+        return (Sum)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)splat_bits(unit),
+                                            (__m256i)columns);
+    }
+};
+
+#else
+
+// Two numbers of 16 bits a unit, and four of 8 bits in memory. The instruction that multiplies
+// bytes saturates where it adds two products, this one cannot. The integers are those of VNNI.
+struct UnpackedInt8 {
+    using Sum = Integers;
+    static constexpr int STORED_UNITS = 1;
+
+    static Integers unpack(Integers stored, int) { return stored; }
+
+    static Sum multiply_add(Sum sum, uint32_t unit, Integers columns) {
+        return sum + (Sum)_mm256_madd_epi16((__m256i)splat_bits(unit), (__m256i)columns);
+    }
+};
+
+struct Int8 : UnpackedInt8 {
+    using Unpacked = UnpackedInt8;
+    using Activation = float;
+    using Number = uint16_t;
+    using AttentionKinds = KindList<Float32>;
+    static constexpr KindNumber NUMBER = KindNumber::int8;
+    static constexpr int NUMBERS = 2, STORED_UNITS = 2;
+
+    // Of four bytes, the even ones in the first unit and the odd ones in the second.
+    static Integers unpack(Integers stored, int i) {
+        auto words = (__m256i)stored;
+        return (Integers)_mm256_srai_epi16(i ? words : _mm256_slli_epi16(words, 8), 8);
+    }
+
+    // The lowest bytes of eight numbers, which may be more than n, in the same order.
+    static void store_numbers(Number* to, Integers x, int) {
+        Integers low = x & splat_bits(0xFF);
+        Integers second = (Integers)_mm256_shuffle_epi32((__m256i)low, 0b11101110);
+        Integers units = low | second << 16;
+        __m256i packed = _mm256_permute4x64_epi64((__m256i)units, 0b00001000);
+        _mm_storeu_si128((__m128i*)to, _mm256_castsi256_si128(packed));
+    }
+};
+
+#endif
+
+}  // namespace
