@@ -1,4 +1,4 @@
-"""C++ for x86 CPUs with AVX-512, AVX-VNNI or AVX2, compiled when e5core is installed.
+"""C++ for x86 CPUs from AVX2 on and for 64-bit Arm, compiled when e5core is installed.
 
 It computes few tokens in half of the time that PyTorch's operators take, and attention of any
 length. A text's vector has the same bits alone, in any batch and in any order.

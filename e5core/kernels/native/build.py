@@ -30,7 +30,7 @@ class InstructionSet:
     options: tuple[str, ...]
 
 
-X86 = ("x86_64", "AMD64")
+X86, ARM = ("x86_64", "AMD64"), ("aarch64",)
 
 
 # The best one first. All of a machine are compiled, whatever its CPU can do: library.py asks
@@ -44,6 +44,8 @@ INSTRUCTION_SETS = (
     ),
     InstructionSet("avxvnni", "avx2.h", X86, ("-mavx2", "-mfma", "-mavxvnni")),
     InstructionSet("avx2", "avx2.h", X86, ("-mavx2", "-mfma")),
+    InstructionSet("neondot", "neon.h", ARM, ("-march=armv8.2-a+dotprod",)),
+    InstructionSet("neon", "neon.h", ARM, ("-march=armv8-a",)),
 )
 
 MARK = b"e5core source "  # cpu.cpp has it in every library, before the checksum and a semicolon

@@ -35,6 +35,7 @@ void prefetch_later(const void* place) { __builtin_prefetch(place, 0, 2); }
 //   unpack          one of these units, ready to be multiplied
 //   Unpacked        where there are several: the kind whose panels hold such units
 //   multiply_add    a vector of sums plus a unit of a row times a unit of columns
+//   LOWEST          in Int8: the number that stands for the lowest activation of a row
 //   store_numbers   in Int8: integers of a row of activations, as the units' numbers in order
 //   AttentionKinds  the kinds in which attention may multiply what these linears give
 //

@@ -3,7 +3,11 @@
 // Each library has its own copy of this file, compiled with NEED as its instruction set, but without
 // the compiler's flags for it, because nobody knows yet whether this CPU has it.
 
+#if defined(__x86_64__)
 #include <cpuid.h>
+#else
+#include <sys/auxv.h>
+#endif
 
 #include "kinds.h"
 
@@ -14,6 +18,8 @@ struct Need {
     const char* instructions;
     bool is_met;
 };
+
+#if defined(__x86_64__)
 
 Need avx512(KindNumber kind) {
     __builtin_cpu_init();
@@ -46,6 +52,23 @@ Need avxvnni(KindNumber kind) {
     return {kind == KindNumber::bfloat16 ? need.instructions : "AVX-VNNI", need.is_met && has_it};
 }
 
+#else
+
+Need neon(KindNumber kind) {
+    bool has_it = kind == KindNumber::float32 || kind == KindNumber::widened;
+    return {kind == KindNumber::int8 ? "dot product of bytes" : "such instruction", has_it};
+}
+
+Need neondot(KindNumber kind) {
+    constexpr unsigned long DOT_PRODUCT = 1 << 20;  // HWCAP_ASIMDDP of Linux
+    Need need = neon(kind);
+    bool has_it = getauxval(AT_HWCAP) & DOT_PRODUCT;
+    return {kind == KindNumber::bfloat16 ? need.instructions : "dot product of bytes",
+            has_it && (need.is_met || kind == KindNumber::int8)};
+}
+
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -59,7 +82,11 @@ const char* e5core_instructions(int kind) { return NEED(KindNumber(kind)).instru
 
 // Whether BFloat16 is faster than Widened and Float32.
 int e5core_prefers_bfloat16() {
+#if defined(__x86_64__)
     return e5core_supports(int(KindNumber::bfloat16)) && __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
 }
 
 // The name of a kind as Python has it; null if there is no such kind.

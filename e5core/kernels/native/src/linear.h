@@ -55,7 +55,7 @@ Scale quantize(const float* row, int size, typename Kind::Number* quantized) {
     float scale = std::max((largest - smallest) / STEPS, SMALLEST_SCALE);
     // min and max may ignore NaN; this makes the scale NaN if any input is NaN or infinite.
     scale += sum_of(nan_if_any);
-    float steps = 1 / scale, zero_point = std::nearbyint(-smallest * steps);
+    float steps = 1 / scale, zero_point = std::nearbyint(-smallest * steps) + Kind::LOWEST;
     Vector factor = splat(steps), rounder = splat(zero_point + ROUNDER);
     for (int i = 0; i < size; i += LANES) {
         Vector rounded = load(row + i, size - i) * factor + rounder;

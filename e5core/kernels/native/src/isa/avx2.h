@@ -179,7 +179,7 @@ struct Int8 {
     using Sum = Integers;
     using AttentionKinds = KindList<Float32>;
     static constexpr KindNumber NUMBER = KindNumber::int8;
-    static constexpr int NUMBERS = 4, STORED_UNITS = 1;
+    static constexpr int NUMBERS = 4, STORED_UNITS = 1, LOWEST = 0;
 
     static Integers unpack(Integers stored, int) { return stored; }
 
@@ -212,7 +212,7 @@ struct Int8 : UnpackedInt8 {
     using Number = uint16_t;
     using AttentionKinds = KindList<Float32>;
     static constexpr KindNumber NUMBER = KindNumber::int8;
-    static constexpr int NUMBERS = 2, STORED_UNITS = 2;
+    static constexpr int NUMBERS = 2, STORED_UNITS = 2, LOWEST = 0;
 
     // Of four bytes, the even ones in the first unit and the odd ones in the second.
     static Integers unpack(Integers stored, int i) {

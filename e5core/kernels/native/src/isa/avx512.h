@@ -171,7 +171,7 @@ struct Int8 {
     using Sum = Integers;
     using AttentionKinds = KindList<Float32, BFloat16>;
     static constexpr KindNumber NUMBER = KindNumber::int8;
-    static constexpr int NUMBERS = 4, STORED_UNITS = 1;
+    static constexpr int NUMBERS = 4, STORED_UNITS = 1, LOWEST = 0;
 
     static Integers unpack(Integers stored, int) { return stored; }
 

@@ -1,0 +1,171 @@
+// The vocabulary of the kernels for Arm CPUs with 64 bits, and for those of them that also have the
+// dot product of bytes. No other file has intrinsics of it. avx512.h says what the functions mean.
+
+#pragma once
+
+#include <arm_neon.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "../kinds.h"
+
+namespace {
+
+#ifdef __ARM_FEATURE_DOTPROD
+constexpr const char* INSTRUCTION_SET = "neondot";
+#else
+constexpr const char* INSTRUCTION_SET = "neon";
+#endif
+
+constexpr int LANES = 4;
+constexpr int PANEL_VECTORS = 4;
+constexpr int BLOCK = 6;  // rows: 6 times 4 of the 32 registers hold the result
+
+using Vector = float32x4_t;
+typedef uint32_t Integers __attribute__((vector_size(16), may_alias));
+
+// ---------------------------------------------------------------- between memory and vectors
+
+// The first n numbers of a small vector from memory, then zeros; and the other way round.
+template <class Small>
+Small load_small(const void* from, int n) {
+    Small numbers{};
+    if (n >= LANES) std::memcpy(&numbers, from, sizeof numbers);
+    else if (n > 0) std::memcpy(&numbers, from, n * (sizeof numbers / LANES));
+    return numbers;
+}
+
+template <class Small>
+void store_small(void* to, Small numbers, int n) {
+    if (n >= LANES) std::memcpy(to, &numbers, sizeof numbers);
+    else if (n > 0) std::memcpy(to, &numbers, n * (sizeof numbers / LANES));
+}
+
+Vector load(const float* from, int n) { return load_small<Vector>(from, n); }
+
+Vector load(const bfloat16* from, int n) {
+    return vreinterpretq_f32_u32(vshll_n_u16(load_small<uint16x4_t>(from, n), 16));
+}
+
+Integers load_bytes(const void* from, int n) {
+    Integers bytes{};
+    std::memcpy(&bytes, from, std::min(n, 16));
+    return bytes;
+}
+
+Vector gather(const float* from, int stride, int n) {
+    float numbers[LANES]{};
+    for (int i = 0; i < std::min(n, LANES); i++) numbers[i] = from[i * stride];
+    return vld1q_f32(numbers);
+}
+
+void store(float* to, Vector x, int n) { store_small(to, x, n); }
+void store(uint32_t* to, Integers x) { store_small(to, x, LANES); }
+void store(uint32_t* to, Integers x, int n) { store_small(to, x, n); }
+
+void store_upper_halves(uint16_t* to, Integers x, int n) {
+    store_small(to, vshrn_n_u32((uint32x4_t)x, 16), n);
+}
+
+// ---------------------------------------------------------------- lane by lane
+
+Vector splat(float x) { return vdupq_n_f32(x); }
+Integers splat_bits(uint32_t x) { return (Integers)vdupq_n_u32(x); }
+
+Integers bits_of(Vector x) { return (Integers)x; }
+Vector from_bits(Integers x) { return (Vector)x; }
+Vector to_float(Integers x) { return vcvtq_f32_s32((int32x4_t)x); }
+
+Vector fmadd(Vector a, Vector b, Vector c) { return vfmaq_f32(c, a, b); }
+Vector fnmadd(Vector a, Vector b, Vector c) { return vfmsq_f32(c, a, b); }
+
+Vector min(Vector a, Vector b) { return vminq_f32(a, b); }
+Vector max(Vector a, Vector b) { return vmaxq_f32(a, b); }
+
+Vector abs(Vector x) { return vabsq_f32(x); }
+
+Vector reciprocal(Vector x) {
+    Vector rough = vrecpeq_f32(x);  // 8 bits
+    return rough * vrecpsq_f32(x, rough);
+}
+
+Vector fraction(Vector x) {
+    x = max(splat(-1e30f), min(splat(1e30f), x));  // an infinity has no fraction
+    return x - vrndmq_f32(x);
+}
+
+Vector scale_by_exp2(Vector y, Vector x) {
+    // In two steps, since one float32 holds no power beyond 2^127.
+    int32x4_t power = vcvtmq_s32_f32(max(splat(-252), min(splat(252), x)));
+    int32x4_t half = vshrq_n_s32(power, 1);
+    auto power_of_two = [](int32x4_t exponent) {
+        return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(exponent, vdupq_n_s32(127)), 23));
+    };
+    return y * power_of_two(half) * power_of_two(vsubq_s32(power, half));
+}
+
+Vector where_negative(Vector x, Vector negative, Vector other) {
+    return vbslq_f32(vcltzq_f32(x), negative, other);
+}
+
+Integers where_nan(Vector x, Integers nan, Integers other) {
+    return (Integers)vbslq_u32(vceqq_f32(x, x), (uint32x4_t)other, (uint32x4_t)nan);
+}
+
+Vector keep_first(Vector x, int n) { return load_small<Vector>(&x, n); }
+
+// ---------------------------------------------------------------- across the lanes
+
+float sum_of(Vector x) { return vaddvq_f32(x); }
+float smallest_of(Vector x) { return vminvq_f32(x); }
+float largest_of(Vector x) { return vmaxvq_f32(x); }
+
+void transpose(Integers (&rows)[LANES]) {
+    for (int round = 0; round < 2; round++) {
+        Integers mixed[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            auto a = (uint32x4_t)rows[i], b = (uint32x4_t)rows[i + LANES / 2];
+            mixed[2 * i] = (Integers)vzip1q_u32(a, b);
+            mixed[2 * i + 1] = (Integers)vzip2q_u32(a, b);
+        }
+        for (int i = 0; i < LANES; i++) rows[i] = mixed[i];
+    }
+}
+
+// ---------------------------------------------------------------- kinds with an instruction
+
+#ifdef __ARM_FEATURE_DOTPROD
+
+using Kinds = KindList<Float32, Int8, Widened>;
+
+// The instruction multiplies signed bytes, so the numbers of a row are 128 less than elsewhere.
+struct Int8 {
+    using Activation = float;
+    using Number = uint8_t;
+    using Sum = Integers;
+    using AttentionKinds = KindList<Float32>;
+    static constexpr KindNumber NUMBER = KindNumber::int8;
+    static constexpr int NUMBERS = 4, STORED_UNITS = 1, LOWEST = -128;
+
+    static Integers unpack(Integers stored, int) { return stored; }
+
+    static void store_numbers(Number* to, Integers x, int n) {
+        uint16x4_t words = vmovn_u32((uint32x4_t)x);
+        uint8x8_t bytes = vmovn_u16(vcombine_u16(words, words));
+        std::memcpy(to, &bytes, std::min(n, LANES));
+    }
+
+    static Sum multiply_add(Sum sum, uint32_t unit, Integers columns) {
+        return (Sum)vdotq_s32((int32x4_t)sum, (int8x16_t)splat_bits(unit), (int8x16_t)columns);
+    }
+};
+
+#else
+
+using Kinds = KindList<Float32, Widened>;
+
+#endif
+
+}  // namespace

@@ -1,0 +1,224 @@
+// Calls the kernels of one instruction set without Python and compares them with sums in double,
+// so that an emulator or a sanitizer can watch. Prints what is wrong; exits with 1 if anything is.
+
+#include "../../e5core/kernels/native/src/encoder.cpp"
+
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <vector>
+
+namespace {
+
+std::mt19937 generator(0);
+int faults = 0, compared = 0;
+
+std::vector<float> numbers(size_t count, float spread = 1) {
+    std::normal_distribution<float> normal(0, spread);
+    std::vector<float> result(count);
+    for (auto& x : result) x = normal(generator);
+    return result;
+}
+
+void compare(const char* what, int rows, int inputs, int outputs, const std::vector<float>& found,
+             const std::vector<double>& expected, double allowed) {
+    for (size_t i = 0; i < expected.size(); i++, compared++) {
+        if (!(std::abs(found[i] - expected[i]) <= allowed)) {
+            std::printf("%s, %d x %d x %d: number %zu is %g, expected %g\n", what, rows, inputs,
+                        outputs, i, found[i], expected[i]);
+            faults++;
+            return;
+        }
+    }
+}
+
+float rounded_to_bfloat16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+// Weights [outputs][inputs] as [panels][units][columns][numbers of 32 bits], filled up with 0.
+template <class Number>
+std::vector<Number> lay_panels(const std::vector<float>& weights, int inputs, int outputs) {
+    constexpr int NUMBERS = 4 / sizeof(Number);
+    int units = (inputs + NUMBERS - 1) / NUMBERS, panels = panels_of(outputs);
+    // What is prefetched behind the end is never read, and nothing is there.
+    std::vector<Number> laid((size_t)panels * units * PANEL * NUMBERS);
+    for (int output = 0; output < outputs; output++) {
+        for (int i = 0; i < inputs; i++) {
+            size_t unit = (size_t)(output / PANEL) * units + i / NUMBERS;
+            Number& place = laid[(unit * PANEL + output % PANEL) * NUMBERS + i % NUMBERS];
+            float weight = weights[(size_t)output * inputs + i];
+            if constexpr (sizeof(Number) == 2) {
+                uint32_t bits;
+                std::memcpy(&bits, &weight, 4);
+                place = bits >> 16;
+            } else {
+                place = weight;
+            }
+        }
+    }
+    return laid;
+}
+
+// x W^T + b of all rows in double; with `quantized` the rows as integers, as linear.h has them.
+std::vector<double> product(const std::vector<float>& x, const std::vector<float>& weights,
+                            const std::vector<float>& bias, int rows, int inputs, int outputs,
+                            bool quantized = false) {
+    std::vector<double> result;
+    for (int row = 0; row < rows; row++) {
+        std::vector<double> from(&x[(size_t)row * inputs], &x[(size_t)row * inputs] + inputs);
+        if (quantized) {
+            double low = std::min(0.0, *std::min_element(from.begin(), from.end()));
+            double high = std::max(0.0, *std::max_element(from.begin(), from.end()));
+            float scale = std::max<float>((high - low) / STEPS, SMALLEST_SCALE);
+            float zero = std::nearbyint(-(float)low / scale);
+            for (auto& number : from) {
+                number = scale * (std::nearbyint((float)number * (1 / scale) + zero) - zero);
+            }
+        }
+        for (int output = 0; output < outputs; output++) {
+            double sum = bias[output];
+            for (int i = 0; i < inputs; i++) sum += from[i] * weights[(size_t)output * inputs + i];
+            result.push_back(sum);
+        }
+    }
+    return result;
+}
+
+void check_float32(int rows, int inputs, int outputs, int threads) {
+    auto x = numbers((size_t)rows * inputs), weights = numbers((size_t)outputs * inputs, .1f);
+    auto bias = numbers(outputs), residual = numbers((size_t)rows * outputs);
+    auto laid = lay_panels<float>(weights, inputs, outputs);
+    Linear linear{int(KindNumber::float32), inputs, outputs, 40, laid.data(), bias.data(), nullptr,
+                  nullptr};
+    auto expected = product(x, weights, bias, rows, inputs, outputs);
+    std::vector<float> found((size_t)rows * outputs);
+    e5core_linear(&linear, x.data(), rows, 0, found.data(), threads);
+    compare("linear", rows, inputs, outputs, found, expected, 2e-5);
+
+    std::vector<float> last(outputs);  // alone it has the same bits
+    e5core_linear(&linear, &x[(size_t)(rows - 1) * inputs], 1, 0, last.data(), threads);
+    if (std::memcmp(last.data(), &found[(size_t)(rows - 1) * outputs], outputs * 4)) {
+        std::printf("linear, %d x %d x %d: a row has other bits alone\n", rows, inputs, outputs);
+        faults++;
+    }
+
+    e5core_linear(&linear, x.data(), rows, 1, found.data(), threads);
+    auto gelu = expected;
+    for (auto& y : gelu) y *= std::erfc(-y / std::sqrt(2)) / 2;
+    compare("GELU", rows, inputs, outputs, found, gelu, 2e-5);
+
+    std::vector<float> ones(outputs, 1), zeros(outputs, 0);
+    Norm norm{ones.data(), zeros.data(), 1e-5f};
+    e5core_linear_residual_norm(&linear, x.data(), rows, residual.data(), &norm, found.data(),
+                                threads);
+    for (int row = 0; row < rows; row++) {
+        double *y = &expected[(size_t)row * outputs], mean = 0, variance = 0;
+        for (int i = 0; i < outputs; i++) mean += (y[i] += residual[(size_t)row * outputs + i]);
+        mean /= outputs;
+        for (int i = 0; i < outputs; i++) variance += (y[i] - mean) * (y[i] - mean) / outputs;
+        for (int i = 0; i < outputs; i++) y[i] = (y[i] - mean) / std::sqrt(variance + 1e-5);
+    }
+    compare("LayerNorm", rows, inputs, outputs, found, expected, 1e-3);
+}
+
+void check_widened(int rows, int inputs, int outputs, int threads) {
+    auto x = numbers((size_t)rows * inputs), weights = numbers((size_t)outputs * inputs, .1f);
+    for (auto* part : {&x, &weights}) {
+        for (auto& number : *part) number = rounded_to_bfloat16(number);
+    }
+    auto bias = numbers(outputs);
+    auto laid = lay_panels<uint16_t>(weights, inputs, outputs);
+    std::vector<uint16_t> small(x.size()), found((size_t)rows * outputs);
+    for (size_t i = 0; i < x.size(); i++) {
+        uint32_t bits;
+        std::memcpy(&bits, &x[i], 4);
+        small[i] = bits >> 16;
+    }
+    Linear linear{int(KindNumber::widened), inputs, outputs, 40, laid.data(), bias.data(), nullptr,
+                  nullptr};
+    e5core_linear(&linear, small.data(), rows, 0, found.data(), threads);
+    std::vector<float> wide(found.size());
+    for (size_t i = 0; i < found.size(); i++) {
+        uint32_t bits = (uint32_t)found[i] << 16;
+        std::memcpy(&wide[i], &bits, 4);
+    }
+    compare("bfloat16", rows, inputs, outputs, wide,
+            product(x, weights, bias, rows, inputs, outputs), 0.05);
+}
+
+// The scale of each channel is 1, so that the weights are the integers themselves.
+void check_int8(int rows, int inputs, int outputs, int threads) {
+    auto x = numbers((size_t)rows * inputs), weights = numbers((size_t)outputs * inputs, 60);
+    for (auto& weight : weights) weight = std::nearbyint(std::clamp(weight, -127.f, 127.f));
+    auto bias = numbers(outputs);
+    auto laid = lay_panels<int8_t>(weights, inputs, outputs);
+    std::vector<float> channel(outputs, 1), row_sum(outputs), found((size_t)rows * outputs);
+    for (int i = 0; i < outputs * inputs; i++) row_sum[i / inputs] -= weights[i];
+    Linear linear{int(KindNumber::int8), inputs, outputs, 40, laid.data(), bias.data(),
+                  channel.data(), row_sum.data()};
+    if (!e5core_linear(&linear, x.data(), rows, 0, found.data(), threads)) return;
+    // A number halfway between two integers may go to either: a step is .033, a weight 127.
+    compare("int8", rows, inputs, outputs, found,
+            product(x, weights, bias, rows, inputs, outputs, true), 0.033 * 127);
+}
+
+void check_attention(int length, int head_size, int threads) {
+    constexpr int HEADS = 2;
+    int tokens = length + 3, width = HEADS * head_size;
+    auto qkv = numbers((size_t)tokens * 3 * width);
+    int32_t starts[] = {0, length, tokens};
+    Texts texts{starts, 2, HEADS, head_size};
+    std::vector<float> found((size_t)tokens * width);
+    std::vector<double> expected(found.size());
+    int kind = int(KindNumber::float32);
+    e5core_attention(kind, kind, qkv.data(), &texts, found.data(), threads);
+    auto number = [&](int token, int part, int head, int i) {
+        return (double)qkv[((size_t)token * 3 + part) * width + head * head_size + i];
+    };
+    for (int text = 0; text < 2; text++) {
+        for (int query = starts[text]; query < starts[text + 1]; query++) {
+            for (int head = 0; head < HEADS; head++) {
+                double total = 0;
+                std::vector<double> sums(head_size);
+                for (int key = starts[text]; key < starts[text + 1]; key++) {
+                    double score = 0;
+                    for (int i = 0; i < head_size; i++) {
+                        score += number(query, 0, head, i) * number(key, 1, head, i);
+                    }
+                    double weight = std::exp(score / std::sqrt(head_size));
+                    total += weight;
+                    for (int i = 0; i < head_size; i++) sums[i] += weight * number(key, 2, head, i);
+                }
+                double* place = &expected[(size_t)query * width + head * head_size];
+                for (int i = 0; i < head_size; i++) place[i] = sums[i] / total;
+            }
+        }
+    }
+    compare("attention", length, head_size, HEADS, found, expected, 1e-5);
+}
+
+}  // namespace
+
+int main() {
+    for (int threads : {1, 3}) {
+        for (int rows : {1, 2, 5, 6, 7, 13, 15, 41}) {
+            for (int inputs : {1, 3, 7, 16, 33, 130}) {
+                for (int outputs : {1, 5, 16, 33, 70}) {
+                    check_float32(rows, inputs, outputs, threads);
+                    check_widened(rows, inputs, outputs, threads);
+                    check_int8(rows, inputs, outputs, threads);
+                }
+            }
+        }
+        for (int length : {1, 2, 4, 5, 8, 9, 17, 33, 130, 250}) {
+            for (int head_size : {4, 8, 20, 32}) check_attention(length, head_size, threads);
+        }
+    }
+    std::printf("%s: %d numbers compared, %d faults\n", e5core_instruction_set(), compared, faults);
+    return faults > 0;
+}
