@@ -21,10 +21,9 @@ struct Texts {
     int tokens() const { return cu_seqlens[count]; }
 };
 
-// The scores of a tile of keys stay in the first-level cache. Tiles are of whole blocks and of
-// whole units.
-constexpr int SCORE_BYTES = 14 * 1024;
-constexpr int TILE = SCORE_BYTES / (PANEL_VECTORS * VECTOR_BYTES) / (2 * BLOCK) * (2 * BLOCK);
+// The scores of a tile of keys stay in the first-level cache (14 KiB of them with AVX-512), and
+// more keys at a time would round more. Tiles are of whole blocks and of whole units.
+constexpr int TILE = 112 / (2 * BLOCK) * (2 * BLOCK);
 
 // One head of one text. The pointers go to its first token, rows are `stride` numbers apart.
 template <class Input>
