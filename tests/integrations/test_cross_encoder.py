@@ -201,7 +201,7 @@ def test_an_embedding_model_is_refused(folder: Path, make_tiny: Callable[..., Pa
         (lambda m: m.rank(QUERY, "text"), TypeError, "documents is one str, expected several"),
         (lambda m: m.rank(None, ["a"]), TypeError, "query 0 is None of type NoneType"),
         (lambda m: m.rank(QUERY, ["a", 3]), TypeError, "passage 1 is 3 of type int"),
-        (lambda m: m.fit([]), TypeError, "e5core's CrossEncoder has no fit; train"),
+        (lambda m: m.fit([]), TypeError, "e5core's CrossEncoder has no fit; use e5core.train"),
         (lambda m: m.save_pretrained("x"), TypeError, "CrossEncoder has no save_pretrained"),
         (lambda m: m.train(), TypeError, "CrossEncoder has no fit"),
         (lambda m: m.encode(["a"]), AttributeError, "CrossEncoder has no attribute 'encode'"),
