@@ -16,7 +16,7 @@ case "${1:-}" in
         install serve && build_model
         index=models/language-learning.npy
         "$venv/bin/python" -m e5core embed e5core/parity/data/sentences.tsv --column sentence \
-            --id-column language --input-type passage --model "$model" --output "$index"
+            --id-column language --input-type passage --model "$model" --output "$index" --force
         echo "Open the address below in a browser; Ctrl-C ends the server."
         exec "$venv/bin/python" -m e5core serve --index "$index" --no-access-log "${@:2}"
         ;;

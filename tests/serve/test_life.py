@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.models import ROOT
-from support.serving import Running, program
+from support.serving import Running, program, where_it_listens
 
 from e5core import cli
 
@@ -122,10 +121,7 @@ def test_a_pass_that_hangs_ends_the_process(folders: tuple[Path, Path]) -> None:
         cwd=ROOT,
     )
     try:
-        assert process.stderr is not None
-        found = re.search(r":(\d+)$", process.stderr.readline().strip())
-        assert found is not None
-        server = Running(int(found[1]), None)
+        server = Running(where_it_listens(process)[1], None)
         assert server.post("/v1/embeddings", BODY).status == 200
         answer = server.post("/v1/embeddings", {**BODY, "input": ["a", "b", "z"]})
         assert answer.status == 503

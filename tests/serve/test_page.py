@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.browser import PROGRAM, Browser, browsing
 from support.models import ROOT
-from support.serving import Running, serving
+from support.serving import Running, serving, where_it_listens
 
 from e5core import E5, Reranker
 from e5core.bulk import embed_files
@@ -192,12 +192,9 @@ def test_the_quickstart_serves_the_collection(real_folder: Path, tmp_path: Path)
         env={**os.environ, "E5CORE_VENV": str(venv)},
     )
     try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        port = re.search(r" at http://127\.0\.0\.1:(\d+)$", line.strip())
-        assert port is not None, line
+        port = where_it_listens(process)[1]
         query = {"query": "Wo ist der nächste Bahnhof?", "top_k": 5}
-        found = Running(int(port[1]), None).post("/search", query).json["results"]
+        found = Running(port, None).post("/search", query).json["results"]
         assert len(found) == 5
         assert all(row["text"] and len(row["id"]) == 2 for row in found)
         collection = (ROOT / "e5core/parity/data/sentences.tsv").read_text("utf-8")

@@ -115,6 +115,17 @@ def serving(app: Any, **settings: Any) -> Iterator[Running]:
         assert not thread.is_alive(), "the server did not stop"
 
 
+def where_it_listens(process: "subprocess.Popen[str]") -> tuple[str, int]:
+    """The line in which a server says its port, behind warnings of which kernels run."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if found := re.search(r" at http://127\.0\.0\.1:(\d+)$", line.strip()):
+            return line, int(found[1])
+    raise AssertionError(seen)
+
+
 class Program:
     """`e5core serve` as a process of its own."""
 
@@ -128,13 +139,8 @@ class Program:
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
         )
-        assert self.process.stderr is not None
-        self.line = self.process.stderr.readline()
-        found = re.search(r" at http://127\.0\.0\.1:(\d+)$", self.line.strip())
-        if found is None:
-            rest = self.process.communicate(timeout=60)[1]
-            raise AssertionError(f"{self.line}{rest}")
-        self.server = Running(int(found[1]), None)
+        self.line, port = where_it_listens(self.process)
+        self.server = Running(port, None)
 
     def end(self, how: int = signal.SIGTERM) -> tuple[int, list[dict[str, object]], str]:
         """Send a signal; returns the exit code, the lines of the log, and standard error."""
