@@ -137,10 +137,13 @@ class _Attention(torch.autograd.Function):
         for (tokens, texts, length), rows, mask in _groups(lengths, heads):
             part = qkv[tokens : tokens + len(rows)]
             query, key, value = _spread(part, rows, texts, length).view(3, -1, length, size)
-            scores = (query @ key.transpose(1, 2)).to(wide) * size**-0.5
-            weights = scores.add_(mask.to(wide)).softmax(-1).to(qkv.dtype)
+            # Of long texts the scores are most of the memory that is read: few passes over them.
+            scores = torch.baddbmm(mask.to(qkv.dtype), query, key.transpose(1, 2), alpha=size**-0.5)
+            weights = scores.to(wide).softmax(-1).to(qkv.dtype)
             keep = keep_mask(weights.shape, probability) if probability else None
-            context = _dropped(weights, keep, probability) @ value
+            context = (
+                weights @ value if keep is None else _kept(weights * keep @ value, probability)
+            )
             outputs.append(_gather(context.view(1, texts, heads, length, size), rows)[:, 0])
             kept += [weights] if keep is None else [weights, keep]
         ctx.save_for_backward(qkv, *kept)
@@ -159,19 +162,22 @@ class _Attention(torch.autograd.Function):
             (outer,) = _spread(gradient[own, None], rows, texts, length).view(1, -1, length, size)
             weights = next(tensors)
             keep = next(tensors) if ctx.probability else None
-            of_value = _dropped(weights, keep, ctx.probability).transpose(1, 2) @ outer
-            inner = _dropped(outer @ value.transpose(1, 2), keep, ctx.probability)
-            # The gradient of softmax.
-            inner = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * size**-0.5
+            outer = _kept(outer, ctx.probability)
+            inner = outer @ value.transpose(1, 2)
+            inner = inner if keep is None else inner.mul_(keep)
+            # The gradient of softmax; its scale is taken from the queries and keys.
+            inner.sub_((inner * weights).sum(-1, keepdim=True)).mul_(weights)
+            query, key = query * size**-0.5, key * size**-0.5
+            dropped = weights if keep is None else weights * keep
+            of_value = dropped.transpose(1, 2) @ outer
             parts = torch.stack([inner @ key, inner.transpose(1, 2) @ query, of_value])
             result[own] = _gather(parts.view(3, texts, heads, length, size), rows)
         return result, None, None
 
 
-def _dropped(weights: Tensor, keep: Tensor | None, probability: float) -> Tensor:
-    if keep is None:
-        return weights
-    return (weights * keep).mul_(1 / (1 - _rounded(probability)))
+def _kept(x: Tensor, probability: float) -> Tensor:
+    """What is left of x after dropout, scaled so that its mean stays."""
+    return x if not probability else x * (1 / (1 - _rounded(probability)))
 
 
 def _spread(part: Tensor, rows: Tensor, texts: int, length: int) -> Tensor:
