@@ -89,7 +89,7 @@ def test_texts_in_an_order_are_embedded(model: E5, kind: str) -> None:
     np.testing.assert_array_equal(model.encode_passage(ORDERED[kind]()), expected)
 
 
-@pytest.mark.filterwarnings("ignore::polars.exceptions.PerformanceWarning")
+@pytest.mark.filterwarnings("ignore:Determining .* a LazyFrame")
 @pytest.mark.parametrize("kind", KEYED)
 def test_what_iterates_by_key_names_the_column(model: E5, kind: str) -> None:
     for call in (model.encode_query, model.encode_passage):
