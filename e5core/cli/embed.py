@@ -57,33 +57,30 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> int:
-    try:
-        summary = bulk.embed_files(
-            options.model,
-            options.input,
-            options.output,
-            input_type=None if options.input_type == "none" else options.input_type,
-            task=options.task,
-            truncate=options.truncate,
-            split=options.split,
-            overlap=options.overlap,
-            normalize=not options.no_normalize,
-            max_tokens_per_batch=options.max_tokens_per_batch,
-            column=options.column,
-            id_column=options.id_column,
-            delimiter=options.delimiter,
-            format=options.format,
-            on_error=options.on_error,
-            workers=options.workers,
-            restart=options.restart,
-            force=options.force,
-            keep_blank=options.keep_blank,
-            chunk_rows=options.chunk_rows,
-            shard_rows=options.shard_rows,
-            **vars(load_options(options)),
-        )
-    except ImportError as error:  # pyarrow, zstandard
-        raise ValueError(str(error)) from error
+    summary = bulk.embed_files(
+        options.model,
+        options.input,
+        options.output,
+        input_type=None if options.input_type == "none" else options.input_type,
+        task=options.task,
+        truncate=options.truncate,
+        split=options.split,
+        overlap=options.overlap,
+        normalize=not options.no_normalize,
+        max_tokens_per_batch=options.max_tokens_per_batch,
+        column=options.column,
+        id_column=options.id_column,
+        delimiter=options.delimiter,
+        format=options.format,
+        on_error=options.on_error,
+        workers=options.workers,
+        restart=options.restart,
+        force=options.force,
+        keep_blank=options.keep_blank,
+        chunk_rows=options.chunk_rows,
+        shard_rows=options.shard_rows,
+        **vars(load_options(options)),
+    )
     seconds = max(summary.seconds, 0.001)
     rejects = f"{summary.rejected} rows rejected, see {options.output}.rejects.jsonl; "
     print(

@@ -58,12 +58,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> int:
-    try:
-        from e5core.evaluate.contents import check_counts
-        from e5core.evaluate.encoder import StoringEncoder
-        from e5core.evaluate.results import Results
-    except ImportError as error:  # mteb
-        raise ValueError(str(error)) from error
+    from e5core.evaluate.contents import check_counts
+    from e5core.evaluate.encoder import StoringEncoder
+    from e5core.evaluate.results import Results
+
     tasks = _open_tasks(options)
     for task in tasks:
         for miscount in check_counts(task) if options.data else ():

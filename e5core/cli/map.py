@@ -71,10 +71,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> int:
-    try:
-        from e5core.maps import chart
-    except ImportError as error:  # altair
-        raise ValueError(str(error)) from error
+    from e5core.maps import chart
+
     chart.check_suffix(options.output)
     stored = options.input.suffix in VECTORS and options.input.is_file()
     kind = options.kind or ("corpus" if stored else "languages")

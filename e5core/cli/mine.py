@@ -48,22 +48,19 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> int:
-    try:
-        mined = mine(
-            options.model,
-            options.data,
-            options.output,
-            passages=options.passages,
-            column=options.column,
-            negatives=options.negatives,
-            depth=options.depth,
-            skip=options.skip,
-            margin=options.margin,
-            teacher=options.teacher,
-            **vars(load_options(options)),
-        )
-    except ImportError as error:  # pyarrow, zstandard
-        raise ValueError(str(error)) from error
+    mined = mine(
+        options.model,
+        options.data,
+        options.output,
+        passages=options.passages,
+        column=options.column,
+        negatives=options.negatives,
+        depth=options.depth,
+        skip=options.skip,
+        margin=options.margin,
+        teacher=options.teacher,
+        **vars(load_options(options)),
+    )
     print(
         f"{options.output}: {mined.negatives} negatives of {mined.queries} queries among "
         f"{mined.passages} passages; {mined.short} queries have fewer than {options.negatives}; "

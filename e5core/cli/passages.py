@@ -73,10 +73,7 @@ def read_passages(options: Namespace) -> Passages:
         format=options.format,
         delimiter=options.delimiter,
     )
-    try:
-        rows = [row for row in read_rows(source) if not is_blank(row.text)]
-    except ImportError as error:  # pyarrow, zstandard
-        raise ValueError(str(error)) from error
+    rows = [row for row in read_rows(source) if not is_blank(row.text)]
     if not rows:
         raise ValueError(f"{options.passages} has no lines to search")
     one_file = source.files == [options.passages]

@@ -75,8 +75,9 @@ def run_program(parser: Parser, arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt as error:
         print(f"{parser.prog}: interrupted{_hint(options, error)}", file=sys.stderr)
         return INTERRUPTED
-    except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        # torch's error for a full memory is a RuntimeError; any other is a defect of ours.
+    except (OSError, ValueError, MemoryError, RuntimeError, ImportError) as error:
+        # An ImportError names the extra that is missing. torch's error for a full memory is a
+        # RuntimeError; any other one is a defect of ours.
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -18,10 +18,7 @@ def search_index(options: Namespace, top: int) -> tuple[SearchResult, Passages]:
     """The `top` hits of each query, and the passages among them, by which the hits count."""
     check_top_k(options)
     path = Path(options.index)
-    try:
-        index = Index.open(path)
-    except ImportError as error:  # pyarrow
-        raise ValueError(str(error)) from error
+    index = Index.open(path)
     if options.by_document and index.rows is None:
         raise ValueError(f"there is no {path}.ids.jsonl to tell --by-document what is of one text")
     asked = QueryOptions(options.model, options.input_type, options.task, load_options(options))

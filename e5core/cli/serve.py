@@ -190,10 +190,7 @@ def open_index(
     path: Path, asked: tuple[str, str, str | None] | None, load: LoadOptions
 ) -> Searcher:
     """An index with the model that made it, which is the one asked for, or refused."""
-    try:
-        index = Index.open(path)
-    except ImportError as error:  # pyarrow
-        raise ValueError(str(error)) from error
+    index = Index.open(path)
     _, origin, name = asked or ("", None, None)
     model, arguments = query_model(index, path, QueryOptions(origin, load=load))
     made = (index.made_from or {})["model"]["name"]

@@ -102,24 +102,21 @@ def run(options: Namespace) -> int:
     }
     settings["matryoshka"] = tuple(options.matryoshka)
     load = {name: value for name, value in vars(loading).items() if name != "dtype"}
-    try:
-        summary = train(
-            options.model,
-            options.data,
-            options.output,
-            reranker=options.reranker,
-            evaluate=options.evaluate,
-            dry_run=options.dry_run,
-            restart=options.restart,
-            force=options.force,
-            tensorboard=options.tensorboard,
-            adapter=options.adapter,
-            precision="float32" if dtype == "auto" else dtype,
-            **settings,
-            **load,
-        )
-    except ImportError as error:  # tensorboard, pyarrow
-        raise ValueError(str(error)) from error
+    summary = train(
+        options.model,
+        options.data,
+        options.output,
+        reranker=options.reranker,
+        evaluate=options.evaluate,
+        dry_run=options.dry_run,
+        restart=options.restart,
+        force=options.force,
+        tensorboard=options.tensorboard,
+        adapter=options.adapter,
+        precision="float32" if dtype == "auto" else dtype,
+        **settings,
+        **load,
+    )
     if summary.output is not None:
         held = ""
         if summary.before:

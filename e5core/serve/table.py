@@ -75,6 +75,8 @@ OF_PREFIX: Routes = {
     ("POST", "/tei/rerank"): tei.RERANK,
 }
 
+ALL: Routes = {**ROUTES, **OF_PREFIX}
+
 
 def find(method: str, path: str) -> tuple[Route | Fork | None, list[str]]:
     """The route of a path, and the methods that the path has.
@@ -84,13 +86,12 @@ def find(method: str, path: str) -> tuple[Route | Fork | None, list[str]]:
     for listing in ("/v1/models", "/pinecone/models", "/models"):
         if path.startswith(listing + "/"):
             path = listing
-    routes = {**ROUTES, **OF_PREFIX}
-    if (found := routes.get((method, path))) is not None:
+    if (found := ALL.get((method, path))) is not None:
         return found, [method]
     for prefix in PREFIXES:
         if path.startswith(prefix + "/") and (path := path.removeprefix(prefix)):
             return find(method, path)
-    return None, [known for known, other in routes if other == path]
+    return None, [known for known, other in ALL if other == path]
 
 
 def likely_dialect(call: Call) -> Dialect:
