@@ -19,6 +19,21 @@ void store(plain_bfloat16* to, Vector x, int n) {
     store_upper_halves(&to->bits, rounded, n);
 }
 
+#ifndef HAS_POWERS_OF_TWO
+// NaN is the last argument of min() and max(), which some CPUs give back then.
+Vector fraction(Vector x) {
+    x = max(splat(-1e30f), min(splat(1e30f), x));  // an infinity has no fraction
+    return x - floor(x);
+}
+
+Vector scale_by_exp2(Vector y, Vector x) {
+    // In two steps, since one float32 holds no power beyond 2^127.
+    Vector whole = max(splat(-252), min(splat(252), floor(x)));
+    Integers biased = to_integers(whole + splat(2 * 127)), half = biased >> 1;
+    return y * from_bits(half << 23) * from_bits((biased - half) << 23);
+}
+#endif
+
 template <size_t N>
 Vector polynomial(const float (&coefficients)[N], Vector x) {
     Vector sum = splat(coefficients[N - 1]);

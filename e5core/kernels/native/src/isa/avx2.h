@@ -103,6 +103,7 @@ Vector to_float(Integers x) { return _mm256_cvtepi32_ps((__m256i)x); }
 Vector fmadd(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
 Vector fnmadd(Vector a, Vector b, Vector c) { return _mm256_fnmadd_ps(a, b, c); }
 
+// Of NaN and a number these give b.
 Vector min(Vector a, Vector b) { return _mm256_min_ps(a, b); }
 Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 
@@ -110,22 +111,8 @@ Vector abs(Vector x) { return _mm256_andnot_ps(splat(-0.0f), x); }
 
 Vector reciprocal(Vector x) { return _mm256_rcp_ps(x); }
 
-// Of NaN and a number, _mm256_min_ps and _mm256_max_ps give the second argument.
-Vector fraction(Vector x) {
-    x = max(splat(-1e30f), min(splat(1e30f), x));  // an infinity has no fraction
-    return x - _mm256_floor_ps(x);
-}
-
-Vector scale_by_exp2(Vector y, Vector x) {
-    // In two steps, since one float32 holds no power beyond 2^127.
-    Vector whole = max(splat(-252), min(splat(252), _mm256_floor_ps(x)));
-    __m256i power = _mm256_cvtps_epi32(whole), half = _mm256_srai_epi32(power, 1);
-    auto power_of_two = [](__m256i exponent) {
-        __m256i biased = _mm256_add_epi32(exponent, _mm256_set1_epi32(127));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
-    };
-    return y * power_of_two(half) * power_of_two(_mm256_sub_epi32(power, half));
-}
+Vector floor(Vector x) { return _mm256_floor_ps(x); }
+Integers to_integers(Vector x) { return (Integers)_mm256_cvtps_epi32(x); }
 
 Vector where_negative(Vector x, Vector negative, Vector other) {
     return _mm256_blendv_ps(other, negative, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));

@@ -91,20 +91,8 @@ Vector reciprocal(Vector x) {
     return rough * vrecpsq_f32(x, rough);
 }
 
-Vector fraction(Vector x) {
-    x = max(splat(-1e30f), min(splat(1e30f), x));  // an infinity has no fraction
-    return x - vrndmq_f32(x);
-}
-
-Vector scale_by_exp2(Vector y, Vector x) {
-    // In two steps, since one float32 holds no power beyond 2^127.
-    int32x4_t power = vcvtmq_s32_f32(max(splat(-252), min(splat(252), x)));
-    int32x4_t half = vshrq_n_s32(power, 1);
-    auto power_of_two = [](int32x4_t exponent) {
-        return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(exponent, vdupq_n_s32(127)), 23));
-    };
-    return y * power_of_two(half) * power_of_two(vsubq_s32(power, half));
-}
+Vector floor(Vector x) { return vrndmq_f32(x); }
+Integers to_integers(Vector x) { return (Integers)vcvtq_s32_f32(x); }
 
 Vector where_negative(Vector x, Vector negative, Vector other) {
     return vbslq_f32(vcltzq_f32(x), negative, other);
