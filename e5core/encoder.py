@@ -5,6 +5,7 @@ Sources: Vaswani et al. 2017, arXiv:1706.03762; Devlin et al. 2018, arXiv:1810.0
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import cast
 
 import torch
@@ -42,14 +43,8 @@ class Embeddings(nn.Module):
         if word.dtype == torch.int8:
             word = dequantize_rows(word[input_ids], self.word.get_buffer("weight_scale")[input_ids])
             input_ids = torch.arange(len(input_ids))
-        x = kernels.embed(
-            input_ids,
-            position_ids,
-            word,
-            self.position.weight,
-            self.token_type.weight,
-            self.layer_norm,
-        )
+        tables = word, self.position.weight, self.token_type.weight
+        x = kernels.embed(input_ids, position_ids, *tables, self.layer_norm)
         x = x if self.layers_dtype is None else x.to(self.layers_dtype)
         return apply_dropout(x, self.dropout, self.training)
 
@@ -101,8 +96,18 @@ class EncoderLayer(nn.Module):
         self.attention_dropout = config.attention_dropout
         self.weights = self._gather(*self._linears())
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, kernels: Kernels) -> Tensor:
-        """hidden states [tokens, hidden_size] of one layer to those of the next"""
+    def forward(
+        self,
+        x: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        kernels: Kernels,
+        first_only: bool = False,
+    ) -> Tensor:
+        """hidden states [tokens, hidden_size] of one layer to those of the next
+
+        first_only  give those [texts, hidden_size] of each text's first token alone
+        """
         weights = self.weights
         hidden_dropout = self.hidden_dropout if self.training else 0.0
         attention_dropout = self.attention_dropout if self.training else 0.0
@@ -110,6 +115,9 @@ class EncoderLayer(nn.Module):
         qkv = kernels.linear(x, weights.qkv)
         qkv = qkv.view(x.shape[0], 3, -1, self.head_size)  # [tokens, 3, heads, head_size]
         context = kernels.attention(qkv, cu_seqlens, max_seqlen, attention_dropout).flatten(1)
+        if first_only:  # the others were of use as keys and values
+            first = cu_seqlens[:-1].long()
+            x, context = x[first], context[first]
         x = kernels.linear_residual_norm(
             context, weights.attention_output, x, weights.attention_norm, hidden_dropout
         )
@@ -140,17 +148,10 @@ class EncoderLayer(nn.Module):
             (self.output,),
         )
 
-    def _gather(
-        self, qkv: Prepared, attention_output: Prepared, intermediate: Prepared, output: Prepared
-    ) -> LayerWeights:
-        return LayerWeights(
-            qkv,
-            attention_output,
-            self.attention_layer_norm,
-            intermediate,
-            output,
-            self.output_layer_norm,
-        )
+    def _gather(self, *prepared: Prepared) -> LayerWeights:
+        qkv, attention_output, intermediate, output = prepared
+        norms = self.attention_layer_norm, self.output_layer_norm
+        return LayerWeights(qkv, attention_output, norms[0], intermediate, output, norms[1])
 
 
 class Encoder(nn.Module):
@@ -166,7 +167,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.kernels = select(kernels, training=True)
-        self.stack: Stack | None = None  # all layers in one call, where the kernels have that
+        # All layers in one call, and all but the last, where the kernels have that.
+        self.stack: Stack | None = None
+        self.stack_before_last: Stack | None = None
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         if not self.embeddings.word.weight.is_meta:
@@ -182,8 +185,11 @@ class Encoder(nn.Module):
         """The dtype of the hidden states."""
         return self.embeddings.layers_dtype or self.embeddings.layer_norm.weight.dtype
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
         """The last hidden states [tokens, hidden_size] of a batch on the encoder's device.
+
+        first_only  give those [texts, hidden_size] of each text's first token alone, which leaves
+                    out three quarters of the last layer's work
 
         Raises ValueError in training mode on kernels that only infer.
         """
@@ -191,11 +197,14 @@ class Encoder(nn.Module):
             raise ValueError(f"the encoder is in training mode, but {only_infer(self.kernels)}")
         one_thread_if_forked()
         x: Tensor = self.embeddings(batch.input_ids, batch.position_ids, self.kernels)
-        if self.stack is not None:
-            return self.stack(x, batch.cu_seqlens, batch.max_seqlen)
-        for layer in self.layers:
-            x = layer(x, batch.cu_seqlens, batch.max_seqlen, self.kernels)
-        return x
+        place = batch.cu_seqlens, batch.max_seqlen
+        stack = self.stack_before_last if first_only else self.stack
+        if stack is not None:
+            x = stack(x, *place)
+        else:
+            for layer in islice(self.layers, len(self.layers) - first_only):
+                x = layer(x, *place, self.kernels)
+        return self.layers[-1](x, *place, self.kernels, first_only=True) if first_only else x
 
     def parts(self) -> Iterator[Embeddings | EncoderLayer]:
         """The embeddings, then each layer."""
@@ -218,8 +227,7 @@ class Encoder(nn.Module):
         the weights.
         """
         if isinstance(kernels, str):
-            scores = self.config.num_labels > 0
-            kernels = select(kernels, self.device, dtype, scores=scores)
+            kernels = select(kernels, self.device, dtype, scores=self.config.num_labels > 0)
         if any(parameter.is_meta for parameter in self.parameters()):
             raise ValueError(
                 "the encoder holds no weights: it was prepared for inference before, and its "
@@ -238,7 +246,9 @@ class Encoder(nn.Module):
         """
         self.eval().requires_grad_(False)
         self.kernels = kernels
-        self.stack = kernels.stack(cast(Sequence[EncoderLayer], self.layers))
+        layers = list(cast(Sequence[EncoderLayer], self.layers))
+        self.stack = kernels.stack(layers)
+        self.stack_before_last = kernels.stack(layers[:-1]) if layers[1:] else None
         return self
 
 

@@ -31,13 +31,17 @@ class Pipeline:
     torch.Size([2, 32])
     """
 
-    def __init__(self, encoder: Encoder, reduction: str | Reduction = "mean") -> None:
+    def __init__(
+        self, encoder: Encoder, reduction: str | Reduction = "mean", first_only: bool = False
+    ) -> None:
         """Put the two together.
 
-        reduction  "mean" or "cls", or a function of the token states [tokens, hidden_size] and
-                   cu_seqlens [sequences + 1] that gives a row for each sequence
+        reduction   "mean" or "cls", or a function of the token states [tokens, hidden_size] and
+                    cu_seqlens [sequences + 1] that gives a row for each sequence
+        first_only  show a function the first token of each sequence alone, which takes less time
         """
         self.encoder = encoder
+        self.first_only = first_only or reduction == "cls"
         if isinstance(reduction, str):
             if reduction not in POOLINGS:
                 raise ValueError(f"pooling is {reduction!r}, expected one of {sorted(POOLINGS)}")
@@ -74,7 +78,10 @@ class Pipeline:
             except TextError as error:
                 raise error.renumbered(batch.__getitem__) from None
             # The rows stay on the device: a copy would wait for it.
-            rows.append(self.reduce(self.encoder(packed), packed.cu_seqlens))
+            states, starts = self.encoder(packed, self.first_only), packed.cu_seqlens
+            if self.first_only:  # what is left are sequences of one token
+                starts = torch.arange(len(starts), dtype=starts.dtype, device=device)
+            rows.append(self.reduce(states, starts))
             advance(batch)
         # Where each sequence's row lies among those of all batches, one after another.
         order = torch.tensor([i for batch in batches for i in batch])

@@ -1,6 +1,6 @@
 """A query and passages to scores: a cross-encoder on packed pairs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +16,11 @@ from e5core.encoder import ClassificationHead, Encoder
 from e5core.pipeline import Pipeline
 from e5core.progress import progress_bar
 from e5core.texts.errors import PairError
-from e5core.texts.pairs import PAIR_SPECIALS, check_pair, check_truncate_pair, fit_pair, pair_with
+from e5core.texts.pairs import PAIR_SPECIALS, check_truncate_pair, pair_slices, pair_with
 from e5core.tokenizer import SentencePieceTokenizer
 
 Scores = npt.NDArray[np.float32]
 TruncatePair = Literal["passage", "longest", "none"]
-
-# Pairs are tokenized, sorted by length and scored in slices that end after this many tokens, so
-# that memory does not grow with the input.
-SLICE_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Reranker:
         self.config = encoder.config
         self.tokenizer = tokenizer
         self.head = head.eval()
-        self.pipeline = Pipeline(encoder, self._logits)
+        self.pipeline = Pipeline(encoder, self._logits, first_only=True)
         self.max_length = self.config.max_length if max_length is None else max_length
         if not PAIR_SPECIALS + 2 <= self.max_length <= self.config.max_length:
             raise ValueError(
@@ -159,7 +155,9 @@ class Reranker:
         lengths: list[int] = []
         total = len(pairs) if isinstance(pairs, Sequence) else None
         with progress_bar(total, show_progress, " pairs") as advance, torch.inference_mode():
-            for sequences, whole in self._slices(pairs, truncate):
+            for sequences, whole in pair_slices(
+                pairs, self.tokenizer.encode_pieces, self.max_length, truncate
+            ):
                 rows = self.pipeline.run(sequences, max_tokens, lambda batch: advance(len(batch)))
                 logits.append(rows.float().cpu())
                 self._check_scores(logits[-1], first=len(counts))
@@ -174,33 +172,6 @@ class Reranker:
         """The logit [pairs] of each sequence, from the state of its first token."""
         logits: Tensor = self.head(hidden_states[cu_seqlens[:-1].long()])
         return logits[:, 0]
-
-    def _slices(
-        self, pairs: Iterable[tuple[str, str]], truncate: str
-    ) -> Iterator[tuple[list[list[int]], list[int]]]:
-        """Sequences of ids that fit, and the tokens that each had before it was cut."""
-        sequences: list[list[int]] = []
-        counts: list[int] = []
-        known, query_pieces = None, []  # a query is tokenized once for all its passages
-        tokens = 0
-        for index, pair in enumerate(pairs):
-            query, passage = check_pair(pair, index)
-            try:
-                if query != known:
-                    known, query_pieces = query, self.tokenizer.encode_pieces(query)
-                passage_pieces = self.tokenizer.encode_pieces(passage)
-            except ValueError as error:
-                raise PairError(f"{{}}: {error}", index) from None
-            counts.append(len(query_pieces) + len(passage_pieces) + PAIR_SPECIALS)
-            sequences.append(
-                fit_pair(query_pieces, passage_pieces, self.max_length, truncate, index)
-            )
-            tokens += len(sequences[-1])
-            if tokens >= SLICE_TOKENS:
-                yield sequences, counts
-                sequences, counts, tokens = [], [], 0
-        if sequences:
-            yield sequences, counts
 
     def _check_scores(self, logits: Tensor, first: int) -> None:
         """Raise PairError if a score is NaN or infinite."""

@@ -1,6 +1,6 @@
 """Pairs of a query and a passage: checked, cut to fit, laid out as a cross-encoder reads them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from e5core.texts.containers import one, several
@@ -8,6 +8,10 @@ from e5core.texts.errors import PairError
 from e5core.tokenizer import BOS, EOS
 
 PAIR_SPECIALS = 4  # tokens of a pair beside the pieces of its two texts
+
+# Pairs are tokenized, sorted by length and scored in slices that end after this many tokens, so
+# that memory does not grow with the input.
+SLICE_TOKENS = 1_000_000
 
 
 def join_pair(query: Sequence[int], passage: Sequence[int]) -> list[int]:
@@ -92,3 +96,38 @@ def check_pair(pair: Any, index: int) -> tuple[str, str]:
                 f"{name} {index} is {text!r:.80} of type {type(text).__name__}, expected str"
             )
     return pair[0], pair[1]
+
+
+def pair_slices(
+    pairs: Iterable[tuple[str, str]],
+    encode_pieces: Callable[[str], list[int]],
+    max_length: int,
+    truncate: str,
+) -> Iterator[tuple[list[list[int]], list[int]]]:
+    """Slices of all pairs: the ids that fit of each pair, and the tokens it had before any cut.
+
+    encode_pieces         from a text to its pieces
+    max_length, truncate  as in `fit_pair`
+
+    Raises TypeError or PairError naming the pair at fault.
+    """
+    sequences: list[list[int]] = []
+    counts: list[int] = []
+    known, query_pieces = None, []  # a query is tokenized once for all its passages
+    tokens = 0
+    for index, pair in enumerate(pairs):
+        query, passage = check_pair(pair, index)
+        try:
+            if query != known:
+                known, query_pieces = query, encode_pieces(query)
+            passage_pieces = encode_pieces(passage)
+        except ValueError as error:
+            raise PairError(f"{{}}: {error}", index) from None
+        counts.append(len(query_pieces) + len(passage_pieces) + PAIR_SPECIALS)
+        sequences.append(fit_pair(query_pieces, passage_pieces, max_length, truncate, index))
+        tokens += len(sequences[-1])
+        if tokens >= SLICE_TOKENS:
+            yield sequences, counts
+            sequences, counts, tokens = [], [], 0
+    if sequences:
+        yield sequences, counts

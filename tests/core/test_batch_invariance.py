@@ -39,6 +39,8 @@ def test_bits_in_hundreds_of_random_batches(dialect, name, dtype, exhaustive):
             states = encoder(batch).split([len(texts[i]) for i in chosen])
             for i, found in zip(chosen, states, strict=True):
                 assert torch.equal(found, alone[i]), (dtype, len(texts[i]), chosen)
+            first = encoder(batch, first_only=True)  # which goes another way through the last layer
+            assert torch.equal(first, torch.stack([alone[i][0] for i in chosen]))
             pooled = mean_pool(torch.cat(states), batch.cu_seqlens)
             for i, vector in zip(chosen, pooled, strict=True):
                 assert torch.equal(vector, alone[i].mean(0, dtype=torch.float32))

@@ -8,6 +8,7 @@ import torch
 from support.models import TINY, spread_weights, tiny_encoder
 
 from e5core import Encoder, EncoderConfig, load_checkpoint, mean_pool, pack, save_checkpoint
+from e5core.kernels import BACKENDS, why_not
 from e5core.parity.tolerances import KERNEL_ERROR_FLOOR
 
 IDS = [[0, 7, 8, 9, 2], [0, 20, 21, 2], [0, 2]]
@@ -21,6 +22,39 @@ def test_hidden_states_of_a_batch(dialect):
     # The last LayerNorm leaves rows of variance near 1 that differ from one another.
     assert states.std() > 0.3
     assert not torch.allclose(states[1], states[2], atol=0.1)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("kernels", ["plain", "sdpa"])
+def test_first_tokens_alone_have_the_states_and_gradients_that_they_have_among_all(
+    dialect, kernels, layers
+):
+    """In float64, where a product of fewer rows differs by rounding only."""
+    config = EncoderConfig(dialect, 120, 24, layers, 3, 40, 60, 2, 1, 1e-5)
+    encoder = spread_weights(Encoder(config, kernels)).double().eval()
+    batch = pack(IDS, config)
+    found, expected = encoder(batch, first_only=True), encoder(batch)[batch.cu_seqlens[:-1].long()]
+    torch.testing.assert_close(found, expected)
+    pull = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
+    parameters = list(encoder.parameters())
+    for one, other in zip(
+        torch.autograd.grad((found * pull).sum(), parameters),
+        torch.autograd.grad((expected * pull).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["native", "onednn", "sdpa"])
+def test_first_tokens_alone_of_one_layer_for_inference(dialect, name):
+    if reason := why_not(BACKENDS[name], torch.device("cpu"), torch.float32):
+        pytest.skip(reason)
+    config = EncoderConfig(dialect, 120, 24, 1, 3, 40, 60, 2, 1, 1e-5)
+    encoder = spread_weights(Encoder(config)).prepare_for_inference(kernels=name)
+    batch = pack(IDS, config)
+    with torch.inference_mode():
+        found, among_all = encoder(batch, first_only=True), encoder(batch)
+    torch.testing.assert_close(found, among_all[batch.cu_seqlens[:-1].long()])
 
 
 def test_fresh_weights_are_those_bert_starts_from():

@@ -39,7 +39,8 @@ def test_a_reduction_of_the_callers_own(dialect: str) -> None:
     with torch.inference_mode():
         first = Pipeline(encoder, "cls").run(SEQUENCES, 50)
         largest = Pipeline(encoder, lambda states, starts: cls_pool(states, starts).amax(dim=1))
-        assert torch.equal(largest.run(SEQUENCES, 50), first.amax(dim=1))
+        # It sees all tokens, and "cls" the first ones alone: products of other heights.
+        torch.testing.assert_close(largest.run(SEQUENCES, 50), first.amax(dim=1))
 
 
 def test_gradients_are_those_of_the_sequences_one_by_one(dialect: str) -> None:

@@ -207,7 +207,7 @@ def test_cut_pairs_are_reported(reranker: Reranker) -> None:
 def test_the_pair_that_does_not_fit_is_named_among_all(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch, truncate: Any
 ) -> None:
-    monkeypatch.setattr("e5core.reranker.SLICE_TOKENS", 50)
+    monkeypatch.setattr("e5core.texts.pairs.SLICE_TOKENS", 50)
     pairs = [("a", "b")] * 30 + [("a " * 49, "a " * 12)] + [("a", "b")] * 3
     with pytest.raises(PairError, match="pair 30 ") as caught:
         reranker.score_pairs(iter(pairs), truncate=truncate)
@@ -216,7 +216,7 @@ def test_the_pair_that_does_not_fit_is_named_among_all(
 
 def test_slices_change_nothing(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = reranker.compute(PAIRS, truncate="longest")
-    monkeypatch.setattr("e5core.reranker.SLICE_TOKENS", 50)
+    monkeypatch.setattr("e5core.texts.pairs.SLICE_TOKENS", 50)
     sliced = reranker.compute(iter(PAIRS), truncate="longest")
     for field in ("scores", "token_counts", "truncated"):
         assert np.array_equal(getattr(whole, field), getattr(sliced, field))
@@ -225,7 +225,7 @@ def test_slices_change_nothing(reranker: Reranker, monkeypatch: pytest.MonkeyPat
 def test_pairs_are_read_as_they_are_needed(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("e5core.reranker.SLICE_TOKENS", 50)
+    monkeypatch.setattr("e5core.texts.pairs.SLICE_TOKENS", 50)
     read, scored = [], []
     run = reranker.pipeline.run
     monkeypatch.setattr(
@@ -260,7 +260,7 @@ def test_the_query_is_tokenized_once(reranker: Reranker, monkeypatch: pytest.Mon
 def test_a_score_that_is_no_number(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch, bad: float
 ) -> None:
-    monkeypatch.setattr("e5core.reranker.SLICE_TOKENS", 30)
+    monkeypatch.setattr("e5core.texts.pairs.SLICE_TOKENS", 30)
     run = reranker.pipeline.run
     calls: list[int] = []
 
