@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import CHARSMAP
 
-from e5core import EncoderConfig, Reranker
+from e5core import EncoderConfig, PackedBatch, Reranker
 from e5core.encoder import ClassificationHead, Encoder
 from e5core.parity.against_transformers import RUNNING
 from e5core.parity.cases import error_case
@@ -212,12 +212,15 @@ def no_tanh(self: ClassificationHead, x: torch.Tensor) -> torch.Tensor:
     return self.kernels.linear(self.kernels.linear(x.to(self.kernels.dtype), dense), output)
 
 
-def second_token(self: Reranker, states: torch.Tensor, cu_seqlens: torch.Tensor) -> Any:
-    return self.head(states[cu_seqlens[:-1].long() + 1])[:, 0]
+states_of = Encoder.forward
 
 
-def last_token(self: Reranker, states: torch.Tensor, cu_seqlens: torch.Tensor) -> Any:
-    return self.head(states[cu_seqlens[1:].long() - 1])[:, 0]
+def second_token(self: Encoder, batch: PackedBatch, first_only: bool = False) -> torch.Tensor:
+    return states_of(self, batch)[batch.cu_seqlens[:-1].long() + 1]
+
+
+def last_token(self: Encoder, batch: PackedBatch, first_only: bool = False) -> torch.Tensor:
+    return states_of(self, batch)[batch.cu_seqlens[1:].long() - 1]
 
 
 join = layout.join_pair
@@ -227,8 +230,8 @@ MISTAKES: dict[str, tuple[Any, str, Any]] = {
     "no end": (layout, "join_pair", lambda q, p: join(q, p)[:-1]),
     "no start": (layout, "join_pair", lambda q, p: join(q, p)[1:]),
     "swapped": (layout, "join_pair", lambda q, p: join(p, q)),
-    "pooled over the second token": (Reranker, "_logits", second_token),
-    "pooled over the last token": (Reranker, "_logits", last_token),
+    "pooled over the second token": (Encoder, "forward", second_token),
+    "pooled over the last token": (Encoder, "forward", last_token),
     "E5's prefixes": (
         SentencePieceTokenizer,
         "encode_pieces",
