@@ -1,5 +1,6 @@
 """A map as a picture, by Altair: .html that works offline, .png or .svg. The extra `map`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ SIZE = (860, 600)
 PNG_SCALE = 2
 # Pixels between the outermost points and the frame, which cuts names off in a page.
 PADDING = {"x": 70, "y": 30}
-# More distinct colours than a legend can be read with; labels beyond get a grey.
+# A legend can be read with so many colours. Groups beyond get a grey that is none of them.
 COLOURS = 20
+GREY = "#dddddd"
 FIND = "find"
 
 
@@ -96,16 +98,26 @@ def _axis(name: str, share: float) -> Any:
 
 
 def _colour(drawn: Map) -> Any:
-    groups = list(dict.fromkeys(point.group for point in drawn.points))
-    if groups == [""]:
+    """A colour for each group, or for the largest ones if there are more than colours."""
+    counts = Counter(point.group for point in drawn.points)
+    if list(counts) == [""]:
         return altair.value("#4c78a8")
-    scheme = "tableau10" if len(groups) <= COLOURS // 2 else "tableau20"
-    return altair.Color(
+    largest = {group for group, _ in counts.most_common(COLOURS)}
+    groups = [group for group in counts if group in largest]
+    others = len(counts) - len(groups)
+    title = f"{drawn.legend} ({others} others are grey)" if others else drawn.legend
+    colour = altair.Color(
         "group:N",
-        title=drawn.legend,
-        scale=altair.Scale(domain=groups, scheme=scheme),
+        title=title,
+        scale=altair.Scale(
+            domain=groups, scheme="tableau10" if len(groups) <= COLOURS // 2 else "tableau20"
+        ),
         legend=altair.Legend(symbolLimit=COLOURS),
     )
+    if not others:
+        return colour
+    has_one = altair.FieldOneOfPredicate("group", oneOf=groups)
+    return altair.condition(has_one, colour, altair.value(GREY))
 
 
 def _tooltip(drawn: Map) -> list[Any]:

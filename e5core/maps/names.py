@@ -1,11 +1,22 @@
 """What codes of languages stand for: names, and the groups that a map is coloured by."""
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 FILE = Path(__file__).with_name("languages.tsv")
 OTHER = "Other"
+# The scripts of FLORES' languages that it has in two.
+SCRIPTS = {
+    "Arab": "Arabic script",
+    "Deva": "Devanagari",
+    "Hans": "simplified",
+    "Hant": "traditional",
+    "Latn": "Latin script",
+    "Tfng": "Tifinagh",
+}
 
 
 class Language(NamedTuple):
@@ -22,10 +33,25 @@ class Language(NamedTuple):
 def language(code: str) -> Language:
     """The language of a code: ISO 639-3 or 639-1, with a script behind it or without.
 
-    A code that is not known is its own name, in the group Other. A script that is not the usual
-    one of FLORES is left out of the name too: no map has a language in two scripts by accident.
+    A code that is not known is its own name, in the group Other. The script is left out.
     """
     return _languages().get(code.replace("-", "_").split("_")[0].lower(), Language(code, OTHER))
+
+
+def languages(codes: Sequence[str]) -> list[Language]:
+    """The languages of a map, each under a name of its own: with its script, where one is twice."""
+    found = [language(code) for code in codes]
+    counts = Counter(name for name, _ in found)
+    return [
+        Language(f"{name} ({_what_tells(code)})" if counts[name] > 1 else name, group)
+        for code, (name, group) in zip(codes, found, strict=True)
+    ]
+
+
+def _what_tells(code: str) -> str:
+    """A script or region in words if it is known; the code if it has neither."""
+    rest = code.replace("-", "_").partition("_")[2]
+    return SCRIPTS.get(rest, rest or code)
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from e5core.maps.names import language
+from e5core.maps.names import languages as languages_of
 from e5core.maps.sentences import Parallel
 from e5core.tokenizer import UNKNOWN, SentencePieceTokenizer
 from e5core.vectors.places import Places, language_places, places
@@ -76,8 +76,8 @@ def map_of_languages(
     found = language_places(vectors, fitted)
     shown = _translations(sentences, translation)
     points = []
-    for number, (code, share) in enumerate(zip(sentences.languages, unknown, strict=True)):
-        name, group = language(code)
+    named = languages_of(sentences.languages)
+    for number, ((name, group), share) in enumerate(zip(named, unknown, strict=True)):
         x, y = found.coordinates[number].tolist()
         label = f"{name} ({share:.0%} unknown)" if share > LACKING else name
         example = sentences.texts[number][0][:SHOWN]
@@ -97,15 +97,14 @@ def map_of_meanings(
     languages, meanings, size = vectors.shape
     fitted = np.repeat(np.array(unknown) <= LACKING, meanings)
     found = places(vectors.reshape(-1, size), fitted)
-    points = []
+    named, points = languages_of(sentences.languages), []
     for number in range(languages * meanings):
         of, what = divmod(number, meanings)
         code = sentences.languages[of]
         x, y = found.coordinates[number].tolist()
         group = shown[what] or sentences.meanings[what]
         text = sentences.texts[of][what][:SHOWN]
-        name = language(code).name
-        points.append(Point(x, y, code, group, text, shown[what], name, unknown[of]))
+        points.append(Point(x, y, code, group, text, shown[what], named[of].name, unknown[of]))
     title = f"{meanings} sentences in {languages} languages"
     return Map(title, "Sentences", points, _shares(found), _notes(points))
 

@@ -16,13 +16,46 @@ pytest.importorskip("vl_convert", reason="vl-convert, of the extra map, is not i
 
 from e5core import E5
 from e5core.cli import main
-from e5core.maps.chart import draw
-from e5core.maps.names import language
-from e5core.maps.points import LACKING, map_of_languages, map_of_meanings, unknown_shares
+from e5core.maps.chart import COLOURS, GREY, save
+from e5core.maps.names import language, languages
+from e5core.maps.points import (
+    LACKING,
+    Map,
+    Point,
+    map_of_languages,
+    map_of_meanings,
+    unknown_shares,
+)
 from e5core.maps.sentences import Columns, parallel, read_parallel
 from e5core.parity.samples import DATA
 
 OWN = Columns("sentence", "language", "topic")
+
+
+def test_two_points_have_two_names() -> None:
+    """SIB-200's folder has eight languages in two scripts."""
+    codes = ["zho_Hans", "deu_Latn", "zho_Hant", "kas_Deva", "kas_Arab", "pt-BR", "pt", "zh"]
+    assert [name for name, _ in languages(codes)] == [
+        "Chinese (simplified)",
+        "German",
+        "Chinese (traditional)",
+        "Kashmiri (Devanagari)",
+        "Kashmiri (Arabic script)",
+        "Portuguese (BR)",
+        "Portuguese (pt)",
+        "Chinese (zh)",
+    ]
+    assert {group for _, group in languages(["zho_Hans", "zh"])} == {language("zh").group}
+    sentences = parallel(
+        "abcdef", [c for c in ("zh-Hans", "zh-Hant", "de") for _ in "12"], "12" * 3
+    )
+    vectors = np.random.default_rng(0).standard_normal((3, 2, 8)).astype(np.float32)
+    drawn = map_of_languages(sentences, vectors, [0.0] * 3)
+    assert [p.label for p in drawn.points] == [
+        "Chinese (simplified)",
+        "Chinese (traditional)",
+        "German",
+    ]
 
 
 def test_codes_have_names_and_groups() -> None:
@@ -174,12 +207,21 @@ def test_refusals(
     assert "is none of .tsv" in fails(capsys, "map", tmp_path / "x.doc", *options)
 
 
-def test_labels_beyond_the_colours_are_drawn() -> None:
-    sentences = parallel(
-        [f"t{i}" for i in range(75)],
-        [str(i % 3) for i in range(75)],
-        [str(i // 3) for i in range(75)],
+@pytest.mark.parametrize("kinds", [2, COLOURS, COLOURS + 5])
+def test_each_colour_is_of_one_label(kinds: int, tmp_path: Path) -> None:
+    """The largest groups have a colour each, all others the grey, and the legend says so."""
+    groups = [f"g{i}" for i in range(kinds) for _ in range(1 + (i >= 5))]
+    points = [Point(i, i % 7, "", group) for i, group in enumerate(groups)]
+    picture = tmp_path / "map.svg"
+    save(Map("", "Kind", points, (0.5, 0.5)), picture)
+    marks = re.findall(
+        r'aria-label="[^"]*group: (g\d+)[^"]*"[^>]* fill="(#\w+)"', picture.read_text()
     )
-    vectors = np.random.default_rng(0).standard_normal((3, 25, 8)).astype(np.float32)
-    chart = draw(map_of_meanings(sentences, vectors, [0.0] * 3), interactive=False)
-    assert len(chart.to_dict()["data"]["values"]) == 75
+    assert len(marks) == len(groups)
+    colours = dict(marks)
+    own = {group: colour for group, colour in colours.items() if colour != GREY}
+    assert len(own) == len(set(own.values())) == min(kinds, COLOURS)
+    assert set(colours) - set(own) == {f"g{i}" for i in range(kinds - len(own))}
+    words = [text.text for text in ElementTree.parse(picture).iter() if text.text]
+    assert {word for word in words if re.fullmatch(r"g\d+", word)} == set(own)
+    assert ("Kind (5 others are grey)" in words) == (kinds > COLOURS)
