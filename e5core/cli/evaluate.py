@@ -141,8 +141,7 @@ def _rerank(
     reranker = open_reranker(options.reranker, loading)
     for task, before in zip(tasks, found, strict=True):
         if task in chosen:
-            meta = encoder.meta_of(task)
-            after = rerank_task(reranker, task, meta, results, options.rerank_top)
+            after = rerank_task(reranker, task, encoder, results, options.rerank_top)
             print_reranking(task, before, after, options.rerank_top)
 
 

@@ -67,7 +67,10 @@ def compare(task: Any, results: Sequence[Any], predictions: Sequence[Path]) -> l
 
 
 def average(comparisons: Sequence[Comparison]) -> Comparison:
-    """The mean over the subsets of one task and split. The items of each are drawn on their own."""
+    """The mean over the subsets of one task and split.
+
+    Subsets of one size have the same items drawn, as fits translations of the same sentences.
+    """
     first, second = (
         float(np.mean([getattr(one, side) for one in comparisons])) for side in ("first", "second")
     )
@@ -96,7 +99,7 @@ def _resampled(task: Any, split: str, subset: str, files: Sequence[Any]) -> Floa
 
 
 def _resampled_draws(results: Sequence[Any], split: str, subset: str) -> Floats:
-    """The same of a clustering, whose items are its ten draws: both models have the same ones."""
+    """The same of a clustering, whose items are its ten draws; `compute` gives both the same."""
     first, second = (
         [
             value

@@ -1,6 +1,7 @@
 """The encoder that mteb is given: each text is embedded once a run, and a stopped run goes on."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import e5core
 from e5core.bulk.journal import model_digests
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
+from e5core.encoder import Encoder
+from e5core.evaluate.results import digest
 from e5core.evaluate.store import VectorStore
 from e5core.evaluate.tasks import BITEXT
 from e5core.integrations.mteb import E5Encoder, SymmetricPrefix
@@ -27,6 +30,8 @@ class StoringEncoder(E5Encoder):
     """An encoder whose vectors are kept in a folder.
 
     advance  is called with the number of texts whenever so many have their vectors
+    digest   of what scores depend on beside the data: of what the vectors are made from, and of
+             the version of scikit-learn, whose classifiers differ in the third digit
     """
 
     def __init__(
@@ -54,17 +59,16 @@ class StoringEncoder(E5Encoder):
         self.kind = {"dtype": dtype, "kernels": encoder.kernels.label}
         name = self.mteb_model_meta.name.replace("/", "__").replace(" ", "_")
         made_from = {
+            **how_it_runs(encoder),
             **self.kind,
             "model": model_digests(folder),
             "prompts": self.model.prompts,
             "max_length": self.model.max_length,
             "truncate_dim": self.model.truncate_dim,
-            "device": encoder.device.type,
-            "e5core": e5core.__version__,
-            "torch": str(torch.__version__),
         }
         place = output / "vectors" / "__".join([name, *self.kind.values()])
         self.store = VectorStore(place, self.model.dimension, made_from)
+        self.digest = digest([made_from, version("scikit-learn")])
 
     def close(self) -> None:
         """Let another run have the vectors."""
@@ -95,3 +99,14 @@ class StoringEncoder(E5Encoder):
             self.store.add([key for key, _ in some], vectors)
             self.advance(len(some))
         return self.store.get(keys)
+
+
+def how_it_runs(encoder: Encoder) -> dict[str, str]:
+    """What an encoder's numbers depend on beside its weights."""
+    return {
+        "dtype": str(encoder.kernels.dtype).removeprefix("torch."),
+        "kernels": encoder.kernels.label,
+        "device": encoder.device.type,
+        "e5core": e5core.__version__,
+        "torch": str(torch.__version__),
+    }

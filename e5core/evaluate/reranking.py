@@ -8,39 +8,49 @@ from typing import Any
 from e5core.bulk.journal import model_digests
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
-from e5core.evaluate.results import Results, missing_subsets
+from e5core.evaluate.encoder import StoringEncoder, how_it_runs
+from e5core.evaluate.results import Results, digest, marked, merged, missing_parts
 from e5core.evaluate.run import compute, predictions_of
 from e5core.integrations.mteb import E5CrossEncoder
 
 
 def rerank_task(
-    reranker: E5CrossEncoder, task: Any, first_stage: Any, results: Results, top: int
+    reranker: E5CrossEncoder, task: Any, encoder: StoringEncoder, results: Results, top: int
 ) -> Any:
     """The TaskResult of a retrieval task whose best documents a cross-encoder has ordered.
 
-    first_stage  the ModelMeta under which the predictions of the search lie
-    top          documents a query that are scored
+    encoder  that has run the task; its predictions are what is reranked
+    top      documents a query that are scored
     """
+    first_stage = encoder.meta_of(task)
     how = {"first_stage": first_stage.name, **(first_stage.experiment_kwargs or {}), "top": top}
     meta = reranker.mteb_model_meta.model_copy(update={"experiment_kwargs": how})
-    before = results.read(meta, task)
-    if before is not None and not missing_subsets(before, task):
-        return before
+    made_from = digest([meta.revision, encoder.digest])
+    found = results.read(meta, task, made_from)
+    missing = missing_parts(found, task)
+    if not missing:
+        return found
     again = _with_data_of_its_own(task)
     again.convert_to_reranking(predictions_of(results, first_stage, task), top_k=top)
-    return results.write(meta, compute(reranker, again))
+    for split, subset in missing:
+        computed = compute(reranker, again, split, [subset])
+        found = results.write(meta, merged(found, marked(computed, task, made_from)))
+    return found
 
 
 def open_reranker(model: str | Path, options: LoadOptions) -> E5CrossEncoder:
-    """A cross-encoder whose results are stored under the digest of its files."""
-    digests = model_digests(ModelFolder.open(model, options))
+    """A cross-encoder whose results are stored under the digest of what its scores depend on."""
     reranker = E5CrossEncoder(
         model, options.revision, **{n: v for n, v in vars(options).items() if n not in _LEFT_OUT}
     )
-    weights = next(digest for name, digest in digests.items() if name.endswith(".safetensors"))
-    reranker.mteb_model_meta = reranker.mteb_model_meta.model_copy(
-        update={"revision": weights[:12]}
-    )
+    encoder = reranker.model.encoder
+    made_from = {
+        "model": model_digests(ModelFolder.open(model, options)),
+        "max_length": reranker.model.max_length,
+        **how_it_runs(encoder),
+    }
+    revision = digest(made_from)[:12]
+    reranker.mteb_model_meta = reranker.mteb_model_meta.model_copy(update={"revision": revision})
     return reranker
 
 
@@ -48,7 +58,7 @@ def _with_data_of_its_own(task: Any) -> Any:
     """A task whose splits can be given ranked documents without changing those of the first."""
     again = copy(task)
     again.dataset = {
-        subset: {split: dict(part) for split, part in task.dataset[subset].items()}
+        subset: {split: dict(task.dataset[subset][split]) for split in task.eval_splits}
         for subset in task.hf_subsets
     }
     return again

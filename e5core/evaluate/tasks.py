@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e5core.evaluate.readers import DEFAULT, LAYOUTS, Columns, Found
+from e5core.evaluate.results import digest
 from e5core.integrations import extra
 
 with extra("mteb", "mteb", "datasets"):
@@ -122,9 +123,30 @@ def _load_data(task: Any, folder: Path, **_: Any) -> None:
             "docs/evaluation.md says which files it takes"
         )
     task.hf_subsets = list(found)
+    task.digests = _digests(found)
     with silence():
         _TAKE[task.metadata.type](task, found)
     task.data_loaded = True
+
+
+def _digests(found: Found) -> dict[str, str]:
+    """The digest of each subset's rows. A column that several subsets share is read once."""
+    columns = {
+        id(values): values
+        for splits in found.values()
+        for named in splits.values()
+        for values in named.values()
+    }
+    of = {number: digest(values) for number, values in columns.items()}
+    return {
+        subset: digest(
+            {
+                split: {name: of[id(values)] for name, values in named.items()}
+                for split, named in splits.items()
+            }
+        )
+        for subset, splits in found.items()
+    }
 
 
 def _take_retrieval(task: Any, found: Found) -> None:
