@@ -18,8 +18,6 @@ from e5core.cli import main
 from e5core.evaluate import run
 from e5core.evaluate.tasks import open_tasks
 
-LOSES = "Nothing loses", "More than"  # how a comparison ends
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -60,7 +58,7 @@ def entries(output: Path, task: str, model: str = "*") -> dict[str, Any]:
 
 
 def rewrite(file: Path, change: Callable[[list[str]], Sequence[str]]) -> None:
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     file.write_text("\n".join(change(lines)) + "\n", encoding="utf-8")
 
 
@@ -137,10 +135,11 @@ def test_another_model_under_a_name_is_another_result(
     assert evaluate(*arguments, output) == 2
     error = capsys.readouterr().err
     (vectors,) = (output / "vectors").iterdir()
-    assert f"{vectors} holds vectors of another model" in error
+    assert str(vectors) in error
+    assert "holds vectors of another model" in error
     for options in ((), ("--max-length", 6), ("--truncate-dim", 8)):
         shutil.rmtree(vectors)
-        fresh = tmp_path / f"fresh{len(options)}{options[:1]}"
+        fresh = tmp_path / "-".join(["fresh", *map(str, options)])
         assert evaluate(*arguments, output, *options) == 0
         assert evaluate(*arguments, fresh, *options) == 0
         assert entries(output, "Tatoeba") == entries(fresh, "Tatoeba") != old
@@ -175,9 +174,11 @@ def test_reranking_is_of_both_models(make_tiny: Callable[..., Path], tmp_path: P
     assert len(list((output / "results" / "local__reranker").iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", ["SIB200ClusteringS2S", "NTREXBitextMining"])
+@pytest.mark.parametrize(
+    ("name", "every"), [("SIB200ClusteringS2S", "deu,eng"), ("NTREXBitextMining", "deu,srp,zho")]
+)
 def test_a_subset_depends_on_no_other(
-    name: str, data: Path, make_tiny: Callable[..., Path], tmp_path: Path
+    name: str, every: str, data: Path, make_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Not on subsets or models before it, at once or in another run: its samples are its own."""
     outputs = [tmp_path / which for which in ("whole", "parts", "alone")]
@@ -185,7 +186,7 @@ def test_a_subset_depends_on_no_other(
     arguments = (name, "--data", data, "--output")
     both = ("--model", models[0], "--compare", models[1])
     assert evaluate(*arguments, outputs[0], *both) == 0
-    for languages in ("deu", "deu,zho,srp,eng"):
+    for languages in ("deu", every):
         assert evaluate(*arguments, outputs[1], *both, "--languages", languages) == 0
     assert evaluate(*arguments, outputs[2], "--model", models[1]) == 0
     for output, model in ((outputs[1], "one"), (outputs[1], "two"), (outputs[2], "two")):
@@ -228,7 +229,7 @@ def test_predictions_are_made_where_they_lack(
         assert evaluate(*arguments, output, *compare, *options) == 0
         return capsys.readouterr().out.partition(" against ")[2]
 
-    assert any(words in compared(output, "--languages", "deu") for words in LOSES)
+    assert "loses" in compared(output, "--languages", "deu").replace("is lost", "loses")
     assert evaluate(*arguments, output, "--languages", others) == 0
     both = ("--languages", f"deu,{others}")
     assert compared(output, *both) == compared(tmp_path / "fresh", *both)
