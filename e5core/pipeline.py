@@ -45,8 +45,8 @@ class Pipeline:
         if isinstance(reduction, str):
             if reduction not in POOLINGS:
                 raise ValueError(f"pooling is {reduction!r}, expected one of {sorted(POOLINGS)}")
-            own = encoder.kernels.pooling(reduction, encoder.device)
-            reduction = own or POOLINGS[reduction]
+            plain = POOLINGS[reduction]
+            reduction = encoder.kernels.pooling(reduction, plain, encoder.device)
         self.reduce = reduction
         self.size: int = getattr(reduction, "size", encoder.config.hidden_size)
 

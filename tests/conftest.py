@@ -18,6 +18,7 @@ from support.models import (
 )
 
 from e5core import E5
+from e5core.kernels import threads
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported: its kernels then run on CPU tensors.
@@ -95,6 +96,13 @@ def oracle() -> ModuleType:
     return pytest.importorskip(
         "e5core.parity.oracle", reason="transformers, the oracle, is not installed"
     )
+
+
+@pytest.fixture(autouse=True)
+def any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is split among as many threads as a test says, however few CPUs it may use."""
+    monkeypatch.setattr(threads, "affinity", lambda: None)
+    monkeypatch.setattr(threads, "quota", lambda: None)
 
 
 @pytest.fixture(params=sorted(TINY))

@@ -3,9 +3,11 @@
 Without a model, tell what this machine computes with, and why not with anything faster.
 """
 
+import os
 import platform
 import warnings
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 
@@ -14,16 +16,23 @@ from e5core import kernels
 from e5core.checkpoint.folder import DTYPES, ModelFolder
 from e5core.cli.options import add_hub_options, load_options
 from e5core.cli.program import Parser
+from e5core.kernels import threads
+from e5core.kernels.native import BY_INSTRUCTIONS, library
+from e5core.kernels.onednn import has_amx
 
 
 def add_arguments(parser: Parser) -> None:
     add_hub_options(parser)
     parser.add_argument("model", nargs="?", help="a folder or a hub id")
+    parser.add_argument(
+        "--cpu", action="store_true", help="every instruction set that e5core has C++ for"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: Namespace) -> int:
     rows = describe_model(options) if options.model else describe_versions()
+    rows |= describe_cpu() if options.cpu else {}
     rows |= describe_machine()
     width = max(map(len, rows))
     for name, value in rows.items():
@@ -37,6 +46,28 @@ def describe_versions() -> dict[str, str]:
         "versions": f"e5core {e5core.__version__}, torch {torch.__version__}",
         "CPU": f"{platform.machine()}, {cpu}, {torch.get_num_threads()} threads",
     }
+
+
+def describe_cpu() -> dict[str, str]:
+    """The threads that the C++ takes, and what it makes of each instruction set."""
+    allowed, quota = threads.affinity() or os.cpu_count(), threads.quota()
+    granted = "no limit of their time" if quota is None else f"the time of {quota:g}"
+    rows = {
+        "model of the CPU": model_of_cpu(),
+        "threads": f"{threads.thread_count()}; torch is set to {torch.get_num_threads()}, the "
+        f"system allows {allowed} of {os.cpu_count()} CPUs and {granted}",
+        "AMX": "yes: bfloat16 and int8 take onednn, which uses it" if has_amx() else "no",
+    }
+    for name in BY_INSTRUCTIONS:
+        rows[f"native/{name}"] = library.describe(name)
+    return rows
+
+
+def model_of_cpu(file: Path = Path("/proc/cpuinfo")) -> str:
+    """What the CPU calls itself, as far as the system tells."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "not known"
 
 
 def describe_machine() -> dict[str, str]:

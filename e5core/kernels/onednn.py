@@ -132,6 +132,11 @@ class FilledStack:
         return own_rows(filled, x)
 
 
+def has_amx() -> bool:
+    """Whether the CPU and the system offer AMX, Intel's products of tiles, to this process."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
 @cache
 def _fault(dtype: torch.dtype) -> str | None:
     kernels = OnednnKernels(dtype)

@@ -58,9 +58,9 @@ def _outputs(kernels: Kernels, layer: _Layer, x: Tensor) -> Tensor:
     context = kernels.attention(heads, cu_seqlens, max(LENGTHS), 0.0).flatten(1)
     inner = kernels.linear_gelu(x, weights)
     normed = kernels.linear_residual_norm(inner, weights, x, layer.norm, 0.0)
-    pool = kernels.pooling("mean", x.device)
-    if pool is None:
-        pooled = torch.stack([states.mean(dim=0) for states in normed.split(LENGTHS)])
-    else:
-        pooled = pool(normed, cu_seqlens)
+    pooled = kernels.pooling("mean", _means, x.device)(normed, cu_seqlens)
     return torch.cat([part.double().flatten() for part in (qkv, context, inner, normed, pooled)])
+
+
+def _means(states: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return torch.stack([part.mean(dim=0) for part in states.split(LENGTHS)])

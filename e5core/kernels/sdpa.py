@@ -29,8 +29,8 @@ class SdpaKernels(Kernels):
             return training.attention(qkv, text_lengths(cu_seqlens, max_seqlen), dropout)
         return grouped_attention(qkv, cu_seqlens, max_seqlen, dropout)
 
-    def pooling(self, name: str, device: torch.device) -> Pooling | None:
-        return segment_mean if name == "mean" and device.type == "cuda" else None
+    def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
+        return segment_mean if name == "mean" and device.type == "cuda" else plain
 
 
 def grouped_attention(

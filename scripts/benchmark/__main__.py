@@ -1,6 +1,7 @@
 import sys
 
 import benchmark
+import neighbours
 import searching
 import serving
 import training
@@ -8,6 +9,8 @@ import training
 if __name__ == "__main__":
     if sys.argv[1:2] == ["search"]:
         sys.exit(searching.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["neighbours"]:
+        sys.exit(neighbours.main(sys.argv[2:]))
     if sys.argv[1:2] == ["training"]:
         sys.exit(training.main(sys.argv[2:]))
     if sys.argv[1:2] == ["serve"]:

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -87,12 +88,20 @@ def work(
                 reply = time.perf_counter() - start, vectors
             elif what == "one by one":
                 reply = [seconds_of(partial(loaded.encode, [text], 1)) for text in arguments[0]]
+            elif what == "at once":
+                reply = seconds_of(partial(encode_at_once, loaded, *arguments))
             else:
                 reply = peak_megabytes()
             connection.send(("ok", reply))
         except Exception as error:
             text = str(error).strip().splitlines() or [""]
             connection.send(("error", f"{type(error).__name__}: {text[0]}"))
+
+
+def encode_at_once(engine: Any, texts: list[str], callers: int) -> None:
+    """Each text by itself, by threads that share the engine."""
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(lambda text: engine.encode([text], 1), texts))
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

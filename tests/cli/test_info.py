@@ -4,13 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.models import TINY, write_tiny_reranker
+import torch
+from support.models import CPU, TINY, write_tiny_reranker
 
 from e5core import E5
-from e5core.cli import main
+from e5core.cli import info, main
 from e5core.encoder import ClassificationHead
 from e5core.formats.files import read_json_object, write_json
-from e5core.kernels import BACKENDS
+from e5core.kernels import BACKENDS, BY_NAME, threads, why_not
+from e5core.kernels.native import BY_INSTRUCTIONS, library
+from e5core.kernels.onednn import has_amx
 
 TINY_RERANKER = {dialect: replace(config, num_labels=1) for dialect, config in TINY.items()}
 
@@ -96,3 +99,58 @@ def test_info_tells_the_kernels_and_why_not_faster_ones(
         assert len(lines) == 1
         assert "onednn (native cannot be used: there is no compiler)" in lines[0]
         assert ("versions" in printed.out) == (not arguments)
+
+
+def rows_of_cpu(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    assert main(["info", "--cpu"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    rows = dict(line.split("  ", 1) for line in printed.out.splitlines())
+    return {name: value.strip() for name, value in rows.items()}
+
+
+def test_info_tells_what_each_instruction_set_is_good_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "quota", lambda: 1.5)
+    monkeypatch.setattr(threads, "affinity", lambda: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    rows = rows_of_cpu(capsys)
+    assert rows["threads"].startswith("2; torch is set to 7, the system allows ")
+    assert rows["threads"].endswith(" CPUs and the time of 1.5")
+    for name in BY_INSTRUCTIONS:
+        reason = why_not(BY_NAME[f"native/{name}"], CPU, torch.float32)
+        assert rows[f"native/{name}"].startswith(reason or "float32, ")
+        if reason is None:  # each dtype is there, and what "auto" takes is one of these
+            assert "bfloat16" in rows[f"native/{name}"]
+    if why_not(BACKENDS["native"], CPU, torch.float32) is None:
+        assert rows["kernels in float32"].startswith("native/")
+
+
+def test_info_says_why_native_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    library.load.cache_clear()
+    rows = rows_of_cpu(capsys)
+    library.load.cache_clear()
+    missing = "they were not compiled: e5core was installed without g++ or clang++"
+    assert rows["native/avx2"] == rows["native/avx512"] == missing
+    assert rows["native/neon"] == "they are for aarch64, and this CPU is x86_64"
+    assert f"native cannot be used: {missing}" in rows["kernels in float32"]
+
+
+def test_info_knows_amx(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rows_of_cpu(capsys)["AMX"].startswith("yes" if has_amx() else "no")
+    monkeypatch.setattr(info, "has_amx", lambda: True)
+    assert rows_of_cpu(capsys)["AMX"] == "yes: bfloat16 and int8 take onednn, which uses it"
+
+
+def test_info_names_the_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor : 0\nmodel name\t: A CPU: 3 GHz\n\nmodel name : another\n")
+    assert info.model_of_cpu(file) == "A CPU: 3 GHz"
+    assert info.model_of_cpu(tmp_path / "none")

@@ -202,9 +202,111 @@ void check_attention(int length, int head_size, int threads) {
     compare("attention", length, head_size, HEADS, found, expected, 1e-5);
 }
 
+// A linear in float32 with the memory that it points to.
+struct OwnLinear {
+    std::vector<float> laid, bias;
+    Linear linear;
+
+    OwnLinear(int inputs, int outputs)
+        : laid(lay_panels<float>(numbers((size_t)inputs * outputs, .1f), inputs, outputs)),
+          bias(numbers(outputs)),
+          linear{int(KindNumber::float32), inputs, outputs, 40, laid.data(), bias.data(), nullptr,
+                 nullptr} {}
+};
+
+// Two layers have the same bits on one thread and on several, and the last text also alone.
+void check_encoder(std::vector<int> lengths, int threads) {
+    constexpr int HEADS = 3, HIDDEN = 24, WIDTH = 40;
+    OwnLinear qkv(HIDDEN, 3 * HIDDEN), attended(HIDDEN, HIDDEN), wide(HIDDEN, WIDTH),
+        narrow(WIDTH, HIDDEN);
+    auto weight = numbers(HIDDEN), bias = numbers(HIDDEN);
+    Norm norm{weight.data(), bias.data(), 1e-5f};
+    EncoderLayer layer{&qkv.linear, &attended.linear, &wide.linear, &narrow.linear, &norm, &norm};
+    EncoderLayer layers[] = {layer, layer};
+    std::vector<int32_t> starts{0};
+    for (int length : lengths) starts.push_back(starts.back() + length);
+    auto x = numbers((size_t)starts.back() * HIDDEN);
+    auto run = [&](const float* from, std::vector<int32_t> starts, int threads) {
+        size_t size = (size_t)starts.back() * HIDDEN;
+        std::vector<float> qkv(3 * size), context(size), output(size);
+        Texts texts{starts.data(), int(starts.size()) - 1, HEADS, HIDDEN / HEADS};
+        e5core_encoder(layers, 2, int(KindNumber::float32), &texts, from, qkv.data(),
+                       context.data(), output.data(), threads);
+        return output;
+    };
+    auto found = run(x.data(), starts, threads);
+    size_t place = (size_t)starts[starts.size() - 2] * HIDDEN;
+    auto alone = run(x.data() + place, {0, lengths.back()}, threads);
+    compared += int(found.size() + alone.size());
+    bool is_same = found == run(x.data(), starts, 1);
+    if (is_same && std::equal(alone.begin(), alone.end(), &found[place])) return;
+    std::printf("encoder, %zu texts, %d threads: other bits\n", lengths.size(), threads);
+    faults++;
+}
+
+// The sizes of teams: other callers' threads and late ones are left out.
+void check_teams() {
+    auto expect = [](const char* what, int found, int expected) {
+        compared++;
+        if (found == expected) return;
+        std::printf("the team %s has %d threads, expected %d\n", what, found, expected);
+        faults++;
+    };
+    {
+        Team first(4, false), second(6, false), third(4, true);
+        expect("alone", first.size, 4);
+        expect("beside 4 threads", second.size, 2);
+        expect("beside 6 threads", third.size, 1);
+    }
+    for (int late = 0; late < 2; late++) {
+        Team team(3, true);
+        expect("after late threads", team.size, 3 - late);
+        team.note_waiting(.5, 1);
+    }
+    expect("of a long call", Team(3, false).size, 3);
+    for (int call = 1; call <= 2 * Team::CALLS; call++) {
+        Team team(3, true);
+        expect("after calls in time", team.size, 1 + call / Team::CALLS);
+        team.note_waiting(.2, 1);
+    }
+    expect("of all callers", threads_at_work, 0);
+}
+
+// Many strands whose shares add up in order: every share once, and no step before the last one.
+void check_strands(int threads) {
+    constexpr int STRANDS = 7, STEPS = 40;
+    std::vector<std::atomic<int>> sums(STRANDS);
+    std::atomic<int> early{0};
+    auto shares_of = [](int strand, int step) { return 1 + (strand + step) % 5; };
+    run_by_team({threads, false}, STRANDS, STEPS, shares_of, [&](int strand, int step, auto take) {
+        int before = 0;
+        for (int i = 0; i < step; i++) before += shares_of(strand, i);
+        while (take() >= 0) {
+            int sum = sums[strand]++;
+            early += sum < before || sum >= before + shares_of(strand, step);
+        }
+    });
+    for (int strand = 0; strand < STRANDS; strand++, compared++) {
+        int all = 0;
+        for (int step = 0; step < STEPS; step++) all += shares_of(strand, step);
+        if (sums[strand] == all && !early) continue;
+        std::printf("strand %d: %d shares of %d, %d early\n", strand, int(sums[strand]), all,
+                    int(early));
+        faults++;
+    }
+}
+
 }  // namespace
 
 int main() {
+    check_teams();
+    for (int threads : {1, 2, 3, 8}) {
+        for (int i = 0; i < 20; i++) check_strands(threads);
+        check_encoder({1}, threads);
+        check_encoder({9, 4, 30}, threads);
+        check_encoder({300, 200, 140, 60, 50, 1, 1}, threads);
+        check_encoder(std::vector<int>(60, 14), threads);
+    }
     for (int threads : {1, 3}) {
         for (int rows : {1, 2, 5, 6, 7, 13, 15, 41}) {
             for (int inputs : {1, 3, 7, 16, 33, 130}) {

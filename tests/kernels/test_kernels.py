@@ -8,7 +8,7 @@ import torch
 from support.models import IN_FLOAT32, INSTRUCTION_SETS, tiny_encoder
 from torch import nn
 
-from e5core import pack, save_checkpoint
+from e5core import kernels, pack, save_checkpoint
 from e5core.kernels import BACKENDS, BY_NAME, select, warn_once, why_not
 from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
 
@@ -230,3 +230,22 @@ def test_weights_that_kernels_have_taken_are_taken_once(dialect, tmp_path):
     with pytest.raises(ValueError, match="no weights to save: prepare_for_inference gave them to"):
         save_checkpoint(encoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_where_there_is_amx_onednn_takes_what_it_uses_amx_for(monkeypatch):
+    monkeypatch.setattr(kernels, "has_amx", lambda: True)
+    dtypes = (torch.float32, torch.bfloat16, torch.int8)
+    assert [kernels.preferred(dtype)[0].name for dtype in dtypes] == ["cuda", "onednn", "onednn"]
+    assert all(set(kernels.preferred(dtype)) == set(BACKENDS.values()) for dtype in dtypes)
+    for dtype in dtypes[1:]:
+        usable("native", dtype), usable("onednn", dtype)
+        warn_once.cache_clear()
+        assert select("auto", dtype=dtype).name == "onednn"
+        assert kernels.describe("onednn", torch.device("cpu"), dtype) == "onednn"
+        with monkeypatch.context() as without:
+            without.setattr(BACKENDS["onednn"], "unavailable", lambda *_: "it is broken")
+            with pytest.warns(UserWarning, match="onednn cannot be used: it is broken"):
+                assert select("auto", dtype=dtype).name == "native"
+        monkeypatch.setattr(kernels, "has_amx", lambda: False)
+        assert select("auto", dtype=dtype).name == "native"
+        monkeypatch.setattr(kernels, "has_amx", lambda: True)

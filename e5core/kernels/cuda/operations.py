@@ -103,13 +103,13 @@ class CudaKernels(InferenceKernels):
     def stack(self, layers: Sequence[Layer]) -> Stack:
         return RecordedStack(layers, self)
 
-    def pooling(self, name: str, device: torch.device) -> Pooling | None:
+    def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
         """The mean without a wait for the GPU: a text without tokens gives NaN.
 
         Normalisation follows later, once the windows of long texts are averaged.
         """
         if name != "mean":
-            return None
+            return plain
         return segment_mean if self.triton is None else self.triton.mean_pool
 
 

@@ -109,6 +109,17 @@ def unsupported(kind: Kind, name: str | None = None) -> str | None:
     return f"this CPU has no {instructions.decode()}"
 
 
+def describe(name: str) -> str:
+    """In what this CPU multiplies by an instruction set, or why it does not."""
+    if reason := missing(name):
+        return reason
+    kinds = [kind for kind in KINDS if unsupported(kind, name) is None]
+    if BFLOAT16 in kinds:
+        kinds.remove(WIDENED)
+    words = ["bfloat16 as float32" if kind is WIDENED else kind.name for kind in kinds]
+    return ", ".join(words) or f"{unsupported(FLOAT32, name)}"
+
+
 @cache
 def load(kind: Kind = FLOAT32, name: str | None = None) -> ctypes.CDLL:
     """The library of the best instruction set in which this CPU multiplies in a kind.
@@ -118,8 +129,12 @@ def load(kind: Kind = FLOAT32, name: str | None = None) -> ctypes.CDLL:
     If the CPU has none, it is a library that does not support the kind. Raises FileNotFoundError
     if nothing was compiled, and OSError as load_library does.
     """
-    names = [one.name for one in build.INSTRUCTION_SETS if name in (None, one.name)]
-    compiled = [name for name in names if build.library(name, FOLDER).exists()]
+    wanted = [one for one in build.INSTRUCTION_SETS if name in (None, one.name)]
+    machine = platform.machine()
+    compiled = [one.name for one in wanted if build.library(one.name, FOLDER).exists()]
+    if not any(machine in one.machines for one in wanted):
+        machines = sorted({each for one in wanted for each in one.machines})
+        raise FileNotFoundError(f"they are for {'/'.join(machines)}, and this CPU is {machine}")
     if not compiled:
         raise FileNotFoundError(
             "they were not compiled: e5core was installed without g++ or clang++"

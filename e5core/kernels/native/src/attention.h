@@ -166,10 +166,17 @@ void attend_to_keys(const Head<Input>& head, const HeadMemory<Kind, V>& memory) 
 template <int V, class Output>
 void write_context(const Vector* context, int queries, int head_size, Output* output,
                    int64_t width) {
-    for (int row = 0; row < queries; row++, output += width) {
-        for (int i = 0; i < head_size; i += LANES) {
-            auto column = reinterpret_cast<const float*>(context + V * i) + row;
-            store(output + i, gather(column, V * LANES, head_size - i), head_size - i);
+    for (int v = 0; v * LANES < queries; v++, output += LANES * width) {
+        int rows = std::min(LANES, queries - v * LANES);
+        for (int start = 0; start < head_size; start += LANES) {
+            Integers square[LANES]{};
+            for (int i = 0; i < std::min(LANES, head_size - start); i++) {
+                square[i] = bits_of(context[V * (start + i) + v]);
+            }
+            transpose(square);
+            for (int row = 0; row < rows; row++) {
+                store(output + row * width + start, from_bits(square[row]), head_size - start);
+            }
         }
     }
 }
@@ -187,13 +194,13 @@ void attend_in_head(const Head<Input>& head, Output* output, int64_t width) {
     }
 }
 
-// All heads of all texts: qkv [tokens][3][heads][head_size] to output [tokens][heads][head_size].
-// Each thread of a team calls it, and it returns when all are done.
-template <class Kind, class Input, class Output>
-void attend_in_texts(const Input* qkv, const Texts& texts, Output* output) {
+// Heads of texts, head after head of one text after the other, `first` and those behind it by
+// the numbers taken: qkv [tokens][3][heads][head_size] to output [tokens][heads][head_size].
+template <class Kind, class Input, class Output, class Take>
+void attend_in_shares(const Input* qkv, const Texts& texts, int first, Output* output, Take take) {
     int64_t width = (int64_t)texts.heads * texts.head_size, stride = 3 * width;
-#pragma omp for schedule(dynamic)
-    for (int i = 0; i < texts.count * texts.heads; i++) {
+    for (int share; (share = take()) >= 0;) {
+        int i = first + share;
         const int32_t* text = texts.cu_seqlens + i / texts.heads;
         int64_t start = text[0], column = i % texts.heads * texts.head_size;
         int length = int(text[1] - start);

@@ -17,6 +17,7 @@
 
 #include "math.h"
 #include "scratch.h"
+#include "team.h"
 
 namespace {
 
@@ -83,9 +84,6 @@ int stored_units(int numbers) {
 }
 template <class Kind>
 int units_of(int numbers) { return stored_units<Kind>(numbers) * Kind::STORED_UNITS; }
-
-// Where a share starts when `total` is shared out as equally as can be.
-int64_t share_start(int64_t total, int shares, int share) { return total * share / shares; }
 
 // `call(start, height)` for each block that the rows are divided into. Inlined, because the compiler
 // would otherwise put all that `call` refers to on the stack for each product.

@@ -15,46 +15,45 @@ struct EncoderLayer {
     const Norm *attention_norm, *output_norm;
 };
 
-// More threads than a linear layer has panels would only wait, where they share panels.
-int team_size(int rows, int outputs, int threads) {
-    return threads_share_rows(rows, threads) ? threads : std::min(threads, panels_of(outputs));
-}
+constexpr int STRAND_ROWS = 256;
 
 // ---------------------------------------------------------------- one operation
 
-// All rows through a linear layer by one team, as in apply_alone().
+// All rows through a linear layer, then GELU, or residual and LayerNorm.
 template <class Kind, Then THEN>
 void apply(const Linear& linear, const void* input, int rows, const void* residual_memory,
            const Norm* norm, void* output_memory, int threads) {
+    constexpr bool HAS_NORM = THEN == Then::add_residual;
     using Number = Activation<Kind>;
     auto x = static_cast<const Number*>(input);
     auto residual = static_cast<const Number*>(residual_memory);
     auto output = static_cast<Number*>(output_memory);
-    bool share_rows = threads_share_rows(rows, threads);
-    float* sums = nullptr;
-    if (THEN == Then::add_residual && !share_rows) {
-        size_t bytes = (size_t)rows * linear.outputs * 4;
-        sums = static_cast<float*>(scratch<For::team_unnormalized>(bytes));
-    }
-#pragma omp parallel num_threads(team_size(rows, linear.outputs, threads))
-    if (share_rows) {
-        int max_rows = rows_in_cache<Kind>(units_of<Kind>(linear.inputs) * 4);
-        for_own_rows(rows, max_rows, [&](int start, int count) {
-            int64_t place = (int64_t)start * linear.outputs;
-            apply_alone<Kind, THEN>(linear, x + (int64_t)start * linear.inputs, count,
-                                    residual + place, norm, output + place);
-        });
-    } else {
-        apply_together<Kind, THEN>(linear, x, rows, residual, norm, output, sums);
-    }
+    if (!rows) return;
+    auto shares = PanelShares::of<Kind>(linear, rows, threads);
+    size_t bytes = HAS_NORM ? (size_t)rows * linear.outputs * 4 : 0;
+    auto sums = static_cast<float*>(scratch<For::team_unnormalized>(bytes));
+    auto shares_of = [&](int, int step) { return step ? threads : shares.count(); };
+    run_by_team({threads, false}, 1, HAS_NORM ? 2 : 1, shares_of, [&](int, int step, auto take) {
+        if constexpr (!HAS_NORM) {
+            multiply_shares<Kind, THEN>(linear, x, rows, residual, output, shares, take);
+        } else if (step == 0) {
+            multiply_shares<Kind, THEN>(linear, x, rows, residual, sums, shares, take);
+        } else {
+            normalize_shares(sums, rows, linear.outputs, *norm, output, threads, take);
+        }
+    });
 }
 
 template <class Kind, class AttentionKind>
 void attention(const void* qkv, const Texts& texts, void* output, int threads) {
     using Number = Activation<Kind>;
-#pragma omp parallel num_threads(std::min(threads, texts.count * texts.heads))
-    attend_in_texts<AttentionKind>(static_cast<const Number*>(qkv), texts,
-                                   static_cast<Number*>(output));
+    int heads = texts.count * texts.heads;
+    if (!heads) return;
+    run_by_team({std::min(threads, heads), false}, 1, 1, [&](int, int) { return heads; },
+                [&](int, int, auto take) {
+        attend_in_shares<AttentionKind>(static_cast<const Number*>(qkv), texts, 0,
+                                        static_cast<Number*>(output), take);
+    });
 }
 
 // ---------------------------------------------------------------- the whole encoder
@@ -77,32 +76,62 @@ struct Encoder {
     int hidden = layers->output->outputs, width = layers->intermediate->outputs;
 
     void run(int threads) {
-        if (threads_share_rows(tokens, threads)) run_by_rows(threads);
+        if (!tokens) return;
+        // Each thread takes rows of its own, if there are enough of them.
+        if (tokens >= 2 * BLOCK * threads) run_by_rows(threads);
         else run_by_panels(threads);
     }
 
-    // Each thread takes rows of its own from one attention to the next.
-    void run_by_rows(int threads) {
-        int max_rows = rows_in_cache<Kind>(width * (sizeof(Number) + 4 / Kind::NUMBERS));
-#pragma omp parallel num_threads(threads)
-        {
-            for_own_rows(tokens, max_rows, [&](int start, int rows) {
-                project(*layers, x + (int64_t)start * hidden, start, rows);
-            });
-            for (int i = 0; i < count; i++) {
-#pragma omp barrier
-                attend_in_texts<AttentionKind>(qkv, texts, context);
-                for_own_rows(tokens, max_rows, [&](int start, int rows) {
-                    follow_attention(i, start, rows);
-                });
-            }
+    // Neighbouring texts that go through all layers whatever becomes of the others.
+    struct Group {
+        int first_text, texts, start, rows, slices;
+    };
+
+    // STRAND_ROWS to a group or more, since each reads all weights anew.
+    std::vector<Group> groups(int threads) {
+        std::vector<Group> found;
+        for (int text = 0; text < texts.count;) {
+            int first = text, start = texts.cu_seqlens[first];
+            auto is_inside = [&](int next) {
+                return next - start < STRAND_ROWS || tokens - next < STRAND_ROWS / 2;
+            };
+            while (++text < texts.count && is_inside(texts.cu_seqlens[text])) {}
+            int rows = texts.cu_seqlens[text] - start;
+            int slices = slices_of<Kind>(rows, width * (sizeof(Number) + 4 / Kind::NUMBERS));
+            // As many for one thread as for another, where all take part in one group.
+            int sharers = std::clamp(rows / (2 * BLOCK), 1, threads);
+            slices = std::max(1, (slices + sharers - 1) / sharers) * sharers;
+            found.push_back({first, text - first, start, rows, slices});
         }
+        return found;
+    }
+
+    // The steps of a group: the first query, key and value; then in each layer attention, and
+    // what follows it up to the next query, key and value, for rows that stay in the cache.
+    void run_by_rows(int threads) {
+        auto all = groups(threads);
+        auto shares_of = [&](int group, int step) {
+            return step % 2 ? all[group].texts * texts.heads : all[group].slices;
+        };
+        run_by_team({threads, false}, all.size(), 1 + 2 * count, shares_of,
+                    [&](int number, int step, auto take) {
+            const Group& group = all[number];
+            if (step % 2) {
+                attend_in_shares<AttentionKind>(qkv, texts, group.first_text * texts.heads, context,
+                                                take);
+                return;
+            }
+            for_taken_rows(group.rows, group.slices, take, [&](int start, int rows) {
+                if (step) follow_attention(step / 2 - 1, group.start + start, rows);
+                else project(*layers, x, group.start + start, rows);
+            });
+        });
     }
 
     // The query, key and value of some rows, by one thread.
     void project(const EncoderLayer& layer, const Number* from, int start, int rows) {
-        apply_alone<Kind, Then::nothing>(*layer.qkv, from, rows, nullptr, nullptr,
-                                         qkv + 3 * (int64_t)start * hidden);
+        apply_alone<Kind, Then::nothing>(*layer.qkv, from + (int64_t)start * hidden, rows, nullptr,
+                                         nullptr, qkv + 3 * (int64_t)start * hidden);
     }
 
     // What follows attention in a layer, and the query, key and value of the next one, by one
@@ -119,29 +148,45 @@ struct Encoder {
         apply_alone<Kind, Then::gelu>(*layer.intermediate, attended, rows, nullptr, nullptr, wide);
         apply_alone<Kind, Then::add_residual>(*layer.output, wide, rows, attended,
                                               layer.output_norm, output + place);
-        if (i + 1 < count) project(layers[i + 1], output + place, start, rows);
+        if (i + 1 < count) project(layers[i + 1], output, start, rows);
     }
 
     // All threads go through all rows, and share the panels of each linear layer.
     void run_by_panels(int threads) {
+        constexpr int STEPS = 7;
         size_t numbers = (size_t)tokens * hidden, bytes = tokens * sizeof(Number);
         auto sums = static_cast<float*>(scratch<For::team_unnormalized>(numbers * 4));
         auto attended = static_cast<Number*>(scratch<For::attention_output>(bytes * hidden));
         auto wide = static_cast<Number*>(scratch<For::intermediate>(bytes * width));
-#pragma omp parallel num_threads(team_size(tokens, width, threads))
-        for (int i = 0; i < count; i++) {
-            auto& layer = layers[i];
-            const Number* from = i ? output : x;
-            apply_together<Kind, Then::nothing>(*layer.qkv, from, tokens, nullptr, nullptr, qkv,
-                                                nullptr);
-            attend_in_texts<AttentionKind>(qkv, texts, context);
-            apply_together<Kind, Then::add_residual>(*layer.attention_output, context, tokens,
-                                                     from, layer.attention_norm, attended, sums);
-            apply_together<Kind, Then::gelu>(*layer.intermediate, attended, tokens, nullptr,
-                                             nullptr, wide, nullptr);
-            apply_together<Kind, Then::add_residual>(*layer.output, wide, tokens, attended,
-                                                     layer.output_norm, output, sums);
-        }
+        int heads = texts.count * texts.heads;
+        auto panels = [&](const Linear* linear) {
+            return PanelShares::of<Kind>(*linear, tokens, threads);
+        };
+        PanelShares qkv_shares = panels(layers->qkv), hidden_shares = panels(layers->output),
+                    attention_shares = panels(layers->attention_output),
+                    wide_shares = panels(layers->intermediate);
+        const int shares[STEPS] = {qkv_shares.count(), heads, attention_shares.count(), threads,
+                                   wide_shares.count(), hidden_shares.count(), threads};
+        run_by_team({threads, true}, 1, STEPS * count, [&](int, int step) { return shares[step % STEPS]; },
+                    [&](int, int step, auto take) {
+            auto& layer = layers[step / STEPS];
+            const Number* from = step < STEPS ? x : output;
+            switch (step % STEPS) {
+                case 0: return multiply_shares<Kind, Then::nothing>(
+                    *layer.qkv, from, tokens, nullptr, qkv, qkv_shares, take);
+                case 1: return attend_in_shares<AttentionKind>(qkv, texts, 0, context, take);
+                case 2: return multiply_shares<Kind, Then::add_residual>(
+                    *layer.attention_output, context, tokens, from, sums, attention_shares, take);
+                case 3: return normalize_shares(sums, tokens, hidden, *layer.attention_norm,
+                                                attended, threads, take);
+                case 4: return multiply_shares<Kind, Then::gelu>(
+                    *layer.intermediate, attended, tokens, nullptr, wide, wide_shares, take);
+                case 5: return multiply_shares<Kind, Then::add_residual>(
+                    *layer.output, wide, tokens, attended, sums, hidden_shares, take);
+                case 6: return normalize_shares(sums, tokens, hidden, *layer.output_norm, output,
+                                                threads, take);
+            }
+        });
     }
 };
 
@@ -165,6 +210,9 @@ bool with_kinds(int kind, int attention_kind, Call call) {
 extern "C" {
 
 const char* e5core_instruction_set() { return INSTRUCTION_SET; }
+
+// How many threads PyTorch's operators use that this thread calls.
+void e5core_set_threads(int threads) { omp_set_num_threads(threads); }
 
 // Columns of a panel of weights.
 int e5core_panel_columns() { return PANEL; }

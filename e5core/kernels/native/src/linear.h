@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -187,7 +185,7 @@ void normalize_rows(const float* x, int rows, int size, const Norm& norm, Output
     }
 }
 
-// ---------------------------------------------------------------- one thread, or a team
+// ---------------------------------------------------------------- by one thread, or in shares
 
 // Rows through a linear layer, then GELU, or residual and LayerNorm, by one thread.
 template <class Kind, Then THEN, class Output>
@@ -205,67 +203,67 @@ void apply_alone(const Linear& linear, const Activation<Kind>* x, int rows,
     }
 }
 
-// `call(start, count)` for `total` rows from `first` on, in slices of up to `max_rows`.
-template <class Call>
-void for_each_slice(int first, int total, int max_rows, Call call) {
-    int slices = total ? (total + max_rows - 1) / max_rows : 0;
-    for (int i = 0; i < slices; i++) {
-        int start = share_start(total, slices, i);
-        call(first + start, int(share_start(total, slices, i + 1) - start));
-    }
-}
-
-// How many rows of `bytes` each stay in the cache. It is two blocks at least, since each slice
-// reads all weights anew, and many in kinds that unpack weights, which do that anew as well (with 8 times as many
-// rows, e5-large takes .90 of the time).
+// How many slices rows are cut into, so that a slice of `bytes` a row stays in the cache. A slice is
+// two blocks at least, since each reads all weights anew, and many in kinds that unpack weights,
+// which do that anew as well (with 8 times as many rows, e5-large takes .90 of the time).
 template <class Kind>
-int rows_in_cache(size_t bytes) {
+int slices_of(int rows, size_t bytes) {
     int blocks = std::max<int>(2, CACHE_BYTES / bytes / BLOCK);
-    return blocks * BLOCK * (Kind::STORED_UNITS == 2 ? 8 : 1);
+    int most = blocks * BLOCK * (Kind::STORED_UNITS == 2 ? 8 : 1);
+    return (rows + most - 1) / most;
 }
 
-// Whether there are so many rows that each thread of a team takes some of its own. Otherwise all
-// threads go through all rows, and each takes some of the panels.
-bool threads_share_rows(int rows, int threads) { return rows >= 2 * BLOCK * threads; }
-
-// `call(start, count)` for the rows of this thread, in slices of up to `max_rows`.
-template <class Call>
-void for_own_rows(int rows, int max_rows, Call call) {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    int start = share_start(rows, threads, thread);
-    int count = share_start(rows, threads, thread + 1) - start;
-    for_each_slice(start, count, max_rows, call);
-}
-
-// The same as apply_alone(), by a team whose threads share the panels. Each thread calls it, and
-// it returns when all are done. `sums` [rows][outputs] belongs to the team.
-template <class Kind, Then THEN, class Output>
-void apply_together(const Linear& linear, const Activation<Kind>* x, int rows,
-                    const Activation<Kind>* residual, const Norm* norm, Output* output,
-                    float* sums) {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    int panels = panels_of(linear.outputs);
-    int first_panel = share_start(panels, threads, thread);
-    int last_panel = share_start(panels, threads, thread + 1);
-    int max_rows = rows_in_cache<Kind>(units_of<Kind>(linear.inputs) * 4);
-    for_each_slice(0, rows, max_rows, [&](int start, int count) {
-        int64_t place = (int64_t)start * linear.outputs;
-        auto blocked = block_rows<Kind>(x + (int64_t)start * linear.inputs, count, linear.inputs);
-        auto multiply_to = [&](auto* to) {
-            multiply_panels<Kind, THEN>(linear, blocked, first_panel, last_panel,
-                                        residual + place, to + place);
-        };
-        if constexpr (THEN == Then::add_residual) multiply_to(sums);
-        else multiply_to(output);
-    });
-#pragma omp barrier
-    if constexpr (THEN == Then::add_residual) {
-        for_own_rows(rows, rows, [&](int start, int count) {
-            int64_t place = (int64_t)start * linear.outputs;
-            normalize_rows(sums + place, count, linear.outputs, *norm, output + place);
-        });
-#pragma omp barrier
+// `call(start, count)` for each share of `total` rows that is taken.
+template <class Take, class Call>
+void for_taken_rows(int total, int shares, Take take, Call call) {
+    for (int share; (share = take()) >= 0;) {
+        int start = share_start(total, shares, share);
+        call(start, int(share_start(total, shares, share + 1) - start));
     }
+}
+
+// The panels of a linear layer in shares: some panels of a slice of rows, one slice after the
+// other. A thread lays out a slice for all shares of it that it takes.
+struct PanelShares {
+    int slices, parts;
+
+    template <class Kind>
+    static PanelShares of(const Linear& linear, int rows, int threads) {
+        return {slices_of<Kind>(rows, units_of<Kind>(linear.inputs) * 4),
+                std::min(panels_of(linear.outputs), threads > 1 ? 4 * threads : 1)};
+    }
+    int count() const { return slices * parts; }
+};
+
+// x W^T + b of all rows, then GELU or a residual, share by share.
+template <class Kind, Then THEN, class Output, class Take>
+void multiply_shares(const Linear& linear, const Activation<Kind>* x, int rows,
+                     const Activation<Kind>* residual, Output* output, PanelShares shares,
+                     Take take) {
+    BlockedRows blocked;
+    int slice = -1, panels = panels_of(linear.outputs);
+    for (int share; (share = take()) >= 0;) {
+        int start = share_start(rows, shares.slices, share / shares.parts);
+        int64_t place = (int64_t)start * linear.outputs;
+        if (slice != share / shares.parts) {
+            slice = share / shares.parts;
+            int count = int(share_start(rows, shares.slices, slice + 1) - start);
+            blocked = block_rows<Kind>(x + (int64_t)start * linear.inputs, count, linear.inputs);
+        }
+        int part = share % shares.parts;
+        multiply_panels<Kind, THEN>(linear, blocked, share_start(panels, shares.parts, part),
+                                    share_start(panels, shares.parts, part + 1),
+                                    residual + place, output + place);
+    }
+}
+
+template <class Output, class Take>
+void normalize_shares(const float* x, int rows, int size, const Norm& norm, Output* output,
+                      int shares, Take take) {
+    for_taken_rows(rows, shares, take, [&](int start, int count) {
+        int64_t place = (int64_t)start * size;
+        normalize_rows(x + place, count, size, norm, output + place);
+    });
 }
 
 }  // namespace

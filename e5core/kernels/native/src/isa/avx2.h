@@ -32,6 +32,8 @@ __m256i first(int n) {
     return _mm256_loadu_si256((const __m256i*)(ones + LANES - std::clamp(n, 0, LANES)));
 }
 
+void spin() { _mm_pause(); }
+
 // ---------------------------------------------------------------- between memory and vectors
 
 Vector load(const float* from, int n) {
@@ -49,13 +51,6 @@ Integers load_bytes(const void* from, int n) {
     Integers bytes{};
     std::memcpy(&bytes, from, n >= 32 ? 32 : n);
     return bytes;
-}
-
-Vector gather(const float* from, int stride, int n) {
-    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    __m256i places = _mm256_mullo_epi32(lanes, _mm256_set1_epi32(stride));
-    Vector mask = _mm256_castsi256_ps(first(n));
-    return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), from, places, mask, 4);
 }
 
 void store(float* to, Vector x, int n) {

@@ -24,6 +24,9 @@ typedef uint32_t Integers __attribute__((vector_size(64), may_alias));
 
 __mmask16 first(int n) { return n >= LANES ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1; }
 
+// A turn of a loop that waits for another thread.
+void spin() { _mm_pause(); }
+
 // ---------------------------------------------------------------- between memory and vectors
 
 // The first n numbers, then zeros.
@@ -38,13 +41,6 @@ Vector load(const bfloat16* from, int n) {
 Integers load_bytes(const void* from, int n) {
     __mmask64 mask = n >= 64 ? ~0ull : (1ull << n) - 1;
     return (Integers)_mm512_maskz_loadu_epi8(mask, from);
-}
-
-// The numbers from[0], from[stride], …: the first n of them, then zeros.
-Vector gather(const float* from, int stride, int n) {
-    __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride));
-    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), first(n), places, from, 4);
 }
 
 void store(float* to, Vector x, int n) { _mm512_mask_storeu_ps(to, first(n), x); }

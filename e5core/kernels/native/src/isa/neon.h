@@ -26,6 +26,8 @@ constexpr int BLOCK = 6;  // rows: 6 times 4 of the 32 registers hold the result
 using Vector = float32x4_t;
 typedef uint32_t Integers __attribute__((vector_size(16), may_alias));
 
+void spin() { __asm__ volatile("yield"); }
+
 // ---------------------------------------------------------------- between memory and vectors
 
 // The first n numbers of a small vector from memory, then zeros; and the other way round.
@@ -53,12 +55,6 @@ Integers load_bytes(const void* from, int n) {
     Integers bytes{};
     std::memcpy(&bytes, from, std::min(n, 16));
     return bytes;
-}
-
-Vector gather(const float* from, int stride, int n) {
-    float numbers[LANES]{};
-    for (int i = 0; i < std::min(n, LANES); i++) numbers[i] = from[i * stride];
-    return vld1q_f32(numbers);
 }
 
 void store(float* to, Vector x, int n) { store_small(to, x, n); }
