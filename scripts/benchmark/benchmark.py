@@ -2,6 +2,7 @@
 
     python scripts/benchmark                     real e5-small, every library that is installed
     python scripts/benchmark --model large --engines e5core transformers
+    python scripts/benchmark neighbours          the same beside a busy process, see --help there
     python scripts/benchmark search              an Index beside numpy and faiss, see --help there
 
 Rerankers have a program of their own: python scripts/benchmark/reranking.py.

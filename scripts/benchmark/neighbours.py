@@ -136,6 +136,7 @@ def measure(
     mixed: Sequence[str],
     queries: Sequence[str],
 ) -> None:
+    contestant.ask("one by one", queries)  # it may still remember the other state
     seconds, _ = contestant.ask("encode", mixed, contestant.batch_size)
     figures.mixed[state].append(seconds)
     figures.queries[state] += contestant.ask("one by one", queries)
