@@ -6,7 +6,7 @@
 First contrastive pre-training on pairs with the negatives of the batch; then fine-tuning with mined
 hard negatives and the scores of a cross-encoder, which is trained on the same negatives unless
 --teacher names one. Each stage is a folder in --output, and a stage that is finished is not
-computed again. Source: arXiv:2402.05672.
+computed again, nor are the mined negatives. Source: arXiv:2402.05672.
 """
 
 import argparse
@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from e5core.bulk.sources import Source, identify
 from e5core.cli.program import Parser, run_program
+from e5core.formats.files import read_json, write_json
 from e5core.train import Summary, mine, train
 from e5core.train.log import describe_figures
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     options.output.mkdir(exist_ok=True)
+    check_same(options)
     folder: dict[str, Path] = {
         name: options.output / name for name in ("pre-trained", "teacher", "tuned")
     }
@@ -61,13 +64,13 @@ def run(options: argparse.Namespace) -> int:
     where = {"passages": options.passages, "negatives": options.negatives}
     teacher = options.teacher
     if teacher is None:
-        mine(folder["pre-trained"], options.pairs, mined, **where)
+        mine_once(folder["pre-trained"], options.pairs, mined, **where)
         rows = options.batch_size // 4 or 1  # a group takes the room of several texts
         train(
             options.model, mined, folder["teacher"], reranker=True, batch_size=rows, **settings[1]
         )
         teacher = folder["teacher"]
-    mine(folder["pre-trained"], options.pairs, scored, teacher=teacher, **where)
+    mine_once(folder["pre-trained"], options.pairs, scored, teacher=teacher, **where)
     tuned = train(
         folder["pre-trained"], scored, folder["tuned"], batch_size=options.batch_size,
         negatives=options.negatives, teacher_weight=1.0, contrastive_weight=0.2, **settings[2],
@@ -75,6 +78,32 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     report("tuned", tuned)
     return 0
+
+
+def check_same(options: argparse.Namespace) -> None:
+    """ValueError if the output holds negatives that were mined from something else."""
+    files = Source([*options.pairs, *(options.passages or [])]).files
+    made_from = {
+        "files": [identify(file) for file in files],
+        "negatives": options.negatives,
+        "teacher": options.teacher,
+    }
+    note = options.output / "stages.json"
+    if not note.is_file():
+        write_json(note, made_from)
+    said = read_json(note)
+    for name, value in made_from.items():
+        if said.get(name) != value:
+            raise ValueError(
+                f"{options.output} holds the stages of another command: {name} was "
+                f"{said.get(name)} and is {value}; name another output"
+            )
+
+
+def mine_once(model: Path, data: list[str], output: Path, **options: Any) -> None:
+    """Mine, unless it was done: the file appears as a whole, and a run knows it by its time."""
+    if not output.is_file():
+        mine(model, data, output, **options)
 
 
 def report(stage: str, summary: Summary) -> None:
