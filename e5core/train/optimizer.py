@@ -89,8 +89,9 @@ class Optimizer:
                 parameter.copy_(tensors[f"weights.{name}"])
                 if (key := f"adam.step.{name}") in tensors:
                     device = parameter.device
+                    # The fused AdamW wants its count beside the parameter.
                     self._adam.state[parameter] = {
-                        "step": tensors[key].clone(),
+                        "step": tensors[key].to(device, copy=True),
                         "exp_avg": tensors[f"adam.exp_avg.{name}"].to(device, copy=True),
                         "exp_avg_sq": tensors[f"adam.exp_avg_sq.{name}"].to(device, copy=True),
                     }
@@ -109,10 +110,10 @@ class TokenRows:
     leaf  the rows of this step, [rows, hidden_size]; None between steps
     """
 
-    def __init__(self, word: nn.Module, table: Tensor) -> None:
-        """word: the module that holds the table as its `weight`."""
+    def __init__(self, word: nn.Module, table: Tensor, start: Tensor) -> None:
+        """word: the module that holds the table as its `weight`. start: the table of the start."""
         self._word = word
-        self._table = table
+        self._table, self._start = table, start
         self._first, self._second = torch.zeros_like(table), torch.zeros_like(table)
         self._steps = torch.zeros(len(table), dtype=torch.int64, device=table.device)
         self._ids = torch.empty(0, dtype=torch.int64)
@@ -157,6 +158,11 @@ class TokenRows:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave; rows that have changed since are those of the start."""
+        changed = self._steps > 0
+        self._table[changed] = self._start[changed]
+        self._first[changed] = self._second[changed] = 0
+        self._steps[changed] = 0
         ids = tensors["rows.ids"].to(self._table.device)
         self._table[ids] = tensors["rows.weights"].to(self._table.device)
         self._first[ids] = tensors["rows.first"].to(self._table.device)
@@ -165,4 +171,5 @@ class TokenRows:
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.dim() == 2 and not name.startswith("embeddings.")
+    # A reranker's parameters are named encoder.embeddings and so on.
+    return parameter.dim() == 2 and "embeddings" not in name.split(".")

@@ -95,7 +95,8 @@ def choose_trained(task: Task, settings: Settings) -> tuple[dict[str, nn.Paramet
             if trained or module is table:
                 before[f"{path}.{name}"] = parameter.detach()
     if mode == "rows":
-        task.rows = TokenRows(table, table.weight.detach())
+        start = next(weights for name, weights in before.items() if name.endswith(".word.weight"))
+        task.rows = TokenRows(table, table.weight.detach(), start)
     if settings.lora:
         add_low_rank(task.encoder, settings.lora, settings.seed)
         if isinstance(task, RankingTask):
