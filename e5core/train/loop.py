@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 
-from e5core.formats.files import lock_folder
 from e5core.train.card import write_card
 from e5core.train.describe import describe
 from e5core.train.log import Log
@@ -90,33 +90,30 @@ def train(
                 print(line, file=sys.stderr)
             if dry_run:
                 return Summary(None, run.steps, {}, {}, 0, time.perf_counter() - started)
-            run.resume(restart, force)
-            record = _locked(run, tensorboard, adapter, show_progress)
+            with run.folder.claimed(force) if ranks.first else nullcontext():
+                run.resume(restart)
+                record = _go(run, tensorboard, adapter, show_progress)
         figures = {name: record[name] for name in ("steps", "before", "after", "best_step")}
         return Summary(Path(output), **figures, seconds=time.perf_counter() - started)
 
 
-def _locked(
+def _go(
     run: Run,
     tensorboard: str | Path | None,
     adapter: str | Path | None,
     show_progress: bool | None,
 ) -> dict[str, Any]:
-    """Train while no other process does so in the run's folder; returns the record."""
-    first = run.ranks.first
-    with lock_folder(run.folder.path if first else Path.cwd()) as ours:
-        if first and not ours:
-            raise ValueError(f"another process trains in {run.folder.path}; wait for its end")
-        path = run.folder.log if first else None
-        size, step = run.progress.log_size, run.progress.step
-        log = Log(path, size, step, run.steps, show_progress, tensorboard)
-        try:
-            if step:
-                log.say(f"going on behind step {step} of {run.steps}")
-            fit(run, log)
-        finally:
-            log.close()
-        return finish(run, adapter)
+    """Take the steps that are left, and write the result; returns the record."""
+    path = run.folder.log if run.ranks.first else None
+    size, step = run.progress.log_size, run.progress.step
+    log = Log(path, size, step, run.steps, show_progress, tensorboard)
+    try:
+        if step:
+            log.say(f"going on behind step {step} of {run.steps}")
+        fit(run, log)
+    finally:
+        log.close()
+    return finish(run, adapter)
 
 
 def fit(run: Run, log: Log) -> None:

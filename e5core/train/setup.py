@@ -56,18 +56,18 @@ class Run:
             self.folder.save(self.optimizer.tensors(), self.progress)
         self.ranks.wait()
 
-    def resume(self, restart: bool, force: bool) -> None:
+    def resume(self, restart: bool) -> None:
         """Go on from the state that the folder holds, if it holds one."""
         if not self.ranks.first:
-            self.ranks.wait()
-            restart, force = False, True
-        self.progress, tensors = self.folder.open(restart, force)
+            self.ranks.wait()  # until the first has thrown away what is not to count
+        self.progress, tensors = self.folder.open(restart and self.ranks.first)
         if tensors:
             self.optimizer.load(tensors)
         elif self.settings.precision == "float16":
             self.progress.loss_scale = FIRST_SCALE
         if self.ranks.first:
             self.ranks.wait()
+        self.ranks.wait()  # Nobody goes on, and perhaps ends, before all have read.
 
 
 def prepare(

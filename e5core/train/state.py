@@ -8,7 +8,8 @@ place of `<output>`.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from e5core.bulk.sources import identify
 from e5core.formats.durable import replace_durably, sync, write_json_durably
-from e5core.formats.files import read_json_object
+from e5core.formats.files import lock_folder, read_json_object
 from e5core.train.settings import Settings
 
 RECORD_FILE = "training.json"
@@ -68,11 +69,12 @@ class RunFolder:
         content = read_json_object(record)
         return content if content.get("made_from") == self._made_from else None
 
-    def open(self, restart: bool, force: bool) -> tuple[Progress, dict[str, Tensor]]:
-        """Where the run is, and its tensors; none if it begins.
+    @contextmanager
+    def claimed(self, force: bool) -> Iterator[None]:
+        """Make the folder and keep other processes out of it as long as the block lasts.
 
-        Raises ValueError if another run has left its state, FileExistsError if the output is
-        there and `force` does not say that it may be replaced.
+        Raises ValueError if one of them is in it, FileExistsError if the output is there and
+        `force` does not say that it may be replaced.
         """
         if self.output.exists() and not force:
             raise FileExistsError(
@@ -83,10 +85,23 @@ class RunFolder:
             raise FileNotFoundError(
                 f"cannot write {self.output}: the folder {self.output.parent} does not exist"
             )
-        if restart and self.path.is_dir():
-            shutil.rmtree(self.path)
         self.path.mkdir(exist_ok=True)
+        with lock_folder(self.path) as ours:
+            if not ours:
+                raise ValueError(f"another process trains in {self.path}; wait for its end")
+            yield
+
+    def open(self, restart: bool) -> tuple[Progress, dict[str, Tensor]]:
+        """Where the run is, and its tensors; none if it begins.
+
+        restart  throw away what is there, and begin. The folder itself stays: it is the lock
+
+        Raises ValueError if another run has left its state.
+        """
         state = self.path / STATE_FILE
+        if restart:
+            state.unlink(missing_ok=True)
+            self.log.unlink(missing_ok=True)
         if not state.is_file():
             return Progress(), {}
         try:

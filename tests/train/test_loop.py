@@ -430,11 +430,22 @@ def test_faults_are_one_line(folder, pairs, tmp_path, capsys, flags, reason):
     assert not (tmp_path / "out.training").exists()
 
 
-def test_a_run_of_another_process_is_left_alone(folder, pairs, tmp_path):
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_of_another_process_is_left_alone(folder, pairs, tmp_path, monkeypatch, restart):
     from e5core.formats.files import lock_folder
 
-    (tmp_path / "out.training").mkdir()
-    with lock_folder(tmp_path / "out.training") as ours:
+    options = {**FEW, "steps": 6}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, pairs, tmp_path / "out", **options)
+    state = tmp_path / "out.training"
+    before = {file.name: file.read_bytes() for file in state.iterdir()}
+    assert before
+    with lock_folder(state) as ours:
         assert ours
         with pytest.raises(ValueError, match="another process trains in"):
-            train(folder, pairs, tmp_path / "out", steps=1, **FEW)
+            train(folder, pairs, tmp_path / "out", restart=restart, **options)
+        assert {file.name: file.read_bytes() for file in state.iterdir()} == before
+    train(folder, pairs, tmp_path / "out", restart=restart, **options)
+    assert not state.exists()
