@@ -1,23 +1,22 @@
 """Rows of a query, its positives and its negatives: read, tokenized, drawn into batches."""
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from e5core.bulk.objects import read_objects
 from e5core.bulk.sources import Source
+from e5core.train.links import Links, Numbers, places_of
 from e5core.train.rows import TrainingRow, read_row
 
 # A text and its role, "query" or "passage", → its ids, and how many of them were cut off.
 Tokenize = Callable[[str, str], tuple[list[int], int]]
-
-Numbers = npt.NDArray[np.int64]
 
 
 class Example(NamedTuple):
@@ -72,7 +71,7 @@ class Batch:
     groups   [n, g]  where its positive, then its hard negatives are; -1 for one that it lacks
     teacher  [n, g]  the teacher's logits, NaN where there is none
     known    [k, 2]  an example and a place in `texts` that is no negative of its query: the query
-             itself, and other positives of it
+             itself, and other positives of it in any row of the data
     known_back  the same for the example's positive as the query, and queries as the passages
     """
 
@@ -89,16 +88,19 @@ class Data:
     """The examples of some files, and what is to be said of them.
 
     texts     their texts as ids
+    answers, questions  the positives of each query in all rows, and the queries of each positive
     mentions  how often texts were named; equal ones are in `texts` once
     tokens    of all that are named
     cut       texts whose end was cut off
-    dropped   negatives that were left out since they equal a positive of the same row
+    dropped   negatives that were left out since a row has them as positives of the same query
     skipped   examples that were left out since a reranker learns nothing from them
     """
 
     files: list[str]
     texts: Texts = field(default_factory=Texts)
     examples: list[Example] = field(default_factory=list)
+    answers: Links = field(init=False)
+    questions: Links = field(init=False)
     mentions: int = 0
     tokens: int = 0
     cut: int = 0
@@ -128,12 +130,29 @@ class Data:
         queries = np.array([example.query for example in examples], dtype=np.int64)
         texts = np.unique(np.concatenate([queries, groups[groups >= 0]]))
         places = np.where(groups < 0, -1, np.searchsorted(texts, groups))
-        known, known_back = _known(examples, groups[:, 0], texts)
-        return Batch(texts, np.searchsorted(texts, queries), places, teacher, known, known_back)
+        known = _known(self.answers, queries, groups[:, 0], texts)
+        back = _known(self.questions, groups[:, 0], queries, texts)
+        return Batch(texts, np.searchsorted(texts, queries), places, teacher, known, back)
 
     def sequences(self, batch: Batch) -> list[list[int]]:
         """The ids of a batch's texts."""
         return [self.texts[number] for number in batch.texts.tolist()]
+
+    def link(self) -> None:
+        """Find the answers of all queries, and drop the negatives that are among them."""
+        numbers = chain.from_iterable((e.query, p) for e in self.examples for p in e.positives)
+        queries, positives = np.fromiter(numbers, np.int64).reshape(-1, 2).T
+        self.answers = Links(queries, positives, len(self.texts))
+        self.questions = Links(positives, queries, len(self.texts))
+        for number, example in enumerate(self.examples):
+            wrong = self.answers.have(example.query, example.negatives)
+            if wrong.any():
+                self.dropped += int(wrong.sum())
+                kept, scores = np.flatnonzero(~wrong), example.negative_scores
+                self.examples[number] = example._replace(
+                    negatives=tuple(example.negatives[i] for i in kept),
+                    negative_scores=None if scores is None else tuple(scores[i] for i in kept),
+                )
 
 
 def read_data(
@@ -167,6 +186,7 @@ def read_data(
             )
     if not data.examples:
         raise ValueError(f"{', '.join(data.files)} hold no rows; name files with examples")
+    data.link()
     return data
 
 
@@ -182,20 +202,9 @@ def _add(data: Data, source: int, row: TrainingRow, tokenize: Tokenize, passage_
 
     query = number(row.query, "query")
     positives = tuple(number(text, passage_role) for text in row.positives)
-    negatives = [number(text, passage_role) for text in row.negatives]
-    kept = [i for i, text in enumerate(negatives) if text not in positives]
-    data.dropped += len(negatives) - len(kept)
-    scores = row.negative_scores
-    data.examples.append(
-        Example(
-            source,
-            query,
-            positives,
-            tuple(negatives[i] for i in kept),
-            row.positive_scores,
-            None if scores is None else tuple(scores[i] for i in kept),
-        )
-    )
+    negatives = tuple(number(text, passage_role) for text in row.negatives)
+    scores = row.positive_scores, row.negative_scores
+    data.examples.append(Example(source, query, positives, negatives, *scores))
 
 
 def _draw(example: Example, turn: int, negatives: int) -> tuple[list[int], list[float] | None]:
@@ -211,28 +220,12 @@ def _draw(example: Example, turn: int, negatives: int) -> tuple[list[int], list[
     return passages, [example.positive_scores[first], *(behind[i] for i in chosen)]
 
 
-def _known(examples: list[Example], positives: Numbers, texts: Numbers) -> tuple[Numbers, Numbers]:
-    """Batch.known and Batch.known_back."""
-    place = {number: index for index, number in enumerate(texts.tolist())}
-    answers: dict[int, set[int]] = {}  # of each query
-    questions: dict[int, set[int]] = {}  # of each positive
-    for example in examples:
-        answers.setdefault(example.query, set()).update(example.positives)
-        for positive in example.positives:
-            questions.setdefault(positive, set()).add(example.query)
-
-    def pairs() -> Iterator[tuple[list[Any], list[Any]]]:
-        for row, (example, own) in enumerate(zip(examples, positives.tolist(), strict=True)):
-            other = (answers[example.query] | {example.query}) - {own}
-            back = (questions[own] | {own}) - {example.query}
-            yield (
-                [(row, place[number]) for number in sorted(other) if number in place],
-                [(row, place[number]) for number in sorted(back) if number in place],
-            )
-
-    there, back = zip(*pairs(), strict=True)
-
-    def table(found: Any) -> Numbers:
-        return np.array(list(chain(*found)), dtype=np.int64).reshape(-1, 2)
-
-    return table(there), table(back)
+def _known(links: Links, queries: Numbers, positives: Numbers, texts: Numbers) -> Numbers:
+    """Batch.known of queries whose answers are in `links`, or Batch.known_back."""
+    pairs = [np.stack([np.arange(len(queries)), np.searchsorted(texts, queries)], axis=1)]
+    for row in np.flatnonzero(links.counts(queries) > 1).tolist():  # most have their own alone
+        places = places_of(links.of(queries[row]), texts)
+        pairs.append(np.stack([np.full_like(places, row), places], axis=1))
+    found = np.concatenate(pairs)
+    others: Numbers = found[found[:, 1] != np.searchsorted(texts, positives)[found[:, 0]]]
+    return others

@@ -28,10 +28,7 @@ def describe(run: Run) -> list[str]:
         f"{examples:,} examples of {len(data.files)} files: {data.mentions:,} texts "
         f"({len(data.texts):,} different ones), {data.tokens:,} tokens; "
         f"{data.cut / data.mentions:.1%} of the texts are cut"
-        + (
-            f"; {data.dropped:,} negatives equal their positive and are left out"
-            * bool(data.dropped)
-        )
+        + (f"; {data.dropped:,} negatives answer their query and are left out" * bool(data.dropped))
         + f"; {data.skipped:,} more have no negatives and are left out" * bool(data.skipped),
         task.describe(),
         f"{run.steps:,} steps, {len(batches):,} an epoch, of up to {max(map(len, batches)):,} "

@@ -11,7 +11,8 @@ from e5core.model import E5
 from e5core.prompts import prefix_for
 from e5core.texts.cutting import cut
 from e5core.train.cached import cached_rows
-from e5core.train.data import Batch, Data, Numbers
+from e5core.train.data import Batch, Data
+from e5core.train.links import Numbers
 from e5core.train.losses import above_positive, distillation, info_nce, mean_entropy
 from e5core.train.optimizer import TokenRows
 from e5core.train.ranks import ALONE, Ranks
@@ -153,7 +154,8 @@ class EmbeddingTask:
         ranks = []
         for example in data.examples:
             scores = candidates @ vectors[example.query]
-            own = torch.tensor([columns[number] for number in example.positives])
+            answers = data.answers.of(example.query).tolist()  # of other rows too
+            own = torch.tensor([columns[number] for number in answers])
             best = scores[own].max()
             scores[own] = -torch.inf
             if example.query in columns:

@@ -10,7 +10,7 @@ from math import ceil
 
 import numpy as np
 
-from e5core.train.data import Numbers
+from e5core.train.links import Numbers
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from support.models import write_tiny_model
 from support.training import make_rows, read_rows, tiny_task, write_rows
 
 from e5core.train.data import read_data
+from e5core.train.links import Links, places_of
 from e5core.train.plan import Plan
 from e5core.train.rows import read_row
 
@@ -179,6 +180,39 @@ def test_what_is_known_not_to_be_a_negative(tmp_path):
     assert shown(batch.known_back) == {
         (0, "s"), (0, "p"), (1, "r"), (2, "q"), (2, "p"), (3, "s"),
     }  # fmt: skip
+
+
+def test_answers_of_other_rows_are_no_negatives(tmp_path):
+    """One row a pair is a usual layout, and a batch has some of the rows."""
+    rows = [
+        {"query": "q", "pos": ["a"], "neg": ["n", "b"], "neg_scores": [1, 2]},
+        {"query": "q", "pos": ["b"], "neg": ["a"], "neg_scores": [3]},
+        {"query": "x", "pos": ["b"], "neg": ["a"], "neg_scores": [4]},
+    ]
+    data = read(write_rows(tmp_path / "rows.jsonl", rows), passage_role="query")
+    assert data.dropped == 2
+    assert [example.negative_scores for example in data.examples] == [(1.0,), (), (4.0,)]
+    batch = data.batch([0, 2], 0, 0, 0)
+    letters = [chr(data.texts[number][-1]) for number in batch.texts]
+    shown = [
+        {(r, letters[p]) for r, p in pairs.tolist()} for pairs in (batch.known, batch.known_back)
+    ]
+    assert shown == [{(0, "q"), (0, "b"), (1, "x")}, {(0, "a"), (1, "b"), (1, "q")}]
+
+
+def test_links_are_those_of_all_pairs():
+    generator = np.random.default_rng(0)
+    first, second = generator.integers(0, 9, (2, 40))
+    links, pairs = Links(first, second, 9), set(zip(first.tolist(), second.tolist(), strict=True))
+    for number in range(9):
+        expected = sorted(b for a, b in pairs if a == number)
+        assert links.of(number).tolist() == expected
+        assert links.have(number, range(9)).tolist() == [b in expected for b in range(9)]
+    assert links.counts(np.arange(9)).tolist() == [len(links.of(number)) for number in range(9)]
+    for some, others in ((5, 30), (30, 5), (0, 3), (3, 0), (1, 1)):
+        numbers, among = (np.unique(generator.integers(0, 40, size)) for size in (some, others))
+        found = places_of(numbers, among)
+        assert among[found].tolist() == sorted(set(numbers.tolist()) & set(among.tolist()))
 
 
 MEMBERS = [np.arange(0, 50), np.arange(50, 57), np.arange(57, 57)]

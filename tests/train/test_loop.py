@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.models import write_tiny_model, write_tiny_reranker
-from support.training import make_rows, write_rows
+from support.training import make_rows, read_rows, tiny_task, write_rows
 
 from e5core import E5, Reranker, cli
 from e5core.train import train
@@ -356,6 +356,18 @@ def test_a_reranker_leaves_out_rows_without_negatives(folder, tmp_path, capsys):
     assert "3 more have no negatives and are left out" in said
     with pytest.raises(ValueError, match="none of 3 examples has negatives"):
         train(folder, write_rows(tmp_path / "rows.jsonl", rows[5:]), tmp_path / "no", **options)
+
+
+def test_answers_of_other_rows_count_as_found(folder, tmp_path):
+    """Held-out rows of one positive each have the figures of a row with all of them."""
+    rows = [{"query": "the er", "pos": ["zq vw", "the er k"]}, {"query": "mno", "pos": ["ß é"]}]
+    split = [{"query": "the er", "pos": [text]} for text in rows[0]["pos"]] + rows[1:]
+    task = tiny_task(folder)
+    whole, parts = (
+        task.evaluate(read_rows(task, write_rows(tmp_path / "held.jsonl", some)))
+        for some in ([rows[0], *rows], split)
+    )
+    assert parts == whole
 
 
 @pytest.mark.parametrize("lora", [0, 2])

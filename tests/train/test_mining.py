@@ -54,6 +54,22 @@ def test_negatives_are_the_nearest_passages_that_are_no_answer(folder, tmp_path,
     assert found.short == sum(len(row["neg"]) < 4 for row in rows)
 
 
+def test_answers_of_other_rows_are_no_negatives(folder, tmp_path, corpus, questions):
+    """Split into one row a positive, a row has the negatives of the whole one."""
+    split = [{"query": row["query"], "pos": [text]} for row in questions[1] for text in row["pos"]]
+    assert len(split) == len(questions[1]) + 1
+    answers = {row["query"]: row["pos"] for row in questions[1]}
+    files = questions[0], write_rows(tmp_path / "split.jsonl", split)
+    whole, parts = (tmp_path / "whole.out.jsonl", tmp_path / "split.out.jsonl")
+    for file, output in zip(files, (whole, parts), strict=True):
+        mine(folder, file, output, passages=corpus[0], margin=0.0, negatives=40)
+    found = {row["query"]: row["neg"] for row in mined_rows(whole)}
+    for row in mined_rows(parts):
+        assert not set(row["neg"]) & set(answers[row["query"]])
+        assert set(row["neg"]) <= set(found[row["query"]])
+        assert row["neg"]
+
+
 def test_skip_and_margin_count(folder, tmp_path, corpus, questions):
     def run(**options):
         mine(folder, questions[0], tmp_path / "out.jsonl", passages=corpus[0], **options)
