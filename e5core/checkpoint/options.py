@@ -1,7 +1,7 @@
 """The options that everything takes which loads a model: listed here and nowhere else."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,3 +37,7 @@ class LoadOptions:
     prompts: str | Mapping[str, str] | None = None
     max_length: int | None = None
     truncate_dim: int | None = None
+
+    def for_another(self) -> "LoadOptions":
+        """Those for a second model, which has a revision, prompts and limits of its own."""
+        return replace(self, revision=None, prompts=None, max_length=None, truncate_dim=None)

@@ -24,7 +24,8 @@ class EmbeddingTask:
 
     gives_vectors = True
 
-    def __init__(self, model: E5, settings: Settings) -> None:
+    def __init__(self, model: E5, settings: Settings, guide: E5 | None = None) -> None:
+        """guide: a model that reads texts alike, see Settings.guide."""
         self.model = model
         self.pipeline = model.pipeline
         self.encoder = model.encoder
@@ -32,7 +33,7 @@ class EmbeddingTask:
         self.module: torch.nn.Module = model.encoder
         self.rows: TokenRows | None = None
         self._settings = settings
-        self._guide = None if settings.guide is None else self._load_guide(settings.guide)
+        self._guide = guide
         self._prefixes = {role: prefix_for(model.prompts, role) for role in ("query", "passage")}
         self.passage_role = "query" if settings.symmetric else "passage"
         for size in settings.matryoshka:
@@ -114,18 +115,6 @@ class EmbeddingTask:
             sequences, share = data.sequences(batch), (ranks.rank, ranks.size)
             vectors, order = cached_rows(self._guide.pipeline, sequences, share=share)
             return ranks.gather(vectors, order, len(sequences))
-
-    def _load_guide(self, name: str) -> E5:
-        guide = E5.from_pretrained(name, device=self.encoder.device)
-        if guide.prompts not in (None, self.model.prompts) or (
-            guide.config.vocab_size < self.tokenizer.vocab_size
-        ):
-            raise ValueError(
-                f"the guide {name} has the prompts {guide.prompts} and "
-                f"{guide.config.vocab_size} token rows, the model {self.model.prompts} and "
-                f"{self.tokenizer.vocab_size} ids; both must read a text alike"
-            )
-        return guide
 
     def entropies(self, batch: Batch, data: Data) -> tuple[float, float]:
         """The mean entropies of the teacher's and of the student's distributions over groups."""

@@ -71,7 +71,8 @@ def mine(
     skip      of these, the first so many are passed over: they may be answers that nobody marked
     margin    see `far_enough`
     teacher   a cross-encoder, whose logits decide what is too near, and are written
-    options   fields of LoadOptions, for both models
+    options   fields of LoadOptions, for both models but for revision, prompts, max_length and
+              truncate_dim, which are the retriever's
 
     Raises OSError, or ValueError that names the file and line at fault.
     """
@@ -157,7 +158,11 @@ def _scored(
     row: TrainingRow, candidates: list[str], teacher: Reranker
 ) -> tuple[list[str], Scores, Scores]:
     """Candidates by the teacher's logits, best first, these, and those of the positives."""
-    own, scores = (teacher.score(row.query, texts) for texts in (row.positives, candidates))
+    # Pairs are cut as in training. "passage" would refuse a query that leaves it no room.
+    own, scores = (
+        teacher.score(row.query, texts, truncate="longest", show_progress=False)
+        for texts in (row.positives, candidates)
+    )
     order = np.argsort(-scores, kind="stable")
     return [candidates[i] for i in order], scores[order], own
 
@@ -191,11 +196,7 @@ def _retriever(model: str | Path | E5, options: dict[str, Any]) -> E5:
 def _scorer(teacher: str | Path | Reranker | None, options: dict[str, Any]) -> Reranker | None:
     if teacher is None or isinstance(teacher, Reranker):
         return teacher
-    own = LoadOptions(**options)
-    kept = {"dtype": own.dtype, "device": own.device, "kernels": own.kernels}
-    return Reranker.from_pretrained(
-        teacher, cache_dir=own.cache_dir, local_files_only=own.local_files_only, **kept
-    )
+    return Reranker.from_pretrained(teacher, **vars(LoadOptions(**options).for_another()))
 
 
 def _list(files: str | Path | Sequence[str | Path]) -> list[str]:

@@ -8,7 +8,9 @@ from torch import nn
 
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
+from e5core.checkpoint.tokenizers import steps_of
 from e5core.encoder import ClassificationHead
+from e5core.formats.sentencepiece import read_charsmap, read_model, read_pieces
 from e5core.model import E5
 from e5core.prompts import check_prompts
 from e5core.reranker import Reranker
@@ -71,8 +73,49 @@ def load_task(model: str | Path, settings: Settings, options: LoadOptions, reran
             prompts=prompts,
             max_length=limit,
         )
-        task = EmbeddingTask(embedder, settings)
+        guide = None
+        if settings.guide is not None:
+            guide = load_guide(settings.guide, options, folder, embedder)
+        task = EmbeddingTask(embedder, settings, guide)
     return task
+
+
+def load_guide(name: str, options: LoadOptions, folder: ModelFolder, model: E5) -> E5:
+    """Load the guide of a model, whose ids it is given.
+
+    folder  the model's
+
+    Raises ValueError if it has other prompts, or its tokenizer makes other ids of a text.
+    """
+    options = replace(options.for_another(), device=model.encoder.device, kernels="auto")
+    theirs = ModelFolder.open(name, options)
+    guide = E5.from_folder(theirs, options)
+    if guide.prompts not in (None, model.prompts):
+        raise ValueError(
+            f"the guide {name} has the prompts {guide.prompts}, the model {model.prompts}; both "
+            "must read a text alike"
+        )
+    if (limit := guide.config.max_length) < model.max_length:
+        raise ValueError(
+            f"the guide {name} takes {limit} tokens, the model {model.max_length}; pass "
+            f"max_length={limit} (--max-length {limit})"
+        )
+    files = [file for file in (theirs.tokenizer_file, folder.tokenizer_file) if file is not None]
+    if steps_of(guide.tokenizer) != steps_of(model.tokenizer) or not same_pieces(*files):
+        raise ValueError(
+            f"the guide {name} has another vocabulary than {folder.name}, whose ids mean other "
+            "texts to it; take a guide with the same tokenizer"
+        )
+    return guide
+
+
+def same_pieces(one: Path, other: Path) -> bool:
+    """Whether two tokenizer files, of either format, hold the same vocabulary and table."""
+    ours, theirs = read_model(one), read_model(other)
+    if ours == theirs:
+        return True
+    pieces = [[piece.text for piece in read_pieces(content)] for content in (ours, theirs)]
+    return pieces[0] == pieces[1] and read_charsmap(ours) == read_charsmap(theirs)
 
 
 def choose_trained(task: Task, settings: Settings) -> tuple[dict[str, nn.Parameter], Start]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.models import write_tiny_model
+from support.models import TINY, tiny_vocabulary, write_tiny_model
 from support.training import (
     gradients,
     largest_difference,
@@ -15,7 +15,11 @@ from support.training import (
 )
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from e5core import E5
+from e5core import E5, Encoder, save_checkpoint
+from e5core.formats.files import write_json
+from e5core.formats.sentencepiece import CHARSMAP, unigram_model
+from e5core.formats.tokenizer_json import tokenizer_json
+from e5core.parity.samples import spread_weights
 from e5core.train.cached import cached_rows
 
 # Float64 with sums of a few thousand terms in another order.
@@ -168,6 +172,38 @@ def test_what_a_guide_ranks_above_the_positive_is_no_negative(folder, pairs, tmp
     expected = plain_loss(task, data, replace(batch, known=known)).item()
     assert abs(found - expected) < EXACT * expected
     assert abs(found - plain_loss(task, data, batch).item()) > 1e-3 * expected
+
+
+@pytest.mark.parametrize("change", ["order", "size", "steps", "prompts", "positions"])
+def test_a_guide_that_reads_texts_otherwise_is_refused(folder, tmp_path, change):
+    guide = write_tiny_model(tmp_path / "guide", "bert", seed=4)
+    file = guide / "sentencepiece.bpe.model"
+    if change in ("order", "size"):
+        pieces = tiny_vocabulary()
+        pieces = [*pieces[:4], *reversed(pieces[4:])] if change == "order" else pieces[:-1]
+        file.write_bytes(unigram_model(pieces, CHARSMAP.read_bytes()))
+    elif change == "steps":
+        write_json(guide / "added_tokens.json", {"the": 119})
+    elif change == "prompts":
+        write_json(
+            guide / "config_sentence_transformers.json",
+            {"prompts": {"query": "Q: ", "passage": "P: "}},
+        )
+    else:
+        save_checkpoint(
+            spread_weights(Encoder(replace(TINY["bert"], max_position_embeddings=32))), guide
+        )
+    what = {"prompts": "has the prompts", "positions": r"takes 32 tokens, .* pass max_length=32"}
+    with pytest.raises(ValueError, match=f"the guide .*{what.get(change, 'another vocabulary')}"):
+        tiny_task(folder, guide=str(guide))
+
+
+def test_a_guide_may_have_its_tokenizer_in_the_other_format(folder, tmp_path):
+    guide = write_tiny_model(tmp_path / "guide", "bert", seed=4)
+    file = guide / "sentencepiece.bpe.model"
+    write_json(guide / "tokenizer.json", tokenizer_json(file.read_bytes()))
+    file.unlink()
+    tiny_task(folder, guide=str(guide))
 
 
 def test_texts_that_occur_twice_are_encoded_once(folder, tmp_path):

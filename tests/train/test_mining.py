@@ -8,6 +8,7 @@ from support.models import write_tiny_reranker
 from support.training import make_rows, write_rows
 
 from e5core import E5, Reranker, cli
+from e5core.checkpoint.options import LoadOptions
 from e5core.train import far_enough, mine, read_data
 
 
@@ -98,6 +99,39 @@ def test_a_teacher_decides_and_its_logits_are_written(folder, tmp_path, corpus, 
             assert max(row["neg_scores"]) < max(row["pos_scores"])
     data = read_data([str(tmp_path / "out.jsonl")], lambda text, role: ([0, *map(ord, text)], 0))
     assert data.examples[0].positive_scores is not None
+
+
+def test_a_query_that_fills_a_pair_is_scored_too(folder, tmp_path, corpus):
+    """Pairs are cut as in training, the longer text first."""
+    long = {"query": "the er ing query zq " * 12, "pos": ["the er"]}
+    questions = write_rows(tmp_path / "long.jsonl", [long])
+    teacher = Reranker.from_pretrained(write_tiny_reranker(tmp_path / "teacher", "xlm-roberta"))
+    mine(folder, questions, tmp_path / "out.jsonl", passages=corpus[0], teacher=teacher, margin=0.0)
+    (row,) = mined_rows(tmp_path / "out.jsonl")
+    for texts in ("pos", "neg"):
+        expected = teacher.score(row["query"], row[texts], truncate="longest")
+        np.testing.assert_allclose(row[f"{texts}_scores"], expected)
+
+
+def test_both_models_are_loaded_with_the_options(folder, tmp_path, questions, monkeypatch):
+    """But for those that are the retriever's own."""
+    teacher = write_tiny_reranker(tmp_path / "teacher", "xlm-roberta")
+    load, seen = Reranker.from_pretrained, {}
+
+    def loading(model, **options):
+        seen.update(options)
+        return load(model, **options)
+
+    monkeypatch.setattr(Reranker, "from_pretrained", loading)
+    options = {
+        "token": "secret",
+        "local_files_only": True,
+        "cache_dir": tmp_path,
+        "kernels": "sdpa",
+    }
+    own = {"prompts": "e5", "max_length": 40}
+    mine(folder, questions[0], tmp_path / "out.jsonl", teacher=teacher, **options, **own)
+    assert seen == {**vars(LoadOptions()), **options}
 
 
 def test_without_passages_the_positives_of_others_are_mined(folder, tmp_path, questions):
