@@ -1,6 +1,7 @@
 """Training of an embedding model: a batch to the terms of its loss, held-out pairs to figures."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class EmbeddingTask:
         self.tokenizer = model.tokenizer
         self.module: torch.nn.Module = model.encoder
         self.rows: TokenRows | None = None
+        self.made_from: dict[str, Any] = {}  # what decides the bytes of a result, beside settings
         self._settings = settings
         self._guide = guide
         self._prefixes = {role: prefix_for(model.prompts, role) for role in ("query", "passage")}

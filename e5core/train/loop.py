@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from e5core.checkpoint.adapters import WEIGHTS_FILE
 from e5core.train.card import write_card
 from e5core.train.describe import describe
 from e5core.train.log import Log
@@ -85,6 +86,8 @@ def train(
     with joined(task.encoder.device) as ranks:
         run = prepare(str(model), task, settings, files, held, Path(output), ranks)
         record = run.folder.finished()
+        if record is not None and adapter is not None and not (force or dry_run):
+            check_adapter(record, Path(adapter), Path(output))
         if record is None or force or dry_run:
             for line in describe(run) if ranks.first else ():
                 print(line, file=sys.stderr)
@@ -197,6 +200,15 @@ def check_finite(run: Run, step: int, loss: float, norm: float) -> None:
         )
 
 
+def check_adapter(record: dict[str, Any], adapter: Path, output: Path) -> None:
+    """FileExistsError if a finished run has not written the adapter that is wanted now."""
+    if record.get("adapter") != str(adapter) or not (adapter / WEIGHTS_FILE).is_file():
+        raise FileExistsError(
+            f"{output} is finished, and the updates that {adapter} is to hold are merged into it; "
+            "train again with force=True (--force)"
+        )
+
+
 def finish(run: Run, adapter: str | Path | None = None) -> dict[str, Any]:
     """Write the best weights as a whole model into the output's place; returns the record."""
     progress = run.progress
@@ -206,6 +218,7 @@ def finish(run: Run, adapter: str | Path | None = None) -> dict[str, Any]:
         "learning_rate": run.rate,
         "before": progress.before,
         "after": progress.best,
+        "adapter": None if adapter is None else str(adapter),
     }
     if run.ranks.first:
         if progress.best_step:

@@ -2,6 +2,7 @@
 
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class RankingTask:
         self.tokenizer = model.tokenizer
         self.module: nn.Module = nn.ModuleDict({"encoder": model.encoder, "head": model.head})
         self.rows: TokenRows | None = None
+        self.made_from: dict[str, Any] = {}  # what decides the bytes of a result, beside settings
         self._settings = settings
         self._like = like
         for name in ("symmetric", "matryoshka", "guide"):

@@ -95,9 +95,9 @@ def prepare(
             )
     parameters, start = choose_trained(task, settings)
     plan = Plan(found.members(), settings.batch_size, settings.seed, settings.mixed)
-    files = [*found.files, *([] if held is None else held.files)]
-    kind = {"reranker": not task.gives_vectors, "ranks": ranks.size}
-    made_from = describe_run(parameters, settings, model, files, **kind)
+    kind = {"model": model, "reranker": not task.gives_vectors, "ranks": ranks.size}
+    held_files = [] if held is None else held.files
+    made_from = describe_run(settings, found.files, held_files, **kind, **task.made_from)
     return Run(
         model,
         task,

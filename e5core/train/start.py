@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from e5core.bulk.journal import model_digests
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.checkpoint.tokenizers import steps_of
-from e5core.encoder import ClassificationHead
+from e5core.encoder import ClassificationHead, Encoder
 from e5core.formats.sentencepiece import read_charsmap, read_model, read_pieces
 from e5core.model import E5
 from e5core.prompts import check_prompts
@@ -43,45 +45,78 @@ def load_task(model: str | Path, settings: Settings, options: LoadOptions, reran
         folder = replace(folder, config=config)
     wide = torch.float64 if settings.precision == "float64" else torch.float32
     encoder = folder.load_encoder(wide, local_device(options.device), options.kernels, True)
-    limit = folder.max_length if options.max_length is None else options.max_length
-    task: Task
     if reranker:
-        head = folder.load_head() if config.num_labels else None
-        encoder.config = replace(encoder.config, num_labels=1)
-        if head is None:
-            with torch.random.fork_rng([]):
-                torch.manual_seed(draw_seed(settings.seed))
-                head = ClassificationHead(encoder.config)
-                head.apply(_initialize)
-        head.to(encoder.device, wide)
-        head.kernels.dtype = wide
-        scorer = Reranker(encoder, head, folder.load_tokenizer(), max_length=limit)
-        task = RankingTask(scorer, settings, str(model))
+        task: Task = _ranking_task(folder, encoder, settings, options)
     else:
-        if config.num_labels or folder.dense:
-            what = "is a cross-encoder; pass reranker=True (--reranker)"
-            if folder.dense:
-                what = "has linears behind its pooling, which are not trained here"
-            raise ValueError(f"{folder.name} {what}")
-        if options.truncate_dim is not None:
-            raise ValueError("truncate_dim is given; train sizes with matryoshka= (--matryoshka)")
-        prompts = folder.prompts if options.prompts is None else check_prompts(options.prompts)
-        embedder = E5(
-            encoder,
-            folder.load_tokenizer(),
-            pooling=folder.pooling,
-            prompts=prompts,
-            max_length=limit,
-        )
-        guide = None
-        if settings.guide is not None:
-            guide = load_guide(settings.guide, options, folder, embedder)
-        task = EmbeddingTask(embedder, settings, guide)
+        task = _embedding_task(folder, encoder, settings, options)
+    device = None if options.device is None else str(options.device)
+    told = {"max_length": task.model.max_length, "kernels": options.kernels, "device": device}
+    task.made_from |= {**told, **_digests("model", folder)}
     return task
 
 
-def load_guide(name: str, options: LoadOptions, folder: ModelFolder, model: E5) -> E5:
-    """Load the guide of a model, whose ids it is given.
+def _ranking_task(
+    folder: ModelFolder, encoder: Encoder, settings: Settings, options: LoadOptions
+) -> RankingTask:
+    """A model that reads pairs, with its own head or a fresh one."""
+    for name in ("prompts", "truncate_dim"):
+        if (value := getattr(options, name)) is not None:
+            what = "a reranker reads texts as they are and gives scores"
+            raise ValueError(f"{name} is {value!r}, but {what}; leave it out")
+    head = folder.load_head() if folder.config.num_labels else None
+    encoder.config = replace(encoder.config, num_labels=1)
+    if head is None:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(draw_seed(settings.seed))
+            head = ClassificationHead(encoder.config)
+            head.apply(_initialize)
+    head.to(encoder.device, encoder.dtype)
+    head.kernels.dtype = encoder.dtype
+    scorer = Reranker(encoder, head, folder.load_tokenizer(), max_length=_limit(folder, options))
+    return RankingTask(scorer, settings, folder.name)
+
+
+def _embedding_task(
+    folder: ModelFolder, encoder: Encoder, settings: Settings, options: LoadOptions
+) -> EmbeddingTask:
+    """A model that gives vectors, and its guide if there is to be one."""
+    if folder.config.num_labels or folder.dense:
+        what = "is a cross-encoder; pass reranker=True (--reranker)"
+        if folder.dense:
+            what = "has linears behind its pooling, which are not trained here"
+        raise ValueError(f"{folder.name} {what}")
+    if options.truncate_dim is not None:
+        raise ValueError("truncate_dim is given; train sizes with matryoshka= (--matryoshka)")
+    model = E5(
+        encoder,
+        folder.load_tokenizer(),
+        pooling=folder.pooling,
+        prompts=folder.prompts if options.prompts is None else check_prompts(options.prompts),
+        max_length=_limit(folder, options),
+    )
+    made_from: dict[str, Any] = {"prompts": model.prompts}
+    guide = None
+    if settings.guide is not None:
+        guide, theirs = load_guide(settings.guide, options, folder, model)
+        made_from |= _digests("guide", theirs)
+    task = EmbeddingTask(model, settings, guide)
+    task.made_from = made_from
+    return task
+
+
+def _limit(folder: ModelFolder, options: LoadOptions) -> int:
+    return folder.max_length if options.max_length is None else options.max_length
+
+
+def _digests(whose: str, folder: ModelFolder) -> dict[str, str]:
+    """What a run knows a model by: each of its files."""
+    return {f"the {whose}'s {name}": digest for name, digest in model_digests(folder).items()}
+
+
+def load_guide(
+    name: str, options: LoadOptions, folder: ModelFolder, model: E5
+) -> tuple[E5, ModelFolder]:
+    """Load the guide of a model, whose ids it is given, from its folder.
 
     folder  the model's
 
@@ -106,7 +141,7 @@ def load_guide(name: str, options: LoadOptions, folder: ModelFolder, model: E5) 
             f"the guide {name} has another vocabulary than {folder.name}, whose ids mean other "
             "texts to it; take a guide with the same tokenizer"
         )
-    return guide
+    return guide, theirs
 
 
 def same_pieces(one: Path, other: Path) -> bool:

@@ -11,13 +11,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from e5core.bulk.sources import identify
 from e5core.formats.durable import replace_durably, sync, write_json_durably
@@ -150,9 +149,9 @@ class RunFolder:
     def _compare(self, said: Mapping[str, Any]) -> None:
         """ValueError unless a state is of this very run; it names what differs."""
         differing = [
-            f"{name} was {_short(said.get(name))} and is {_short(value)}"
-            for name, value in self._made_from.items()
-            if said.get(name) != value
+            f"{name} was {_short(said.get(name))} and is {_short(self._made_from.get(name))}"
+            for name in {**said, **self._made_from}
+            if said.get(name) != self._made_from.get(name)
         ]
         if differing:
             raise ValueError(
@@ -168,21 +167,15 @@ def state_folder(output: Path) -> Path:
 
 
 def describe_run(
-    parameters: Mapping[str, nn.Parameter],
-    settings: Settings,
-    model: str,
-    files: list[str],
-    **more: Any,
+    settings: Settings, files: list[str], held: list[str], **more: Any
 ) -> dict[str, Any]:
-    """What decides the bytes of a run's result."""
-    digest = blake2b(digest_size=16)
-    for name, parameter in parameters.items():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().numpy().tobytes())
+    """What decides the bytes of a run's result.
+
+    files, held  those of the rows to train on, and of held-out rows
+    """
     return {
-        "model": model,
-        "weights": digest.hexdigest(),
         "data": [identify(file) for file in files],
+        "evaluate": [identify(file) for file in held],
         **asdict(settings),
         **more,
     }

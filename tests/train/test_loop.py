@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.models import write_tiny_model, write_tiny_reranker
+from support.models import (
+    tiny_encoder,
+    tiny_vocabulary,
+    write_tiny_model,
+    write_tiny_reranker,
+)
 from support.training import make_rows, read_rows, tiny_task, write_rows
 
-from e5core import E5, Reranker, cli
+from e5core import E5, Reranker, cli, save_checkpoint
+from e5core.formats.files import write_json
+from e5core.formats.sentencepiece import CHARSMAP, unigram_model
 from e5core.train import train
 from e5core.train.state import RunFolder
 
@@ -186,7 +193,7 @@ def test_other_runs_do_not_take_up_a_state(folder, pairs, tmp_path, monkeypatch)
             train(folder, pairs, tmp_path / "out", **options)
     other = write_tiny_model(tmp_path / "other", "bert", seed=1)
     for changed, reason in (
-        ({"model": other}, "model was .* weights was"),
+        ({"model": other}, r"the model's model.safetensors was"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"temperature": 0.1}, "temperature was 0.01 and is 0.1"),
     ):
@@ -199,6 +206,63 @@ def test_other_runs_do_not_take_up_a_state(folder, pairs, tmp_path, monkeypatch)
     train(folder, pairs, tmp_path / "out", restart=True, **options)
     train(folder, pairs, tmp_path / "fresh", **options)
     assert weights(tmp_path / "out") == weights(tmp_path / "fresh")
+
+
+def change_weights(model: Path) -> None:
+    save_checkpoint(tiny_encoder("bert", seed=1), model)
+
+
+def change_tokenizer(model: Path) -> None:
+    pieces = tiny_vocabulary()
+    file = model / "sentencepiece.bpe.model"
+    file.write_bytes(unigram_model([*pieces[:4], *pieces[:3:-1]], CHARSMAP.read_bytes()))
+
+
+def change_pooling(model: Path) -> None:
+    write_json(model / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "reason"),
+    [
+        ({}, {"prompts": "none"}, "prompts was"),
+        ({}, {"max_length": 9}, "max_length was 64 and is 9"),
+        ({}, {"kernels": "plain"}, "kernels was"),
+        ({}, {"device": "cpu"}, "device was null"),
+        ({}, {"held": True}, "data was .* evaluate was"),
+        ({"lora": 2}, change_weights, r"the model's model\.safetensors was"),
+        ({"reranker": True}, change_weights, r"the model's model\.safetensors was"),
+        ({}, change_tokenizer, r"the model's sentencepiece\.bpe\.model was"),
+        ({}, change_pooling, r"the model's 1_Pooling/config\.json was"),
+        ({"guide": True}, change_weights, r"the guide's model\.safetensors was"),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_what_decides_the_bytes_decides_the_run(
+    folder, pairs, tmp_path, monkeypatch, settings, change, reason
+):
+    """A finished run is not taken for another one, nor is a stopped one."""
+    model, options = folder, {**FEW, "steps": 2, **settings}
+    if "guide" in settings:
+        model, options["guide"] = write_tiny_model(tmp_path / "start", "bert"), str(folder)
+    more = write_rows(tmp_path / "more.jsonl", make_rows(5, scores=True, seed=1))
+    data = [pairs, more]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        options["save_every"] = 1
+        with pytest.raises(KeyboardInterrupt):
+            train(model, data, tmp_path / "stopped", **options)
+    train(model, data, tmp_path / "finished", **options)
+    if callable(change):
+        change(folder)
+    elif "held" in change:
+        data, options["evaluate"] = [pairs], more
+    else:
+        options |= change
+    with pytest.raises(FileExistsError, match="was not made by this command"):
+        train(model, data, tmp_path / "finished", **options)
+    with pytest.raises(ValueError, match=f"the state of another run: .*{reason}"):
+        train(model, data, tmp_path / "stopped", **options)
 
 
 def test_an_output_that_is_there_is_kept(folder, pairs, tmp_path):
@@ -430,6 +494,7 @@ def test_a_dry_run_says_what_would_be_done(folder, pairs, tmp_path, capsys):
         (["--dtype", "int8"], "--dtype is int8, training computes in"),
         (["--kernels", "native"], "kernels"),
         (["--reranker", "--symmetric"], "symmetric is of vectors"),
+        (["--reranker", "--prompts", "e5"], "prompts is 'e5', but a reranker reads texts as they"),
         (["--contrastive-weight", "0"], "are both 0"),
     ],
 )

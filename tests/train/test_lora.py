@@ -60,6 +60,17 @@ def test_an_adapter_without_lora_is_an_error(folder, pairs, tmp_path):
         train(folder, pairs, tmp_path / "out", adapter=tmp_path / "adapter", **FEW)
 
 
+def test_a_finished_run_does_not_pretend_to_write_an_adapter(folder, pairs, tmp_path):
+    first, other = tmp_path / "first", tmp_path / "other"
+    train(folder, pairs, tmp_path / "out", lora=2, adapter=first, **FEW)
+    for adapter in (first, None):
+        train(folder, pairs, tmp_path / "out", lora=2, adapter=adapter, **FEW)
+    with pytest.raises(FileExistsError, match=r"is finished, .* train again with force=True"):
+        train(folder, pairs, tmp_path / "out", lora=2, adapter=other, **FEW)
+    train(folder, pairs, tmp_path / "out", lora=2, adapter=other, force=True, **FEW)
+    assert (other / "adapter_model.safetensors").is_file()
+
+
 def test_tensorboard_gets_every_step(folder, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
