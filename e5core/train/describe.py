@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import chain
 from math import ceil
 
 from e5core.train.cached import cached_rows
@@ -14,6 +15,8 @@ from e5core.train.start import Task
 # GELU's and two LayerNorms' inputs, query, key, value, attention's output and weights, masks.
 KEPT_STATES = 24
 
+SAMPLE = 1000  # examples that lengths are taken from
+
 OF_TORCH = 0.3  # GB of a process that has done nothing yet
 
 
@@ -24,10 +27,16 @@ def describe(run: Run) -> list[str]:
     hard = [min(settings.negatives, len(example.negatives)) for example in data.examples]
     batches = run.plan.epoch(0)
     size = ceil(sum(map(len, batches)) / len(batches))
+    sample, limit = data.examples[:: ceil(examples / SAMPLE)], task.model.max_length
+    # Of the negatives those that a step has, and of pairs the query in each.
+    lengths = [length for example in sample for length in task.lengths(example, data)]
+    cut = data.cut / data.mentions
+    if not task.gives_vectors:
+        cut = sum(length > limit for length in lengths) / len(lengths)
     lines = [
         f"{examples:,} examples of {len(data.files)} files: {data.mentions:,} texts "
         f"({len(data.texts):,} different ones), {data.tokens:,} tokens; "
-        f"{data.cut / data.mentions:.1%} of the texts are cut"
+        f"{cut:.1%} of the {'texts' if task.gives_vectors else 'pairs'} are cut"
         + (f"; {data.dropped:,} negatives answer their query and are left out" * bool(data.dropped))
         + f"; {data.skipped:,} more have no negatives and are left out" * bool(data.skipped),
         task.describe(),
@@ -42,7 +51,7 @@ def describe(run: Run) -> list[str]:
         for only in (False, True)
     )
     seconds = time_a_chunk(task, data, settings)
-    tokens = run.steps * size * data.tokens / examples
+    tokens = run.steps * size * sum(min(length, limit) for length in lengths) / len(sample)
     width = task.encoder.config.hidden_size * task.encoder.config.num_hidden_layers
     chunk = task.pipeline.budget(settings.chunk_tokens)
     memory = OF_TORCH + 4 * (total + 3 * trained + KEPT_STATES * width * chunk) / 1e9
@@ -57,13 +66,12 @@ def describe(run: Run) -> list[str]:
 def time_a_chunk(task: Task, data: Data, settings: Settings) -> float:
     """The seconds that a token takes, measured on one chunk of the data; no gradient stays."""
     budget, sequences, tokens = task.pipeline.budget(settings.chunk_tokens), [], 0
-    for example in data.examples:
-        for number in (example.query, *example.positives[:1]):
-            ids = data.texts[number][: task.encoder.config.max_length]
-            if tokens and tokens + len(ids) > budget:
-                break
-            sequences.append(ids)
-            tokens += len(ids)
+    for number in chain.from_iterable((e.query, e.positives[0]) for e in data.examples):
+        ids = data.texts[number][: task.encoder.config.max_length]
+        if tokens and tokens + len(ids) > budget:
+            break
+        sequences.append(ids)
+        tokens += len(ids)
     _run(task, sequences, settings)  # the first run has much to set up
     start = time.perf_counter()
     _run(task, sequences, settings)

@@ -12,7 +12,7 @@ from e5core.model import E5
 from e5core.prompts import prefix_for
 from e5core.texts.cutting import cut
 from e5core.train.cached import cached_rows
-from e5core.train.data import Batch, Data
+from e5core.train.data import Batch, Data, Example
 from e5core.train.links import Numbers
 from e5core.train.losses import above_positive, distillation, info_nce, mean_entropy
 from e5core.train.optimizer import TokenRows
@@ -34,8 +34,10 @@ class EmbeddingTask:
         self.module: torch.nn.Module = model.encoder
         self.rows: TokenRows | None = None
         self.made_from: dict[str, Any] = {}  # what decides the bytes of a result, beside settings
-        self._settings = settings
+        self.settings = settings
         self._guide = guide
+        if settings.r_drop:
+            raise ValueError("r_drop is of rerankers (--reranker); leave it out")
         self._prefixes = {role: prefix_for(model.prompts, role) for role in ("query", "passage")}
         self.passage_role = "query" if settings.symmetric else "passage"
         for size in settings.matryoshka:
@@ -50,6 +52,11 @@ class EmbeddingTask:
         ids = self.tokenizer.encode(self._prefixes[role] + text)
         return cut(ids, self.model.max_length), max(0, len(ids) - self.model.max_length)
 
+    def lengths(self, example: Example, data: Data) -> list[int]:
+        """The tokens of each text that a step has of an example."""
+        passages = [example.positives[0], *example.negatives[: self.settings.negatives]]
+        return [data.texts.length(number) for number in (example.query, *passages)]
+
     def describe(self) -> str:
         """What stands before the texts."""
         passage = self._prefixes[self.passage_role]
@@ -63,9 +70,9 @@ class EmbeddingTask:
         vectors, order = cached_rows(
             self.pipeline,
             sequences,
-            self._settings.chunk_tokens,
+            self.settings.chunk_tokens,
             seed=seed,
-            precision=self._settings.precision,
+            precision=self.settings.precision,
             share=(ranks.rank, ranks.size),
         )
         return ranks.gather(vectors, order, len(sequences))
@@ -74,7 +81,7 @@ class EmbeddingTask:
         self, batch: Batch, data: Data, seed: tuple[int, ...], ranks: Ranks = ALONE
     ) -> dict[str, Tensor]:
         """The terms of the loss of a batch, each this process's share of the mean over queries."""
-        settings = self._settings
+        settings = self.settings
         vectors = self.encode(batch, data, seed, ranks)
         terms: dict[str, Tensor] = {}
         guided = self._guided(batch, data, ranks)
@@ -87,7 +94,7 @@ class EmbeddingTask:
     def _terms(
         self, vectors: Tensor, batch: Batch, ranks: Ranks, guided: Tensor | None
     ) -> dict[str, Tensor]:
-        settings, total = self._settings, len(batch.queries)
+        settings, total = self.settings, len(batch.queries)
         own = ranks.share(total)
         terms = {}
         if settings.contrastive_weight:
@@ -120,7 +127,7 @@ class EmbeddingTask:
 
     def entropies(self, batch: Batch, data: Data) -> tuple[float, float]:
         """The mean entropies of the teacher's and of the student's distributions over groups."""
-        settings = self._settings
+        settings = self.settings
         with torch.no_grad():
             vectors = torch.nn.functional.normalize(self.pipeline.run(data.sequences(batch)))
             groups = _on(vectors, batch.groups)

@@ -107,4 +107,5 @@ def _summary_writer(folder: str | Path, first: int) -> Any:
         raise ImportError(
             "--tensorboard needs tensorboard; pip install 'e5core[train]'", name="tensorboard"
         ) from error
-    return SummaryWriter(str(folder), purge_step=first or None)
+    # What a stopped run has written of later steps is hidden; so is all of one that begins anew.
+    return SummaryWriter(str(folder), purge_step=first + 1 if first else 0)

@@ -84,7 +84,7 @@ def train(
     files = [str(data)] if isinstance(data, str | Path) else list(map(str, data))
     held = None if evaluate is None else str(evaluate)
     with joined(task.encoder.device) as ranks:
-        run = prepare(str(model), task, settings, files, held, Path(output), ranks)
+        run = prepare(str(model), task, files, held, Path(output), ranks)
         record = run.folder.finished()
         if record is not None and adapter is not None and not (force or dry_run):
             check_adapter(record, Path(adapter), Path(output))

@@ -83,32 +83,25 @@ def mine(
     if not 0 <= margin < 1:
         raise ValueError(f"margin is {margin}, expected a number from 0 to below 1")
     rows = list(_read_rows(_list(data)))
-    never: dict[str, set[str]] = {}  # what cannot be a negative of a query, by all rows
-    for row in rows:
-        never.setdefault(row.query, {row.query}).update(row.positives)
     texts = _distinct_passages(rows, None if passages is None else _list(passages), column)
     retriever = _retriever(model, options)
     scorer = _scorer(teacher, options)
     index = Index(retriever.encode_passage(texts, show_progress=show_progress))
     found = short = near = 0
     with replacing(Path(output)) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for first in range(0, len(rows), BLOCK_QUERIES):
-            some = rows[first : first + BLOCK_QUERIES]
-            for row, candidates, scores, own in _search(
-                some, never, retriever, index, texts, count
-            ):
-                candidates, scores = candidates[skip:], scores[skip:]
-                if scorer is not None:
-                    candidates, scores, own = _scored(row, candidates, scorer)
-                far = far_enough(scores, float(own.max()), margin)
-                kept = np.flatnonzero(far)[:negatives]
-                line: dict[str, Any] = {"query": row.query, "pos": row.positives}
-                line["neg"] = [candidates[i] for i in kept]
-                if scorer is not None:
-                    line |= {"pos_scores": own.tolist(), "neg_scores": scores[kept].tolist()}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                near += int((~far).sum())
-                found, short = found + len(kept), short + (len(kept) < negatives)
+        for row, candidates, scores, own in _search(rows, retriever, index, texts, count):
+            candidates, scores = candidates[skip:], scores[skip:]
+            if scorer is not None:
+                candidates, scores, own = _scored(row, candidates, scorer)
+            far = far_enough(scores, float(own.max()), margin)
+            kept = np.flatnonzero(far)[:negatives]
+            line: dict[str, Any] = {"query": row.query, "pos": row.positives}
+            line["neg"] = [candidates[i] for i in kept]
+            if scorer is not None:
+                line |= {"pos_scores": own.tolist(), "neg_scores": scores[kept].tolist()}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            near += int((~far).sum())
+            found, short = found + len(kept), short + (len(kept) < negatives)
     return Mined(len(rows), len(texts), found, short, near)
 
 
@@ -130,28 +123,27 @@ def far_enough(scores: Scores, positive: float, margin: float) -> npt.NDArray[np
 
 
 def _search(
-    rows: list[TrainingRow],
-    never: dict[str, set[str]],
-    model: E5,
-    index: Index,
-    texts: list[str],
-    count: int,
+    rows: list[TrainingRow], model: E5, index: Index, texts: list[str], count: int
 ) -> Iterator[tuple[TrainingRow, list[str], Scores, Scores]]:
     """Each row with its candidates, best first, their cosines, and those of its positives."""
-    queries = model.encode_query([row.query for row in rows], show_progress=False)
-    positives = [text for row in rows for text in row.positives]
-    vectors = model.encode_passage(positives, show_progress=False)
-    # What is never a candidate may take some of the places.
-    most = count + max(len(never[row.query]) for row in rows)
-    result = index.search(queries, most)
-    start = 0
-    for number, row in enumerate(rows):
-        own = vectors[start : start + len(row.positives)] @ queries[number]
-        start += len(row.positives)
-        out = never[row.query]
-        places = [i for i in result.indices[number] if texts[i] not in out][:count]
-        kept = np.isin(result.indices[number], places)
-        yield row, [texts[i] for i in places], result.scores[number][kept], own
+    never: dict[str, set[str]] = {}  # A query's positives in all rows, and itself.
+    for row in rows:
+        never.setdefault(row.query, {row.query}).update(row.positives)
+    for first in range(0, len(rows), BLOCK_QUERIES):
+        some = rows[first : first + BLOCK_QUERIES]
+        queries = model.encode_query([row.query for row in some], show_progress=False)
+        positives = [text for row in some for text in row.positives]
+        vectors = model.encode_passage(positives, show_progress=False)
+        # What is never a candidate may take some of the places.
+        result = index.search(queries, count + max(len(never[row.query]) for row in some))
+        start = 0
+        for number, row in enumerate(some):
+            own = vectors[start : start + len(row.positives)] @ queries[number]
+            start += len(row.positives)
+            out = never[row.query]
+            places = [i for i in result.indices[number] if texts[i] not in out][:count]
+            kept = np.isin(result.indices[number], places)
+            yield row, [texts[i] for i in places], result.scores[number][kept], own
 
 
 def _scored(

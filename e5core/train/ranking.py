@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from e5core.checkpoint.save import save_checkpoint
 from e5core.reranker import Reranker
-from e5core.texts.pairs import fit_pair
+from e5core.texts.pairs import PAIR_SPECIALS, fit_pair
 from e5core.train.cached import cached_rows
-from e5core.train.data import Batch, Data
+from e5core.train.data import Batch, Data, Example
 from e5core.train.embedding import rank_figures
 from e5core.train.losses import group_cross_entropy, group_divergence, mean_entropy
 from e5core.train.optimizer import TokenRows
@@ -35,15 +35,22 @@ class RankingTask:
         self.module: nn.Module = nn.ModuleDict({"encoder": model.encoder, "head": model.head})
         self.rows: TokenRows | None = None
         self.made_from: dict[str, Any] = {}  # what decides the bytes of a result, beside settings
-        self._settings = settings
+        self.settings = settings
         self._like = like
-        for name in ("symmetric", "matryoshka", "guide"):
-            if getattr(settings, name):
+        for name in ("symmetric", "matryoshka", "guide", "temperature"):
+            if getattr(settings, name) != getattr(Settings, name):
                 raise ValueError(f"{name} is of vectors, and a reranker gives none; leave it out")
 
     def tokenize(self, text: str, role: str) -> tuple[list[int], int]:
         """The pieces of a text. Pairs are cut when they are put together."""
         return self.tokenizer.encode_pieces(text), 0
+
+    def lengths(self, example: Example, data: Data) -> list[int]:
+        """The tokens of each pair that a step has of an example, before pairs are cut."""
+        passages = [example.positives[0], *example.negatives[: self.settings.negatives]]
+        query = data.texts.length(example.query)
+        lengths = [PAIR_SPECIALS + query + data.texts.length(number) for number in passages]
+        return lengths * (2 if self.settings.r_drop else 1)
 
     def describe(self) -> str:
         """What stands before the texts."""
@@ -64,7 +71,7 @@ class RankingTask:
         self, batch: Batch, data: Data, seed: tuple[int, ...], ranks: Ranks = ALONE
     ) -> dict[str, Tensor]:
         """The terms of the loss of a batch, each this process's share of the mean over queries."""
-        settings = self._settings
+        settings = self.settings
         if batch.groups.shape[1] == 1:
             raise ValueError("no query of a batch has negatives, and a reranker learns from them")
         sequences, groups = self.pairs(batch, data)
@@ -89,9 +96,9 @@ class RankingTask:
         logits, order = cached_rows(
             self.pipeline,
             sequences,
-            self._settings.chunk_tokens,
+            self.settings.chunk_tokens,
             seed=seed,
-            precision=self._settings.precision,
+            precision=self.settings.precision,
             share=(ranks.rank, ranks.size),
         )
         if not order:  # a process without a chunk
@@ -104,7 +111,7 @@ class RankingTask:
         with torch.no_grad():
             student = self.pipeline.run(sequences)[groups.clamp(min=0)]
         teacher = torch.from_numpy(batch.teacher).to(student.device)
-        teacher = teacher / self._settings.teacher_temperature
+        teacher = teacher / self.settings.teacher_temperature
         return mean_entropy(teacher, groups), mean_entropy(student, groups)
 
     def evaluate(self, data: Data) -> dict[str, float]:

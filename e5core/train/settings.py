@@ -1,6 +1,6 @@
 """What a run of training is told: listed here and nowhere else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 TokenTable = Literal["frozen", "rows", "dense"]
@@ -106,6 +106,31 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}, expected a number from 0 to below 1")
+
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """ValueError for a setting that would do nothing beside the others."""
+        for name, used, what in (
+            ("guide_margin", self.guide, "guide is not given"),
+            ("guide", self.contrastive_weight, "contrastive_weight is 0"),
+            ("teacher_temperature", self.teacher_weight, "teacher_weight is 0"),
+            ("token_table", self.token_table != "dense" or not self.lora, "lora trains updates"),
+        ):
+            if getattr(self, name) != getattr(Settings, name) and not used:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, which does nothing: {what}; leave it out"
+                )
+
+    def resolved(self, reranker: bool, device: str, hidden_size: int) -> "Settings":
+        """These settings with what None stands for, on this type of device."""
+        table: TokenTable = "frozen" if device == "cpu" or self.lora else "dense"
+        return replace(
+            self,
+            token_table=self.token_table or table,
+            keep=KEEP * (not reranker) if self.keep is None else self.keep,
+            learning_rate=self.rate_for(hidden_size),
+        )
 
     def _least(self, name: str, least: float) -> None:
         value = getattr(self, name)

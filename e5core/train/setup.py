@@ -73,13 +73,18 @@ class Run:
 def prepare(
     model: str,
     task: Task,
-    settings: Settings,
     data: Sequence[str],
     evaluate: str | None,
     output: Path,
     ranks: Ranks,
 ) -> Run:
     """Read the data and choose what is trained."""
+    settings = task.settings
+    if settings.evaluate_every and evaluate is None:
+        raise ValueError(
+            f"evaluate_every is {settings.evaluate_every}, but there are no held-out rows; name "
+            "them with evaluate= (--evaluate)"
+        )
     found = read_data(data, task.tokenize, task.passage_role, settings.teacher_weight > 0)
     held = None
     if evaluate is not None:
@@ -93,7 +98,7 @@ def prepare(
                 f"none of {found.skipped} examples has negatives, from which a reranker learns; "
                 "add neg to their rows, for example with e5core mine"
             )
-    parameters, start = choose_trained(task, settings)
+    parameters, start = choose_trained(task)
     plan = Plan(found.members(), settings.batch_size, settings.seed, settings.mixed)
     kind = {"model": model, "reranker": not task.gives_vectors, "ranks": ranks.size}
     held_files = [] if held is None else held.files

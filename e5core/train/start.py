@@ -23,7 +23,7 @@ from e5core.train.lora import add_low_rank
 from e5core.train.optimizer import TokenRows
 from e5core.train.ranking import RankingTask
 from e5core.train.ranks import local_device
-from e5core.train.settings import KEEP, Settings
+from e5core.train.settings import Settings
 
 Task = EmbeddingTask | RankingTask
 
@@ -45,6 +45,7 @@ def load_task(model: str | Path, settings: Settings, options: LoadOptions, reran
         folder = replace(folder, config=config)
     wide = torch.float64 if settings.precision == "float64" else torch.float32
     encoder = folder.load_encoder(wide, local_device(options.device), options.kernels, True)
+    settings = settings.resolved(reranker, encoder.device.type, config.hidden_size)
     if reranker:
         task: Task = _ranking_task(folder, encoder, settings, options)
     else:
@@ -153,7 +154,7 @@ def same_pieces(one: Path, other: Path) -> bool:
     return pieces[0] == pieces[1] and read_charsmap(ours) == read_charsmap(theirs)
 
 
-def choose_trained(task: Task, settings: Settings) -> tuple[dict[str, nn.Parameter], Start]:
+def choose_trained(task: Task) -> tuple[dict[str, nn.Parameter], Start]:
     """Let gradients flow to what is to be trained, in memory of its own.
 
     returns  what is trained by name, and the weights of the start
@@ -162,8 +163,8 @@ def choose_trained(task: Task, settings: Settings) -> tuple[dict[str, nn.Paramet
     """
     if not task.encoder.kernels.trainable:
         raise ValueError(f"the {task.encoder.kernels.name} kernels only infer; leave kernels out")
-    table, before = task.encoder.embeddings.word, {}
-    mode = settings.token_table or ("frozen" if task.encoder.device.type == "cpu" else "dense")
+    settings, table, before = task.settings, task.encoder.embeddings.word, {}
+    mode = settings.token_table
     for path, module in task.module.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if module is table and mode == "frozen":
@@ -182,9 +183,8 @@ def choose_trained(task: Task, settings: Settings) -> tuple[dict[str, nn.Paramet
         # An update is nothing at the start, so its share of the result is that of its outer matrix.
         updates = task.module.named_parameters()
         before |= {n: torch.zeros_like(p) for n, p in updates if n.endswith(".up")}
-    keep = settings.keep if settings.keep is not None else KEEP * task.gives_vectors
     parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
-    return parameters, Start(before, keep)
+    return parameters, Start(before, settings.keep or 0.0)
 
 
 def _initialize(module: nn.Module) -> None:

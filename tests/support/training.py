@@ -47,10 +47,11 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 def tiny_task(folder: Path, reranker: bool = False, **settings: Any) -> EmbeddingTask | RankingTask:
     """A task in float64 without dropout, unless the settings say otherwise; all of it trained."""
-    wanted = {"precision": "float64", "dropout": 0.0, "token_table": "dense", **settings}
+    table = None if settings.get("lora") else "dense"
+    wanted = {"precision": "float64", "dropout": 0.0, "token_table": table, **settings}
     chosen = Settings(**wanted)
     task = load_task(folder, chosen, LoadOptions(), reranker)
-    choose_trained(task, chosen)
+    choose_trained(task)
     task.module.train()
     return task
 

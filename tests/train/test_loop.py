@@ -26,7 +26,7 @@ from e5core.train import train
 from e5core.train.state import RunFolder
 
 FEW = {"batch_size": 4, "save_every": 2, "learning_rate": 3e-3, "show_progress": False}
-EASY = {**FEW, "dropout": 0.0, "temperature": 0.05, "epochs": 12}
+EASY = {**FEW, "dropout": 0.0, "epochs": 12}
 
 
 def weights(folder: Path) -> bytes:
@@ -39,7 +39,9 @@ def log_of(folder: Path) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("table", ["frozen", "rows", "dense"])
 def test_it_learns_and_the_result_is_a_whole_model(folder, pairs, tmp_path, table):
-    summary = train(folder, pairs, tmp_path / "out", evaluate=pairs, token_table=table, **EASY)
+    summary = train(
+        folder, pairs, tmp_path / "out", evaluate=pairs, token_table=table, temperature=0.05, **EASY
+    )
     assert summary.steps == 36
     assert summary.after["mrr"] > summary.before["mrr"]
     assert not (tmp_path / "out.training").exists()
@@ -59,7 +61,8 @@ def test_it_learns_and_the_result_is_a_whole_model(folder, pairs, tmp_path, tabl
     assert rows == 0 if table == "frozen" else 10 < rows <= seen + 20
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"| mrr | {summary.before['mrr']:.4f} | {summary.after['mrr']:.4f} |" in card
-    assert "| learning_rate | 0.003 |" in card
+    for setting in ("learning_rate | 0.003", "keep | 0.5", f"token_table | {table}"):
+        assert f"| {setting} |" in card
 
 
 def _texts(file: Path) -> list[str]:
@@ -321,11 +324,28 @@ def test_a_full_disk_keeps_the_last_state(folder, pairs, tmp_path, monkeypatch):
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
 
 
-def test_overflows_in_float16_skip_the_step(folder, pairs, tmp_path):
-    """At the first factor of 65,536 gradients overflow; it is halved until they do not."""
-    train(folder, pairs, tmp_path / "out", steps=12, precision="float16", **FEW)
+def test_overflows_in_float16_skip_the_step(folder, pairs, tmp_path, monkeypatch):
+    """At a first factor that is too high gradients overflow; it is halved until they do not."""
+    save, scales, saved = RunFolder.save, [], []
+
+    def saving(self, tensors, progress):
+        scales.append(progress.loss_scale)
+        saved.append({name: tensor.clone() for name, tensor in tensors.items()})
+        save(self, tensors, progress)
+
+    monkeypatch.setattr(RunFolder, "save", saving)
+    monkeypatch.setattr("e5core.train.setup.FIRST_SCALE", 2.0**24)
+    options = {**FEW, "save_every": 1}
+    train(folder, pairs, tmp_path / "out", steps=20, precision="float16", **options)
     norms = [line["gradient_norm"] for line in log_of(tmp_path / "out")]
-    assert np.isfinite(norms[-1])
+    skipped = [not np.isfinite(norm) for norm in norms]
+    count = sum(skipped)
+    assert skipped == [True] * count + [False] * (20 - count)
+    assert 2 <= count < 20
+    assert scales == [2.0 ** (24 - min(step, count)) for step in range(1, 21)]
+    name = "weights.layers.0.output.weight"
+    assert torch.equal(saved[count - 1][name], saved[0][name])
+    assert not torch.equal(saved[count][name], saved[0][name])
     new = load_file(tmp_path / "out" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in new.values())
     old = load_file(folder / "model.safetensors")
@@ -479,10 +499,34 @@ def test_a_dry_run_says_what_would_be_done(folder, pairs, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "9 examples of 1 files: 36 texts" in said
     assert "queries begin with 'query: ', passages with 'passage: '" in said
+    assert "; 0.0% of the texts are cut\n" in said
     assert "6 steps, 3 an epoch, of up to 3 examples" in said
     assert "2.0 hard negatives" in said
     assert " GB, about " in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "pairs.jsonl"]
+
+
+def test_what_is_said_of_a_reranker_is_of_its_pairs(folder, tmp_path):
+    """A step has so many negatives of each query, and a pair has the query in it."""
+    texts = ["the er", "mno", "zq vw k mno " * 10, "k", "я ß é"]
+    rows = [{"query": texts[0], "pos": [texts[1]], "neg": texts[2:]}] * 4
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    counts = {}
+    for negatives, r_drop in ((1, 0.0), (3, 0.0), (3, 1.0)):
+        task = tiny_task(folder, reranker=True, negatives=negatives, r_drop=r_drop)
+        found = read_rows(task, data)
+        counts[negatives, r_drop] = task.lengths(found.examples[0], found)
+    query, *others = (len(task.tokenizer.encode_pieces(text)) for text in texts)
+    expected = [4 + query + other for other in others]
+    assert counts == {(1, 0.0): expected[:2], (3, 0.0): expected, (3, 1.0): expected * 2}
+    assert expected[1] > task.model.max_length
+
+
+def test_a_reranker_s_pairs_are_counted_where_they_are_cut(folder, tmp_path, capsys):
+    rows = [{"query": "the er", "pos": ["the er"], "neg": ["zq vw k mno " * 10]}] * 4
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    train(folder, data, tmp_path / "out", reranker=True, dry_run=True, **FEW)
+    assert "50.0% of the pairs are cut" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -494,6 +538,12 @@ def test_a_dry_run_says_what_would_be_done(folder, pairs, tmp_path, capsys):
         (["--dtype", "int8"], "--dtype is int8, training computes in"),
         (["--kernels", "native"], "kernels"),
         (["--reranker", "--symmetric"], "symmetric is of vectors"),
+        (["--reranker", "--temperature", "0.1"], "temperature is of vectors"),
+        (["--r-drop", "1"], "r_drop is of rerankers"),
+        (["--guide-margin", ".1"], "guide_margin is 0.1, which does nothing: guide is not given"),
+        (["--teacher-temperature", "2"], "which does nothing: teacher_weight is 0"),
+        (["--lora", "2", "--token-table", "dense"], "which does nothing: lora trains updates"),
+        (["--evaluate-every", "2"], "evaluate_every is 2, but there are no held-out rows"),
         (["--reranker", "--prompts", "e5"], "prompts is 'e5', but a reranker reads texts as they"),
         (["--contrastive-weight", "0"], "are both 0"),
     ],

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from e5core import E5
 from e5core.train import train
 from e5core.train.lora import merge_low_rank
+from e5core.train.state import RunFolder
 
 FEW = {"batch_size": 4, "steps": 4, "learning_rate": 3e-3, "show_progress": False}
 
@@ -82,3 +83,34 @@ def test_tensorboard_gets_every_step(folder, tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert events.Scalars("learning_rate")[0].value > 0
     assert events.Scalars("evaluation/mrr")
+
+
+def test_tensorboard_has_each_step_once_after_a_stop(folder, pairs, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = {**FEW, "steps": 6, "save_every": 2, "tensorboard": tmp_path / "board"}
+    options |= {"evaluate": pairs, "evaluate_every": 2}
+    save = RunFolder.save
+
+    def saving(self, tensors, progress):
+        if progress.step == 6:
+            raise KeyboardInterrupt
+        save(self, tensors, progress)
+
+    def steps(figure):
+        return [
+            event.step
+            for event in EventAccumulator(str(tmp_path / "board")).Reload().Scalars(figure)
+        ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", saving)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, pairs, tmp_path / "out", **options)
+    train(folder, pairs, tmp_path / "out", **options)
+    assert steps("loss") == [1, 2, 3, 4, 5, 6]
+    assert steps("evaluation/mrr") == [0, 2, 4, 6]
+    train(folder, pairs, tmp_path / "out", force=True, **options)
+    assert steps("loss") == [1, 2, 3, 4, 5, 6]
+    assert steps("evaluation/mrr") == [0, 2, 4, 6]

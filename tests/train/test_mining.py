@@ -63,7 +63,7 @@ def test_answers_of_other_rows_are_no_negatives(folder, tmp_path, corpus, questi
     files = questions[0], write_rows(tmp_path / "split.jsonl", split)
     whole, parts = (tmp_path / "whole.out.jsonl", tmp_path / "split.out.jsonl")
     for file, output in zip(files, (whole, parts), strict=True):
-        mine(folder, file, output, passages=corpus[0], margin=0.0, negatives=40)
+        mine(folder, file, output, passages=corpus[0], margin=0.0, negatives=100)
     found = {row["query"]: row["neg"] for row in mined_rows(whole)}
     for row in mined_rows(parts):
         assert not set(row["neg"]) & set(answers[row["query"]])
