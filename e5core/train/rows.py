@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from e5core.bulk.rows import describe_surrogate
 from e5core.texts.containers import is_blank
 
 # The native names are FlagEmbedding's. anchor and positive are those of sentence-transformers,
@@ -79,6 +80,10 @@ def _text(value: Any, name: str) -> str:
         raise ValueError(f"{name} is {value!r:.60} of type {type(value).__name__}, expected text")
     if is_blank(value):
         raise ValueError(f"{name} holds an empty text; take it out")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: {describe_surrogate(error)}") from None
     return value
 
 

@@ -10,6 +10,7 @@ from support.training import make_rows, read_rows, tiny_task, write_rows
 
 from e5core.train.data import read_data
 from e5core.train.links import Links, places_of
+from e5core.train.mining import mine
 from e5core.train.plan import Plan
 from e5core.train.rows import read_row
 
@@ -56,6 +57,7 @@ def test_a_title_stands_before_its_text():
         ({"query": "q", "pos": [" \u200b"]}, "pos holds an empty text"),
         ({"query": "", "pos": ["p"]}, "query holds an empty text"),
         ({"query": 3, "pos": ["p"]}, "query is 3 of type int"),
+        ({"query": "q", "pos": ["p\ud800"]}, "pos: it holds the lone surrogate U+D800"),
         ({"query": "q", "pos": ["p"], "neg": [None]}, "neg is None"),
         ({"query": "q", "pos": ["p"], "pos_scores": [1, 2]}, "2 scores for 1 texts"),
         ({"query": "q", "pos": ["p"], "pos_scores": [float("nan")]}, "finite numbers"),
@@ -67,6 +69,9 @@ def test_faults_name_file_and_line(tmp_path, fields, reason):
     with pytest.raises(ValueError, match=r"rows.jsonl, line 2: ") as error:
         read(file)
     assert reason in str(error.value)
+    with pytest.raises(ValueError, match="line 2: ") as of_mining:  # before it has begun
+        mine("no-model", file, tmp_path / "mined.jsonl")
+    assert str(of_mining.value) == str(error.value)
 
 
 @pytest.mark.parametrize(
