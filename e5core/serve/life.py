@@ -1,8 +1,7 @@
 """Whether the server lives, whether it can take work, and what it counts."""
 
-import orjson
-
 from e5core.serve.http import Answer, Call, json_answer, text_answer
+from e5core.serve.metrics import label
 from e5core.serve.service import Service
 
 LIVE = ("/livez", "/ping")
@@ -37,8 +36,8 @@ def metrics(service: Service) -> Answer:
         "e5core_worker_busy_seconds": service.worker.busy_seconds,
     }
     for served in service.models.everything:
-        name = orjson.dumps(served.name).decode()
-        gauges[f"e5core_tokens_per_second{{model={name}}}"] = served.engine.pace.tokens_per_second
+        key = f"e5core_tokens_per_second{{model={label(served.name)}}}"
+        gauges[key] = served.engine.pace.tokens_per_second
     counters = {
         "e5core_computed_tokens_total": counts.tokens,
         "e5core_computed_sequences_total": counts.sequences,

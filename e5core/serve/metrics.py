@@ -86,13 +86,28 @@ class Metrics:
         lines: list[str] = []
         named: set[str] = set()
         for key, value in sorted({**self.counters, **counters}.items()):
-            name = key.partition("{")[0]
-            if name not in named:
-                lines.append(f"# TYPE {name} counter")
-                named.add(name)
-            lines.append(f"{key} {value}")
+            lines += [*_type(key, "counter", named), f"{key} {value}"]
         for key, number in gauges.items():
-            lines += [f"# TYPE {key} gauge", f"{key} {number:.9g}"]
+            lines += [*_type(key, "gauge", named), f"{key} {number:.9g}"]
         for key, histogram in self.histograms.items():
             lines += histogram.lines(key)
         return "\n".join(lines) + "\n"
+
+
+def _type(key: str, kind: str, named: set[str]) -> list[str]:
+    """The line that names the kind of a metric, before the first of its values.
+
+    key    its name, with labels or without
+    named  the metrics that have their line
+    """
+    name = key.partition("{")[0]
+    if name in named:
+        return []
+    named.add(name)
+    return [f"# TYPE {name} {kind}"]
+
+
+def label(value: str) -> str:
+    """A label's value in quotes."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

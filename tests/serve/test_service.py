@@ -1,67 +1,25 @@
 """What is taken and what is refused: load, limits, deadlines, clients that leave, keys, origins."""
 
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from support.serving import Answer, Running, serving
+from support.gates import gated, in_thread, until
+from support.serving import serving
 
-from e5core import E5
+from e5core import E5, Reranker
 from e5core.serve.app import App
 from e5core.serve.engines import Rows
 from e5core.serve.keys import Keys, read_keys
 from e5core.serve.limits import Limits
+from e5core.serve.models import Models, serve_embedder, serve_reranker
 from e5core.serve.service import Service
 
 MakeService = Callable[..., Service]
 BODY = {"model": "tiny-e5-query", "input": "the query"}
 PINECONE = {"x-pinecone-api-version": "2026-07"}
-
-
-class Gate:
-    """Lets the forward passes of a service begin and end when a test says so."""
-
-    def __init__(self, service: Service) -> None:
-        self.started, self.release = threading.Event(), threading.Event()
-        self.seen: list[int] = []
-        engine = service.models.embedders[0].engine
-        self._run, self._engine = engine.run, engine
-        engine.run = self
-
-    def __call__(self, sequences: Sequence[Sequence[int]]) -> Sequence[Rows]:
-        self.started.set()
-        assert self.release.wait(60)
-        self.seen.append(sum(map(len, sequences)))
-        return self._run(sequences)
-
-
-@contextmanager
-def gated(service: Service, **options: Any) -> Iterator[tuple[Running, Gate]]:
-    """A server whose next forward pass ends when the gate is opened."""
-    with serving(App(service, **options)) as running:
-        gate = Gate(service)
-        try:
-            yield running, gate
-        finally:
-            gate.release.set()
-
-
-def in_thread(function: Callable[[], Answer]) -> tuple[threading.Thread, list[Answer]]:
-    found: list[Answer] = []
-    thread = threading.Thread(target=lambda: found.append(function()))
-    thread.start()
-    return thread, found
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
 
 
 def test_work_that_would_wait_too_long_is_refused_whole(make_service: MakeService) -> None:
@@ -249,6 +207,38 @@ def test_pages_of_other_origins_are_told_nothing_unless_they_are_listed(
         for method in ("OPTIONS", "POST"):
             found = server.ask(method, "/v1/embeddings", BODY, ours)
             assert not [name for name in found.headers if name.startswith("access-control")]
+
+
+# What Prometheus takes of a line; its own parser in Go refuses the whole page for one other line.
+# Source: prometheus/prometheus, model/textparse/promlex.l.
+NAME, NUMBER = "[a-zA-Z_:][a-zA-Z0-9_:]*", r"[+-]?(\d+(\.\d+)?(e[+-]?\d+)?|Inf)"
+TYPE_LINE = re.compile(f"# TYPE ({NAME}) (counter|gauge|histogram)")
+SAMPLE_LINE = re.compile(rf'({NAME})(\{{[a-z_]+="([^"\\\n]|\\["\\n])*"\}})? {NUMBER}')
+
+
+def test_prometheus_can_read_the_metrics(tiny: E5, tiny_reranker: Reranker) -> None:
+    models = Models(
+        [serve_embedder(tiny, "a", 'with "quotes" and\ttab'), serve_embedder(tiny, "b")],
+        [serve_reranker(tiny_reranker, "ranker")],
+    )
+    with serving(App(Service(models))) as server:
+        server.post("/v1/embeddings", {"model": "b-query", "input": ["a", "b"]})
+        server.post("/v1/embeddings", {})
+        lines = server.get("/metrics").body.decode().splitlines()
+    families: list[str] = []
+    for line in lines:
+        if line.startswith("#"):
+            found = TYPE_LINE.fullmatch(line)
+            assert found, line
+            families.append(found[1])
+        else:
+            found = SAMPLE_LINE.fullmatch(line)
+            assert found, line
+            name = found[1]
+            assert name.removeprefix(families[-1]) in ("", "_bucket", "_sum", "_count"), line
+    assert len(families) == len(set(families))  # the samples of a name stand together
+    speeds = [line for line in lines if line.startswith("e5core_tokens_per_second{")]
+    assert len(speeds) == 3
 
 
 def test_metrics_count_a_known_sequence(make_service: MakeService, tiny: E5) -> None:
