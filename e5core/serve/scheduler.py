@@ -98,14 +98,17 @@ class Scheduler:
         self._turns: deque[Engine] = deque()
         self._closed = False
 
-    def add(self, job: Job) -> None:
-        """Let a job wait; it must have a sequence."""
+    def add(self, job: Job) -> bool:
+        """Let a job wait; it must have a sequence. False if the queue is closed."""
         with self._condition:
+            if self._closed:
+                return False
             queue = self._queues.setdefault(job.engine, Queue())
             if not queue:
                 self._turns.append(job.engine)
             queue.add(job)
             self._condition.notify()
+        return True
 
     def discard(self, job: Job) -> int:
         """Take back what nobody has taken of a job; returns its tokens."""

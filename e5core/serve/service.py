@@ -177,7 +177,7 @@ class Service:
     ) -> tuple[Job, Tokenized]:
         """Admit, tokenize, queue and await the work of a request."""
         if (reason := self._why_not_taken()) is not None:
-            raise RefusedError(503, f"{reason}; try again", code="unavailable", wait=1)
+            raise _unavailable(reason)
         characters = sum(map(len, texts))
         self._admit(engine, characters // CHARACTERS_PER_TOKEN)
         started = perf_counter()
@@ -230,7 +230,8 @@ class Service:
         timer = loop.call_later(left, end, "late")
         how = "gone"
         try:
-            self.scheduler.add(job)
+            if not self.scheduler.add(job):  # it was closed while the texts were tokenized
+                raise _unavailable(self._why_not_taken() or "the server stops")
             how = await ended
         finally:  # also if uvicorn cancels this task, at the end of its patience
             timer.cancel()
@@ -258,7 +259,7 @@ class Service:
         if isinstance(error, TextError):
             return RefusedError(500, error.naming(f"{field}[{{}}]".format), code="not_finite")
         if self.stopping or not self.worker.alive:
-            return RefusedError(503, f"{error}", code="unavailable", wait=1)
+            return _unavailable(str(error))
         return RefusedError(
             500, "the model failed on this request; see the server's log", code="failed"
         )
@@ -274,6 +275,10 @@ class Service:
 
     def _note(self, batch: Batch, seconds: float) -> None:
         self.metrics.note_batch(len(batch.parts), batch.tokens)
+
+
+def _unavailable(reason: str) -> RefusedError:
+    return RefusedError(503, f"{reason}; try again", code="unavailable", wait=1)
 
 
 async def _hung_up(call: Call) -> None:

@@ -15,7 +15,7 @@ from e5core.serve.engines import Rows
 from e5core.serve.keys import Keys, read_keys
 from e5core.serve.limits import Limits
 from e5core.serve.models import Models, serve_embedder, serve_reranker
-from e5core.serve.service import Service
+from e5core.serve.service import THREADS, TOKENIZED_AT_ONCE, Service
 
 MakeService = Callable[..., Service]
 BODY = {"model": "tiny-e5-query", "input": "the query"}
@@ -285,6 +285,24 @@ def test_a_server_that_cannot_compute_says_so(make_service: MakeService) -> None
         until(lambda: reasons != [])
         assert "has not ended for 0.3 s" in reasons[0]
         gate.release.set()
+
+
+def test_work_that_meets_a_closed_queue_is_refused(make_service: MakeService) -> None:
+    """The worker is lost while the texts of a request are tokenized: nobody would compute them."""
+    service = make_service()
+    long = {**BODY, "input": "the query " * TOKENIZED_AT_ONCE}  # tokenized in a thread
+    with gated(service) as (server, gate):
+        busy = [service.threads.submit(gate.release.wait, 60) for _ in range(THREADS)]
+        thread, answers = in_thread(lambda: server.post("/v1/embeddings", long))
+        until(lambda: service.threads._work_queue.qsize() == 1)
+        service.worker.abandon(RuntimeError("the device is lost"))
+        gate.release.set()
+        thread.join()
+        assert answers[0].status == 503
+        assert answers[0].headers["retry-after"] == "1"
+        assert answers[0].json["error"]["message"] == "the worker has died; try again"
+        assert service.scheduler.waiting() == (0, 0)
+        assert all(waiter.result() for waiter in busy)
 
 
 def test_head_has_no_body(make_service: MakeService) -> None:
