@@ -70,12 +70,7 @@ def add_arguments(parser: Parser) -> None:
         choices=INPUT_TYPES,
         help="of texts whose request does not say it; without one it is refused",
     )
-    parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="keys, one a line, beside E5CORE_API_KEY"
-    )
-    parser.add_argument(
-        "--open", action="store_true", help="serve other machines without a key, to everybody"
-    )
+    add_key_arguments(parser)
     parser.add_argument(
         "--cors-origin",
         action="append",
@@ -100,6 +95,15 @@ def add_arguments(parser: Parser) -> None:
             help=f"{LIMIT_FLAGS[limit.name]} (default: %(default)s)",
         )
     parser.set_defaults(run=run)
+
+
+def add_key_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="keys, one a line, beside E5CORE_API_KEY"
+    )
+    parser.add_argument(
+        "--open", action="store_true", help="serve other machines without a key, to everybody"
+    )
 
 
 def run(options: Namespace) -> int:
