@@ -1,6 +1,6 @@
 """Texts and pairs of requests to sequences of ids that fit the model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from e5core.serve.checks import MOST_NAMED, refuse_blank
@@ -10,6 +10,9 @@ from e5core.texts.containers import is_blank
 from e5core.texts.cutting import cut
 from e5core.texts.errors import PairError
 from e5core.texts.pairs import PAIR_SPECIALS, fit_pair
+
+# Characters of a token that are counted on before a text is tokenized.
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,15 @@ class EmbedRequest:
     dimensions: int | None = None
     states: bool = False
 
+    @property
+    def characters(self) -> int:
+        return sum(map(len, self.texts))
+
+    @property
+    def expected_tokens(self) -> int:
+        """About how many tokens are computed: what is cut off costs nothing."""
+        return expected(map(len, self.texts), self.served.model.max_length)
+
 
 @dataclass(frozen=True)
 class RankRequest:
@@ -50,6 +62,26 @@ class RankRequest:
     truncate: str = "passage"
     tokens_per_document: int | None = None
 
+    @property
+    def characters(self) -> int:
+        return len(self.query) + sum(map(len, self.documents))
+
+    @property
+    def expected_tokens(self) -> int:
+        """About how many tokens are computed, those of the query with every document."""
+        query, limit = len(self.query), self.served.model.max_length
+        most = CHARACTERS_PER_TOKEN * (self.tokens_per_document or limit)
+        return expected((query + min(len(text), most) for text in self.documents), limit)
+
+
+def expected(lengths: Iterable[int], limit: int) -> int:
+    """About how many tokens sequences have.
+
+    lengths  of each in characters
+    limit    tokens to which each is cut
+    """
+    return sum([min(length // CHARACTERS_PER_TOKEN, limit) for length in lengths])
+
 
 @dataclass(frozen=True)
 class Tokenized:
@@ -63,10 +95,32 @@ class Tokenized:
         return sum(map(len, self.sequences))
 
 
-def tokenize_texts(asked: EmbedRequest) -> Tokenized:
+Stopped = Callable[[], bool]
+Tokenize = Callable[[Stopped], Tokenized]
+
+
+def never() -> bool:
+    return False
+
+
+class StoppedError(Exception):
+    """Nobody wants the tokens any more."""
+
+
+def wanted(texts: Sequence[str], stopped: Stopped) -> Iterator[str]:
+    """The texts one after another; StoppedError as soon as nobody wants them any more."""
+    for text in texts:
+        if stopped():
+            raise StoppedError
+        yield text
+
+
+def tokenize_texts(asked: EmbedRequest, stopped: Stopped) -> Tokenized:
     """The ids of each text with its prefix. RefusedError (400) names texts that cannot be embedded.
 
     Those are the empty ones, and with truncate="none" the long ones.
+
+    stopped  whether nobody wants them any more; it is asked before each text
     """
     refuse_blank(asked.texts, asked.field)
     model = asked.served.model
@@ -74,7 +128,7 @@ def tokenize_texts(asked: EmbedRequest) -> Tokenized:
     lead = model.tokenizer.encode_pieces(asked.prefix) if asked.truncate == "start" else []
     sequences, truncated = [], []
     long: dict[int, int] = {}
-    for index, text in enumerate(asked.texts):
+    for index, text in enumerate(wanted(asked.texts, stopped)):
         ids = model.tokenizer.encode(asked.prefix + text)
         if len(ids) > limit:
             truncated.append(index)
@@ -103,14 +157,17 @@ def cut_start(ids: Sequence[int], lead: Sequence[int], limit: int) -> list[int]:
     return [ids[0], *kept, *ids[len(ids) - room :]]
 
 
-def tokenize_pairs(asked: RankRequest) -> Tokenized:
-    """The ids of the query with each document. RefusedError (400) names pairs that do not fit."""
+def tokenize_pairs(asked: RankRequest, stopped: Stopped) -> Tokenized:
+    """The ids of the query with each document. RefusedError (400) names pairs that do not fit.
+
+    stopped  as in tokenize_texts
+    """
     if is_blank(asked.query):
         raise bad("query is empty, expected a text", "query", "empty_text")
     model = asked.served.model
     query = model.tokenizer.encode_pieces(asked.query)
     sequences, truncated = [], []
-    for index, document in enumerate(asked.documents):
+    for index, document in enumerate(wanted(asked.documents, stopped)):
         pieces = model.tokenizer.encode_pieces(document)
         whole = len(query) + len(pieces) + PAIR_SPECIALS
         pieces = pieces[: asked.tokens_per_document]
