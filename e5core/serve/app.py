@@ -31,11 +31,6 @@ from e5core.serve.table import find, likely_dialect
 
 GONE = 499  # nginx's status for a client that hung up, in the log alone
 
-# Bodies that are in memory at the same time, in units of the largest one that is taken.
-BODIES = 8
-# Bytes of a body that is taken whatever else is in memory: a query's, which nobody shuts out.
-SMALL_BODY = 65_536
-
 
 class App:
     """An ASGI 3 application; uvicorn, or any other server of ASGI, runs it.
@@ -73,7 +68,6 @@ class App:
         self._origins = frozenset(origins)
         self._on_failure = on_failure
         self._watch: asyncio.Task[None] | None = None
-        self._held = 0  # bytes of bodies that have come, of requests that are not answered yet
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -138,7 +132,7 @@ class App:
             status = GONE
             raise
         finally:
-            self._held -= call.received
+            self.service.memory.release(call)
             if work:
                 seconds = time.perf_counter() - call.started
                 self.service.metrics.note_request(status, seconds, call.log)
@@ -181,24 +175,10 @@ class App:
         if call.method == "GET":
             return Fields({})
         limits = self.service.limits
-        body = await call.body(limits.max_body, limits.body_seconds, self._hold)
+        body = await call.body(limits.max_body, limits.body_seconds, self.service.memory.hold)
         if len(body) <= PARSED_AT_ONCE:
             return parse(body)
         return await self.service.aside(lambda: parse(body))
-
-    def _hold(self, call: Call, size: int) -> None:
-        """Count what has come of a body; RefusedError (429) if memory is full of large ones.
-
-        What a body promises is not counted: whoever sends nothing would shut the others out.
-        """
-        self._held += size
-        most = BODIES * self.service.limits.max_body
-        if call.received > SMALL_BODY and self._held > most:
-            message = (
-                f"the bodies of the requests that are worked on have {self._held:,} bytes, this "
-                f"server takes {most:,} at once; try again later, or send fewer texts a request"
-            )
-            raise RefusedError(429, message, code="rate_limit_exceeded", wait=1, close=True)
 
     def _refused(self, call: Call, refusal: RefusedError, dialect: Dialect) -> Answer:
         call.log["dialect"] = dialect.name

@@ -53,7 +53,7 @@ class Call:
 
     path      percent-decoded, without a prefix that names the dialect
     headers   by lower-case names; of several the last one counts
-    received  bytes of the body that have come
+    held      bytes that it has in memory, see Memory
     log       fields of its line in the access log
     """
 
@@ -70,7 +70,7 @@ class Call:
         self.id = uuid.uuid4().hex
         self.started = time.perf_counter()
         self.receive = receive
-        self.received = 0
+        self.held = 0
         self.log: dict[str, Any] = {}
 
     @property
@@ -111,15 +111,15 @@ class Call:
             timer.cancel()
 
     async def _read(self, limit: int, hold: Callable[["Call", int], None]) -> bytes:
-        rest = bytearray()
+        rest, size = bytearray(), 0
         while True:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             part: bytes = message.get("body", b"")
-            self.received += len(part)
             hold(self, len(part))
-            if self.received > limit:
+            size += len(part)
+            if size > limit:
                 raise _too_large(f"more than {limit:,}", limit)
             more = message.get("more_body", False)
             if not more and not rest:

@@ -20,6 +20,7 @@ from e5core.serve.errors import RefusedError, bad
 from e5core.serve.http import Call
 from e5core.serve.jobs import Batch, Job
 from e5core.serve.limits import Limits
+from e5core.serve.memory import Memory
 from e5core.serve.metrics import Metrics
 from e5core.serve.models import Models
 from e5core.serve.patience import Patience
@@ -85,6 +86,7 @@ class Service:
         self.limits = limits or Limits()
         self.default_input_type = default_input_type
         self.metrics = Metrics()
+        self.memory = Memory(self.limits)
         self.scheduler = Scheduler()
         self.worker = Worker(self.scheduler, deliver=self._deliver, note=self._note)
         self._coming: Counter[Engine] = Counter()  # tokens of texts that threads tokenize
@@ -186,6 +188,7 @@ class Service:
             call.log["tokens"] = tokens
             call.log["characters"] = characters
             call.log["truncated"] = len(tokenized.truncated)
+            self.memory.hold(call, tokens * asked.bytes_per_token)
             if tokens > expected:
                 self._admit(engine, tokens)
             job = await self._compute(engine, tokenized.sequences, patience)

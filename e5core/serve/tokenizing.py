@@ -1,10 +1,11 @@
 """Texts and pairs of requests to sequences of ids that fit the model."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from e5core.serve.checks import MOST_NAMED, refuse_blank
-from e5core.serve.errors import bad
+from e5core.serve.errors import RefusedError, bad
 from e5core.serve.models import ServedEmbedder, ServedReranker
 from e5core.texts.containers import is_blank
 from e5core.texts.cutting import cut
@@ -13,6 +14,9 @@ from e5core.texts.pairs import PAIR_SPECIALS, fit_pair
 
 # Characters of a token that are counted on before a text is tokenized.
 CHARACTERS_PER_TOKEN = 4
+# Tokens of a request for token states, each of which is a row of the answer: a hidden size of 1,024
+# makes 64 MiB of them, and about 200 MB of JSON.
+MOST_STATES = 16_384
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class EmbedRequest:
         """About how many tokens are computed: what is cut off costs nothing."""
         return expected(map(len, self.texts), self.served.model.max_length)
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that stay in memory for each token until the answer is sent."""
+        return 4 * self.served.model.encoder.config.hidden_size if self.states else 0
+
 
 @dataclass(frozen=True)
 class RankRequest:
@@ -61,6 +70,7 @@ class RankRequest:
     field: str = "documents"
     truncate: str = "passage"
     tokens_per_document: int | None = None
+    bytes_per_token = 0
 
     @property
     def characters(self) -> int:
@@ -128,6 +138,7 @@ def tokenize_texts(asked: EmbedRequest, stopped: Stopped) -> Tokenized:
     lead = model.tokenizer.encode_pieces(asked.prefix) if asked.truncate == "start" else []
     sequences, truncated = [], []
     long: dict[int, int] = {}
+    left = MOST_STATES if asked.states else math.inf
     for index, text in enumerate(wanted(asked.texts, stopped)):
         ids = model.tokenizer.encode(asked.prefix + text)
         if len(ids) > limit:
@@ -135,6 +146,16 @@ def tokenize_texts(asked: EmbedRequest, stopped: Stopped) -> Tokenized:
             long[index] = len(ids)
             ids = cut_start(ids, lead, limit) if asked.truncate == "start" else cut(ids, limit)
         sequences.append(ids)
+        left -= len(ids)
+        if left < 0:
+            raise RefusedError(
+                413,
+                f"{asked.field}[0] to {asked.field}[{index}] have more than {MOST_STATES:,} "
+                "tokens, the most whose states this server gives at once; send fewer texts a "
+                "request",
+                code="too_many_tokens",
+                param=asked.field,
+            )
     if long and asked.truncate == "none":
         named = ", ".join(
             f"{asked.field}[{index}] has {tokens} tokens"
