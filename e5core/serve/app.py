@@ -182,7 +182,8 @@ class App:
 
     def _refused(self, call: Call, refusal: RefusedError, dialect: Dialect) -> Answer:
         call.log["dialect"] = dialect.name
-        call.log["error"] = refusal.message[:300]
+        # Not its message, in which values of the request stand: texts of users, or a key.
+        call.log |= {"error": refusal.code or "invalid_request", "param": refusal.param}
         status = dialect.statuses.get(refusal.status, refusal.status)
         return json_answer(dialect.error(refusal), status, refusal.headers)
 
