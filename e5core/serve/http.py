@@ -51,7 +51,7 @@ def text_answer(text: str, status: int = 200, content_type: str = "text/plain") 
 class Call:
     """One request: what the client sent, and what the access log says of it.
 
-    path      percent-decoded, without a prefix that names the dialect
+    path      percent-decoded, below the path at which the application is mounted
     headers   by lower-case names; of several the last one counts
     held      bytes that it has in memory, see Memory
     log       fields of its line in the access log
@@ -60,7 +60,7 @@ class Call:
     def __init__(self, scope: Message, receive: Receive) -> None:
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
         self.head = scope["method"] == "HEAD"
-        self.path: str = scope["path"]
+        self.path = _path(scope)
         self.headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -127,6 +127,16 @@ class Call:
             rest += part
             if not more:
                 return bytes(rest)
+
+
+def _path(scope: Message) -> str:
+    """The path of a request without the one at which the application is mounted.
+
+    ASGI's `path` begins with `root_path`; Starlette before 0.33 had taken it off.
+    """
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] or "/" if f"{path}/".startswith(f"{root}/") else path
 
 
 def _too_large(found: str, limit: int) -> RefusedError:
