@@ -6,12 +6,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from e5core.serve.app import App
+from e5core.serve.protocol import Protocol
 
 KEEP_ALIVE = 75  # seconds: longer than the proxies keep theirs, or they meet closed connections
 GRACE = 30  # seconds that requests may still take once the server stops
@@ -100,6 +102,7 @@ def serve(
     app = make_app(lost)
     config = uvicorn.Config(
         app,
+        http=partial(Protocol, head_seconds=app.service.limits.body_seconds),
         loop="asyncio",  # what is tested, also where uvloop is installed
         lifespan="on",
         ws="none",

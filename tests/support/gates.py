@@ -31,9 +31,9 @@ class Gate:
 
 
 @contextmanager
-def gated(service: Service, **options: Any) -> Iterator[tuple[Running, Gate]]:
+def gated(service: Service, http: Any = "auto", **options: Any) -> Iterator[tuple[Running, Gate]]:
     """A server whose next forward pass ends when the gate is opened."""
-    with serving(App(service, **options)) as running:
+    with serving(App(service, **options), http=http) as running:
         gate = Gate(service)
         try:
             yield running, gate
