@@ -119,6 +119,22 @@ def test_token_states_have_a_limit(
         assert np.shape(given.json) == (1, tiny.max_length, tiny.encoder.config.hidden_size)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/tokenize", {"inputs": ["a" * 40_000] * 2}, "inputs has 80,000 characters"),
+        ("/decode", {"ids": [5] * 80_000}, "ids has 80,000 ids"),
+        ("/decode", {"ids": [[5]] * 80_000}, "ids has 80,000 lists"),
+    ],
+)
+def test_what_is_described_has_a_limit(
+    server: Running, path: str, body: object, message: str
+) -> None:
+    refused = server.post(path, body)
+    assert refused.status == 413
+    assert refused.json["error"].startswith(f"{message}, this server takes 65,536 of them")
+
+
 def test_answers_are_cut_by_their_numbers() -> None:
     """Rows of token states are as long as their texts: the first one says nothing of the others."""
     chance = np.random.default_rng(0)

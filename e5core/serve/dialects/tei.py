@@ -9,7 +9,7 @@ import numpy as np
 
 import e5core
 from e5core.serve.asking import find_embedder, report_headers, written
-from e5core.serve.checks import check_texts
+from e5core.serve.checks import check_described, check_texts
 from e5core.serve.errors import RefusedError, bad
 from e5core.serve.fields import Fields
 from e5core.serve.http import Answer, Call, json_answer
@@ -147,6 +147,7 @@ async def tokenize(service: Service, call: Call, fields: Fields) -> Answer:
     prefix = served.prefix(kind or "none")
     specials = fields.flag("add_special_tokens", True)
     check_texts(texts, "inputs", service.limits)
+    check_described(sum(map(len, texts)), "inputs", "characters")
 
     def described() -> list[list[dict[str, Any]]]:
         tokenizer, listed = served.model.tokenizer, []
@@ -174,6 +175,8 @@ async def decode(service: Service, call: Call, fields: Fields) -> Answer:
     lists = fields.items("ids")
     if lists and not isinstance(lists[0], list):
         lists = [lists]
+    check_described(len(lists), "ids", "lists")
+    check_described(sum(len(ids) for ids in lists if isinstance(ids, list)), "ids", "ids")
     skip = fields.flag("skip_special_tokens", True)
     tokenizer = _first(service).model.tokenizer
     texts = []
