@@ -34,7 +34,7 @@ LIMIT_FLAGS: dict[str, str] = {
     "max_body": "bytes of a request's body",
     "max_texts": "texts of a request",
     "max_characters": "characters of a text",
-    "body_seconds": "seconds in which a body must arrive",
+    "body_seconds": "seconds in which the headers of a request must arrive, and then its body",
     "hang_seconds": "seconds of a forward pass after which the process ends",
 }
 
@@ -131,6 +131,7 @@ def run(options: Namespace) -> int:
             log=log,
             searcher=searcher,
             origins=options.cors_origin,
+            hosts=None if keys or options.open else {*LOOPBACK, options.host},
             on_failure=lost,
         )
 

@@ -4,7 +4,8 @@ import asyncio
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from urllib.parse import urlsplit
 
 from e5core.serve.access import AccessLog
 from e5core.serve.errors import RefusedError
@@ -49,6 +50,7 @@ class App:
         log: AccessLog | None = None,
         searcher: Searcher | None = None,
         origins: Sequence[str] = (),
+        hosts: Collection[str] | None = None,
         on_failure: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """Put the parts together.
@@ -57,6 +59,7 @@ class App:
         log         where every request gets a line; None for none
         searcher    the index behind POST /search
         origins     of web pages that may call the server (CORS); none by default
+        hosts       whose pages alone may post, where no key keeps other pages out; None for all
         on_failure  called once, with the reason, when the worker is lost
         """
         self.service = service
@@ -66,6 +69,7 @@ class App:
         about, search = searching(searcher)
         self._own = {("GET", "/search"): about, ("POST", "/search"): search}
         self._origins = frozenset(origins)
+        self._hosts = hosts
         self._on_failure = on_failure
         self._watch: asyncio.Task[None] | None = None
 
@@ -150,6 +154,7 @@ class App:
         try:
             if not self.keys.open(call.headers):
                 raise RefusedError(401, "the API key is missing or wrong", code="invalid_api_key")
+            self._check_origin(call)
             if call.method == "GET" and call.path == "/metrics":
                 return metrics(self.service)
             if found is None:
@@ -169,6 +174,22 @@ class App:
                 500, "the server failed on this request; see its log", code="failed"
             )
             return self._refused(call, refusal, dialect)
+
+    def _check_origin(self, call: Call) -> None:
+        """RefusedError (403) for a web page that has nothing to do with this server.
+
+        Browsers post for a page of any origin without asking, and name the origin in every POST,
+        also where its name has been made to point to this machine (DNS rebinding).
+        """
+        origin = call.headers.get("origin")
+        if self._hosts is None or origin is None or call.method != "POST":
+            return
+        if origin not in self._origins and _host(origin) not in self._hosts:
+            message = (
+                f"a web page of {origin!r:.100} may not call this server, which asks for no key; "
+                "start it with a key, or with --cors-origin for this page"
+            )
+            raise RefusedError(403, message, code="foreign_origin")
 
     async def _fields(self, call: Call) -> Fields:
         """The JSON of a request; there is none in a GET."""
@@ -217,6 +238,13 @@ class App:
             while (part := await self.service.aside(lambda: next(parts, None))) is not None:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"" if call.head else body})
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:
+        return None
 
 
 def _no_route(call: Call, methods: list[str]) -> RefusedError:

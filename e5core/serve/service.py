@@ -128,7 +128,7 @@ class Service:
     async def embed(self, call: Call, asked: EmbedRequest) -> Embedded:
         """Embed the texts of a request; RefusedError says why not."""
         check_texts(asked.texts, asked.field, self.limits)
-        model = asked.served.model
+        served, model = asked.served, asked.served.model
         try:
             size = kept(asked.dimensions, model.pipeline.size)
         except ValueError:
@@ -137,10 +137,10 @@ class Service:
                 f"{model.pipeline.size} numbers; ask for 1 to {model.pipeline.size}",
                 "dimensions",
             ) from None
-        served = asked.served
         usual = asked.normalize and asked.dimensions is None
         engine = served.states if asked.states else served.engine if usual else served.pooled
-        call.log |= {"model": asked.served.name, "texts": len(asked.texts)}
+        device = model.encoder.device.type
+        call.log |= {"model": served.name, "device": device, "texts": len(asked.texts)}
         job, tokenized = await self._process(
             call, engine, asked, lambda stopped: tokenize_texts(asked, stopped)
         )
@@ -155,9 +155,11 @@ class Service:
         """Score the documents of a request; RefusedError says why not."""
         check_texts([asked.query], "query", self.limits)
         check_texts(asked.documents, asked.field, self.limits)
-        call.log |= {"model": asked.served.name, "texts": len(asked.documents)}
+        served, texts = asked.served, len(asked.documents)
+        device = served.model.encoder.device.type
+        call.log |= {"model": served.name, "device": device, "texts": texts}
         job, tokenized = await self._process(
-            call, asked.served.engine, asked, lambda stopped: tokenize_pairs(asked, stopped)
+            call, served.engine, asked, lambda stopped: tokenize_pairs(asked, stopped)
         )
         logits = job.matrix()
         order = np.argsort(-logits, kind="stable").tolist()

@@ -31,7 +31,9 @@ class Outer:
 
 def check(server: Running, prefix: str, tiny: E5) -> None:
     found = server.post(f"{prefix}/v1/embeddings", BODY, KEY).json
-    assert same_bits(found["data"][0]["embedding"], tiny.embed_query("the query"))
+    assert same_bits(
+        found["data"][0]["embedding"], tiny.embed("the query", input_type="query").vectors
+    )
     assert server.get(f"{prefix}/readyz").status == 200
     assert server.get(f"{prefix}/").body.startswith(b"<!")
     assert server.get(f"{prefix}/models/tiny-e5", KEY).json["id"] == "tiny-e5"

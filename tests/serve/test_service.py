@@ -1,5 +1,7 @@
 """What is taken and what is refused: load, limits, deadlines, clients that leave, keys, origins."""
 
+import asyncio
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -10,8 +12,11 @@ from support.gates import gated, in_thread, until
 from support.serving import serving
 
 from e5core import E5, Reranker
+from e5core.serve.access import AccessLog
 from e5core.serve.app import App
+from e5core.serve.asking import report_headers
 from e5core.serve.engines import Rows
+from e5core.serve.http import Call
 from e5core.serve.keys import Keys, read_keys
 from e5core.serve.limits import Limits
 from e5core.serve.models import Models, serve_embedder, serve_reranker
@@ -177,6 +182,18 @@ def test_every_route_but_health_needs_a_key(make_service: MakeService) -> None:
         assert refused.json["error"]["code"] == "UNAUTHENTICATED"
 
 
+@pytest.mark.parametrize("key", ["zwei-ß", "schlüssel-à", "鍵"])
+@pytest.mark.parametrize("form", ["utf-8", "latin-1"])
+def test_a_key_may_have_any_letters(make_service: MakeService, key: str, form: str) -> None:
+    """Most clients send UTF-8; Python's http.client and requests send Latin-1 where they can."""
+    sent = key.encode(form, "ignore")
+    head = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %b\r\n\r\n"
+    with serving(App(make_service(), Keys([key]))) as server, server.connect() as connection:
+        connection.sendall(head % sent)
+        status = connection.recv(12)
+        assert status == (b"HTTP/1.1 200" if sent.decode(form) == key else b"HTTP/1.1 401")
+
+
 def test_keys_come_from_the_environment_and_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
@@ -241,6 +258,28 @@ def test_prometheus_can_read_the_metrics(tiny: E5, tiny_reranker: Reranker) -> N
     assert len(speeds) == 3
 
 
+def test_pages_of_elsewhere_may_not_post_where_no_key_is_asked_for(
+    make_service: MakeService,
+) -> None:
+    """Not even if their name was made to point to this machine: then Host is theirs as well."""
+    listed = "https://example.org"
+    app = App(make_service(), origins=[listed], hosts={"127.0.0.1", "localhost"})
+    with serving(app) as server:
+        for origin in (
+            "http://evil.example:8080",
+            "null",
+            "http://127.0.0.1.evil.example",
+            "http://[",
+        ):
+            for headers in ({}, {"host": "evil.example:8080"}):
+                found = server.post("/v1/embeddings", BODY, {"origin": origin, **headers})
+                assert found.status == 403
+                assert "--cors-origin" in found.json["error"]["message"]
+        for origin in (listed, f"http://127.0.0.1:{server.port}", "http://localhost:3000"):
+            assert server.post("/v1/embeddings", BODY, {"origin": origin}).status == 200
+        assert server.post("/v1/embeddings", BODY).status == 200  # no browser sends it
+
+
 def test_metrics_count_a_known_sequence(make_service: MakeService, tiny: E5) -> None:
     with serving(App(make_service())) as server:
         server.post("/v1/embeddings", BODY)
@@ -303,6 +342,30 @@ def test_work_that_meets_a_closed_queue_is_refused(make_service: MakeService) ->
         assert answers[0].json["error"]["message"] == "the worker has died; try again"
         assert service.scheduler.waiting() == (0, 0)
         assert all(waiter.result() for waiter in busy)
+
+
+@pytest.mark.parametrize("headers", [{}, PINECONE])
+def test_a_model_that_is_not_there_is_looked_for_among_all(
+    tiny: E5, headers: dict[str, str]
+) -> None:
+    with serving(App(Service(Models([serve_embedder(tiny, "tiny-e5")])))) as server:
+        found = server.get("/models/nope", headers)
+        assert found.status == 404
+        message = "there is no model 'nope'; this server has 'tiny-e5'"
+        assert found.json["error"]["message"] == message
+
+
+def test_the_device_is_named(make_service: MakeService) -> None:
+    stream = io.StringIO()
+    with serving(App(make_service(), log=AccessLog(stream))) as server:
+        ranked = {"model": "tiny-ranker", "query": "a", "documents": ["a"]}
+        for path, body in (("/v1/embeddings", BODY), ("/v2/rerank", ranked)):
+            assert server.post(path, body).headers["x-compute-type"] == "cpu"
+    assert [json.loads(line)["device"] for line in stream.getvalue().splitlines()] == ["cpu"] * 2
+    call = Call({"method": "POST", "path": "/", "headers": []}, lambda: asyncio.sleep(0))
+    call.log |= dict.fromkeys(("characters", "tokenization_ms", "queue_ms", "inference_ms"), 1)
+    call.log["device"] = "cuda"
+    assert report_headers(call, [1], [])["x-compute-type"] == "gpu+cpu"
 
 
 def test_head_has_no_body(make_service: MakeService) -> None:
