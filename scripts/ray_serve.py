@@ -2,9 +2,8 @@
 
     python scripts/ray_serve.py --model intfloat/multilingual-e5-large --replicas 2 --gpus 1
 
-Every replica loads the models and is the server of `e5core serve`: the same routes, and the same
-keys, which this program reads from E5CORE_API_KEY and --api-key-file and of which the replicas get
-the digests. On one machine Ray is started by itself; on a cluster
+Every replica loads the models and is the server of `e5core serve`: the same routes, and the key in
+E5CORE_API_KEY of the machine that it runs on. On one machine Ray is started by itself; on a cluster
 run it there with --address auto. A replica that dies is started anew, and requests that it had are
 for clients to send again, which those of Pinecone, OpenAI and Cohere do by themselves.
 """
@@ -18,8 +17,7 @@ from typing import Any
 
 from e5core.checkpoint.folder import AUTO, DTYPES
 from e5core.cli.program import Parser, run_program
-from e5core.cli.serve import add_key_arguments, check_host
-from e5core.serve.keys import Keys, read_keys
+from e5core.serve.limits import Limits
 from e5core.serve.models import INPUT_TYPES
 
 # Ray hands a replica 5 requests at a time by default, of which no batch can be made.
@@ -37,16 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of a replica")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
-    add_key_arguments(parser)
     parser.add_argument("--address", help="of a Ray cluster; auto for the one this runs on")
     parser.set_defaults(run=run)
     return run_program(parser, arguments)
 
 
 def run(options: argparse.Namespace) -> int:
-    # Replicas on other machines do not see this program's environment.
-    keys = Keys(read_keys(options.api_key_file))
-    check_host(options.host, keys, options.open)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
     try:
         import ray
@@ -68,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         }
     )
     try:
-        serve.run(deployment(serve, options, keys).bind(), name="e5core", route_prefix="/")
+        serve.run(deployment(serve, options).bind(), name="e5core", route_prefix="/")
         where = f"http://{options.host}:{options.port}"
         print(f"ray_serve.py: {options.replicas} replicas at {where}", file=sys.stderr, flush=True)
         while True:
@@ -80,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         ray.shutdown()
 
 
-def deployment(serve: Any, options: argparse.Namespace, keys: Keys) -> Any:
+def deployment(serve: Any, options: argparse.Namespace) -> Any:
     """The class of a replica, whose application is made where the replica runs."""
     settings = vars(options).copy()
     for name in ("run", "prog"):  # they hold what does not travel
@@ -91,6 +85,7 @@ def deployment(serve: Any, options: argparse.Namespace, keys: Keys) -> Any:
 
         from e5core import E5, Reranker
         from e5core.serve.app import App
+        from e5core.serve.keys import Keys, read_keys
         from e5core.serve.models import Models, serve_embedder, serve_reranker
         from e5core.serve.service import Service
 
@@ -104,7 +99,7 @@ def deployment(serve: Any, options: argparse.Namespace, keys: Keys) -> Any:
         service = Service(
             Models([embedder], rerankers), default_input_type=settings["default_input_type"]
         )
-        return App(service, keys)
+        return App(service, Keys(read_keys(None)))
 
     @serve.deployment(
         num_replicas=options.replicas,
@@ -112,6 +107,8 @@ def deployment(serve: Any, options: argparse.Namespace, keys: Keys) -> Any:
         max_queued_requests=REQUESTS_OF_A_REPLICA,
         ray_actor_options={"num_cpus": options.cpus, "num_gpus": options.gpus},
         health_check_period_s=2,
+        # A replica that is taken away answers what it has; Ray would end it after 20 s.
+        graceful_shutdown_timeout_s=Limits().timeout,
     )
     @serve.ingress(build)
     class Replica:

@@ -22,7 +22,7 @@ from e5core.model import E5
 from e5core.reranker import Reranker
 from e5core.serve.keys import KEY_VARIABLE, Keys, read_keys
 from e5core.serve.limits import Limits
-from e5core.serve.models import INPUT_TYPES, Models, serve_embedder, serve_reranker
+from e5core.serve.models import INPUT_TYPES, NONE, Models, serve_embedder, serve_reranker
 from e5core.serve.searcher import Searcher
 from e5core.vectors.index import Index
 
@@ -34,7 +34,7 @@ LIMIT_FLAGS: dict[str, str] = {
     "max_body": "bytes of a request's body",
     "max_texts": "texts of a request",
     "max_characters": "characters of a text",
-    "body_seconds": "seconds in which the headers of a request must arrive, and then its body",
+    "body_seconds": "seconds in which a body must arrive",
     "hang_seconds": "seconds of a forward pass after which the process ends",
 }
 
@@ -70,7 +70,17 @@ def add_arguments(parser: Parser) -> None:
         choices=INPUT_TYPES,
         help="of texts whose request does not say it; without one it is refused",
     )
-    add_key_arguments(parser)
+    parser.add_argument(
+        "--default-task",
+        metavar="TEXT",
+        help="the instruction of queries whose request gives none, for instruct models",
+    )
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="keys, one a line, beside E5CORE_API_KEY"
+    )
+    parser.add_argument(
+        "--open", action="store_true", help="serve other machines without a key, to everybody"
+    )
     parser.add_argument(
         "--cors-origin",
         action="append",
@@ -81,9 +91,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--drain",
         type=float,
-        default=1.0,
+        default=5.0,
         metavar="SECONDS",
-        help="go on so long after SIGTERM, with readiness off (default: %(default)s)",
+        help="take requests so long after SIGTERM, with readiness off, before the last ones are "
+        "answered (default: %(default)s)",
     )
     parser.add_argument("--no-access-log", action="store_true")
     for limit in fields(Limits):
@@ -95,15 +106,6 @@ def add_arguments(parser: Parser) -> None:
             help=f"{LIMIT_FLAGS[limit.name]} (default: %(default)s)",
         )
     parser.set_defaults(run=run)
-
-
-def add_key_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="keys, one a line, beside E5CORE_API_KEY"
-    )
-    parser.add_argument(
-        "--open", action="store_true", help="serve other machines without a key, to everybody"
-    )
 
 
 def run(options: Namespace) -> int:
@@ -121,7 +123,7 @@ def run(options: Namespace) -> int:
     keys = Keys(read_keys(options.api_key_file))
     check_host(options.host, keys, options.open)
     models, searcher = load_models(options)
-    service = Service(models, limits, options.default_input_type)
+    service = Service(models, limits, options.default_input_type, options.default_task)
     log = AccessLog(None if options.no_access_log else sys.stdout)
 
     def make_app(lost: Callable[[str], None]) -> App:
@@ -131,7 +133,6 @@ def run(options: Namespace) -> int:
             log=log,
             searcher=searcher,
             origins=options.cors_origin,
-            hosts=None if keys or options.open else {*LOOPBACK, options.host},
             on_failure=lost,
         )
 
@@ -182,6 +183,11 @@ def load_models(options: Namespace) -> tuple[Models, Any]:
         embedders.append(searcher.served)
     for _, origin, name in own:
         model = E5.from_pretrained(origin, **vars(load))
+        if model.prompts is None and options.default_input_type != NONE:
+            raise ValueError(
+                f"{origin} does not say which prefixes its texts take; pass --prompts e5, "
+                f"e5-instruct or none, or --default-input-type {NONE} if clients write them"
+            )
         embedders.append(serve_embedder(model, origin, name))
     rerankers = []
     for flag, origin, name in asked:

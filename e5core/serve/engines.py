@@ -25,25 +25,23 @@ LEAST_TOKENS = 256
 # The share of a new measurement in the speed.
 WEIGHT = 0.1
 
-# A batch may be larger by one part in so many than one that the device had memory for. If it never
-# has more, one batch in about as many is run in halves.
-GROWTH = 32
-
 
 class Pace:
     """How fast a model computes, and how many tokens of it make a forward pass."""
 
     def __init__(self, device: str) -> None:
         self._target = TARGET_SECONDS.get(device, TARGET_SECONDS["cpu"])
-        self._limit = MAX_TOKENS_PER_BATCH.get(device, MAX_TOKENS_PER_BATCH["cpu"])
-        self._most = self._limit  # less while the device has no memory for so many
+        self._most = MAX_TOKENS_PER_BATCH.get(device, MAX_TOKENS_PER_BATCH["cpu"])
         self.tokens_per_second = LEAST_TOKENS / self._target  # until it is measured
 
     def measure(self, tokens: int, seconds: float) -> None:
-        """Take note of a forward pass. Small ones say little: they are all overhead."""
-        if tokens > self._most // 2:  # smaller ones do not show that there is memory again
-            self._most = min(self._most + self._most // GROWTH, self._limit)
-        if tokens >= LEAST_TOKENS and seconds > 0:
+        """Take note of a forward pass. Small ones say little: they are all overhead.
+
+        seconds  since the pass before, where one followed the other at once: what happens between
+                 them takes its time from the requests that wait
+        """
+        # The smallest budget is seldom met in full.
+        if tokens >= LEAST_TOKENS // 2 and seconds > 0:
             self.tokens_per_second += WEIGHT * (tokens / seconds - self.tokens_per_second)
 
     def start(self, tokens: int, seconds: float) -> None:
@@ -57,12 +55,8 @@ class Pace:
         return min(max(wanted, LEAST_TOKENS), self._most)
 
     def halve(self) -> None:
-        """Take half as many tokens for now: the device had no memory for a batch.
-
-        It may be another program that took it, for a moment: every batch that is about as large as
-        may be lets the next one be a little larger.
-        """
-        self._most = max(self._most // 2, LEAST_TOKENS)
+        """Take half as many tokens from now on: the device had no memory for more."""
+        self._most = max(self._most // 2, 1)
 
     def seconds(self, tokens: int) -> float:
         """How long so many tokens take."""
@@ -138,3 +132,10 @@ def states_engine(model: E5, pace: Pace) -> Engine:
         return np.split(states, packed.cu_seqlens[1:-1].tolist())
 
     return Engine(pace, model.tokenizer.encode("a"), run)
+
+
+def scaled(pooled: Rows, size: int, normalize: bool) -> Rows:
+    """The first numbers of each row, of unit length where that is asked for."""
+    kept_numbers = torch.from_numpy(pooled)[:, :size]
+    rows: Rows = (l2_normalize(kept_numbers) if normalize else kept_numbers).contiguous().numpy()
+    return rows

@@ -1,6 +1,7 @@
 """The work of one request: its sequences, and their rows as they are computed."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -35,22 +36,26 @@ class Job:
         self.tokens = sum(map(len, self.sequences))
         # Longest first: sequences of one length stand side by side in a batch, which lets
         # attention take them together. The rows go to their places.
-        self.order = sorted(range(len(self.sequences)), key=lambda i: -len(self.sequences[i]))
-        self.position = 0  # in the order, of the next sequence to take
+        self.left = sorted(range(len(self.sequences)), key=lambda i: len(self.sequences[i]))
         self.deficit = 0  # tokens that the job may have taken and has not, see Scheduler
         self.waiting = self.tokens  # tokens that nobody has taken
 
     @property
     def next_length(self) -> int:
-        """Tokens of the next sequence; 0 if all are taken."""
-        if self.position == len(self.order):
-            return 0
-        return len(self.sequences[self.order[self.position]])
+        """Tokens of the longest sequence that nobody has taken; 0 if all are taken."""
+        return len(self.sequences[self.left[-1]]) if self.left else 0
 
-    def take(self) -> int:
-        """The index of the next sequence, which is taken now."""
-        index = self.order[self.position]
-        self.position += 1
+    def take(self, most: int | None = None) -> int | None:
+        """The index of the longest sequence, of at most so many tokens, which is taken now.
+
+        None if every sequence has more.
+        """
+        place = len(self.left)
+        if most is not None:
+            place = bisect_right(self.left, most, key=lambda i: len(self.sequences[i]))
+        if not place:
+            return None
+        index = self.left.pop(place - 1)
         self.waiting -= len(self.sequences[index])
         if self.started is None:
             self.started = time.perf_counter()

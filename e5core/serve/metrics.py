@@ -69,11 +69,13 @@ class Metrics:
         """
         method = "single" if log.get("texts", 1) == 1 else "batch"
         self.counters[f'te_request_count{{method="{method}"}}'] += 1
+        self.counters[f"te_{log.get('work', 'embed')}_count"] += log.get("texts", 0)
         if status >= 400:
             error = FAILURES.get(status, "validation")
             self.counters[f'te_request_failure{{err="{error}"}}'] += 1
             return
         self.counters[f'te_request_success{{method="{method}"}}'] += 1
+        self.counters[f"te_{log.get('work', 'embed')}_success"] += log.get("texts", 0)
         self.histograms["te_request_duration"].add(seconds)
         for part in ("tokenization", "queue", "inference"):
             if (found := log.get(f"{part}_ms")) is not None:

@@ -1,7 +1,6 @@
 """The models that are served, and the names under which requests ask for them."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -41,11 +40,23 @@ class ServedEmbedder:
         prompts = self.model.prompts
         return prompts is None or prompts["query"] != prompts["passage"]
 
-    def prefix(self, input_type: str | None, task: str | None = None) -> str:
+    def prefix(
+        self, input_type: str | None, task: str | None = None, default_task: str | None = None
+    ) -> str:
         """The prefix of texts of this type; RefusedError says the ways out where nothing tells it.
 
-        input_type  "query", "passage", "none", or None if the request did not say
+        input_type    "query", "passage", "none", or None if the request did not say
+        task          the instruction that the request gives, or None
+        default_task  the operator's, for texts that need one
         """
+        prompts = self.model.prompts
+        if prompts is None and input_type != NONE:
+            raise bad(
+                f"nobody told this server which prefixes the texts of {self.name!r} take; start it "
+                'with --prompts, or ask for input_type "none" and write them into the texts',
+                "input_type",
+                "prompts_unknown",
+            )
         if input_type is None:
             if self.tells_apart:
                 raise bad(
@@ -57,10 +68,20 @@ class ServedEmbedder:
                 )
             input_type = "passage"
         kind = None if input_type == NONE else input_type
+        if task is None and prompts and kind and "{task}" in prompts[kind]:
+            task = default_task
+            if task is None:
+                raise bad(
+                    "the model's queries start with an instruction; send it in a field task, for "
+                    'example "Given a web search query, retrieve relevant passages that answer '
+                    'the query", or start the server with --default-task',
+                    "task",
+                    "task_missing",
+                )
         try:
-            return prefix_for(self.model.prompts, kind, task)  # type: ignore[arg-type,unused-ignore]
+            return prefix_for(prompts, kind, task)  # type: ignore[arg-type,unused-ignore]
         except ValueError as error:
-            raise bad(str(error), "input_type") from None
+            raise bad(str(error), "task") from None
 
 
 @dataclass(frozen=True)
@@ -149,14 +170,6 @@ class Models:
         if found := _find(self.rerankers, name):
             return found
         raise self._unknown(name, self.rerankers, "reranker")
-
-    def either(self, name: str) -> ServedEmbedder | ServedReranker:
-        """A model of either kind by its name."""
-        for kind in (self.embedder, self.reranker):
-            with suppress(RefusedError):
-                found = kind(name)
-                return found[0] if isinstance(found, tuple) else found
-        raise self._unknown(name, self.everything, "model")
 
     def _unknown(
         self, name: str | None, kind: Sequence[ServedEmbedder | ServedReranker], what: str

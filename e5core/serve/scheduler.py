@@ -16,8 +16,10 @@ class Queue:
     Deficit round robin (Shreedhar and Varghese, 1995): each job in turn may take a quantum of
     tokens, and what it cannot use since its next sequence is longer it may use in its next turn.
     A job that has just come has its first turn before all others, as in FQ-CoDel (RFC 8290), so
-    that a lone query is in the next forward pass whatever waits. While others wait, first turns
-    get half of a pass, so that no flood of new jobs stops the old ones.
+    that a lone query is in the next forward pass whatever waits. That pass is a short one, of first
+    turns alone: filled up by the others it would make the query wait for as long again. The pass
+    after it is a whole one, of which first turns get half, so that no flood of new jobs stops the
+    old ones.
     """
 
     def __init__(self) -> None:
@@ -25,6 +27,7 @@ class Queue:
         self.old: deque[Job] = deque()
         self.tokens = 0
         self.sequences = 0
+        self._was_short = False  # whether the pass before had first turns alone
 
     def __bool__(self) -> bool:
         return bool(self.new or self.old)
@@ -36,13 +39,13 @@ class Queue:
     def add(self, job: Job) -> None:
         self.new.append(job)
         self.tokens += job.tokens
-        self.sequences += len(job.order)
+        self.sequences += len(job.left)
 
     def discard(self, job: Job) -> None:
         """Forget a job that has sequences nobody has taken."""
         (self.new if job in self.new else self.old).remove(job)
         self.tokens -= job.waiting
-        self.sequences -= len(job.order) - job.position
+        self.sequences -= len(job.left)
 
     def take(self, budget: int) -> list[tuple[Job, int]]:
         """Sequences of at most `budget` tokens; one longer sequence goes alone."""
@@ -54,36 +57,43 @@ class Queue:
     def _fill(self, budget: int) -> list[tuple[Job, int]]:
         parts: list[tuple[Job, int]] = []
         quantum = max(budget // QUANTUM, 1)
-        left = budget
-        if self.old:
-            half = budget // 2
-            left = half + self._serve(self.new, parts, budget - half, quantum)
-        else:
-            left = self._serve(self.new, parts, left, quantum)
-        left = self._serve(self.old, parts, left, quantum)
-        if self.new and left > 0:
-            self._serve(self.new, parts, left, quantum)
+
+        def left() -> int:
+            return budget - sum(len(job.sequences[index]) for job, index in parts)
+
+        if self.old and self.new and not self._was_short:
+            self._serve(self.new, parts, quantum, quantum)
+        self._was_short = bool(parts)
+        if self._was_short:
+            return parts
+        if self.old and self.new:
+            # Behind first turns, a sequence of more than half a pass might never find room.
+            self._serve(self.old, parts, budget // 2, quantum)
+        self._serve(self.new, parts, left(), quantum)
+        self._serve(self.old, parts, left(), quantum)
         return parts
 
     def _serve(
         self, jobs: deque[Job], parts: list[tuple[Job, int]], left: int, quantum: int
-    ) -> int:
-        """Give turns until the next sequence does not fit; returns the tokens that are left."""
+    ) -> None:
+        """Give turns until nothing more fits into `left` tokens."""
         while jobs and left > 0:
             job = jobs.popleft()
             if job.deficit < job.next_length:
                 job.deficit += quantum
             while (length := job.next_length) and length <= job.deficit:
-                if length > left and parts:
+                # What would leave room gives way to the longest one that fits into it. One that
+                # is longer than any pass goes alone.
+                index = job.take(left if parts else None)
+                if index is None:
                     # It is the first one in the next pass, with what it may still take.
                     jobs.appendleft(job)
-                    return 0 if jobs is self.old else left
-                parts.append((job, job.take()))
-                job.deficit -= length
-                left -= length
+                    return
+                parts.append((job, index))
+                job.deficit -= len(job.sequences[index])
+                left -= len(job.sequences[index])
             if job.next_length:
                 self.old.append(job)
-        return max(left, 0)
 
 
 class Scheduler:
@@ -96,19 +106,19 @@ class Scheduler:
         self._condition = threading.Condition()
         self._queues: dict[Engine, Queue] = {}
         self._turns: deque[Engine] = deque()
+        self._last: Engine | None = None  # that was served
         self._closed = False
 
-    def add(self, job: Job) -> bool:
-        """Let a job wait; it must have a sequence. False if the queue is closed."""
+    def add(self, job: Job) -> None:
+        """Let a job wait; it must have a sequence."""
         with self._condition:
-            if self._closed:
-                return False
             queue = self._queues.setdefault(job.engine, Queue())
-            if not queue:
+            if not queue and self._last in (None, job.engine):
                 self._turns.append(job.engine)
+            elif not queue:  # it has waited while another one was served
+                self._turns.appendleft(job.engine)
             queue.add(job)
             self._condition.notify()
-        return True
 
     def discard(self, job: Job) -> int:
         """Take back what nobody has taken of a job; returns its tokens."""
@@ -129,7 +139,7 @@ class Scheduler:
             self._condition.wait_for(lambda: self._turns or self._closed, timeout)
             if self._closed or not self._turns:
                 return None
-            engine = self._turns.popleft()
+            engine = self._last = self._turns.popleft()
             queue = self._queues[engine]
             parts = queue.take(engine.pace.budget)
             if queue:

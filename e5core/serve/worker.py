@@ -26,7 +26,7 @@ class Counts:
 
     tokens   that it computed
     unread   of these, tokens for clients that had gone before
-    halved   batches that were run in parts, since the device had no memory for the whole
+    halved   how often the device had no memory for a batch
     """
 
     batches: int = 0
@@ -60,8 +60,8 @@ class Worker:
         self._deliver = deliver
         self._note = note
         self._busy_since: float | None = None
+        self._measured = 0.0  # the time up to which the speed is measured
         self._batch: Batch | None = None
-        self._parted = False  # whether the device had no memory for all of the batch
         self._thread = threading.Thread(target=self._work, name="e5core worker", daemon=True)
 
     def start(self) -> None:
@@ -101,13 +101,14 @@ class Worker:
 
     def _work(self) -> None:
         try:
-            while (batch := self.scheduler.take()) is not None:
+            while True:
+                follows = self.scheduler.waiting()[0] > 0
+                if (batch := self.scheduler.take()) is None:
+                    break
+                if not follows:
+                    self._measured = time.perf_counter()
                 self._batch, self._busy_since = batch, time.monotonic()
-                self._parted = False
                 self._compute(batch)
-                if self._parted:  # once, into however many parts
-                    self.counts.halved += 1
-                    batch.engine.pace.halve()
                 self._batch = self._busy_since = None
         except BaseException as error:
             self.failure = error
@@ -119,7 +120,8 @@ class Worker:
         try:
             self._run(batch)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            self._parted = True
+            self.counts.halved += 1
+            batch.engine.pace.halve()
             self._split(batch, error)
         except (RuntimeError, ValueError) as error:
             shares = batch.by_job()
@@ -149,7 +151,8 @@ class Worker:
         rows = batch.engine.run(batch.sequences)
         finished = time.perf_counter()
         tokens = batch.tokens
-        batch.engine.pace.measure(tokens, finished - started)
+        batch.engine.pace.measure(tokens, finished - self._measured)
+        self._measured = finished
         self.counts.batches += 1
         self.counts.sequences += len(parts)
         self.counts.tokens += tokens

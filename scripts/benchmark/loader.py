@@ -6,8 +6,10 @@ not flattered by a client that waits for it (Tene's coordinated omission).
 
 import asyncio
 import base64
+import itertools
 import json
 import random
+import socket
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+RECEIVED = 2**18  # bytes that are read at once
 GONE, BROKEN, UNSENT = 0, -1, -2  # in place of a status: hung up, no whole answer, not connected
 
 
@@ -51,17 +54,53 @@ class Outcome:
     def latency(self) -> float:
         return self.done - self.due
 
+    def note(self, head: bytes, headers: dict[str, str], body: bytes, check: bool = True) -> None:
+        """Note what an answer says, and with `check` whether its vectors are wrong."""
+        self.status = int(head.split(maxsplit=2)[1])
+        self.waits = headers.get("retry-after", "").isdigit()
+        self.queue_ms = float(headers.get("x-queue-time", 0))
+        self.inference_ms = float(headers.get("x-inference-time", 0))
+        if check and self.status == 200 and self.shot.vectors is not None:
+            rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
+            self.wrong = rows != [row.tobytes() for row in self.shot.vectors]
+
 
 def request(
     model: str, texts: Sequence[str], vectors: npt.NDArray[np.float32] | None, tokens: int
 ) -> Shot:
     """A request of OpenAI's dialect, whose vectors come in base64."""
     body = json.dumps({"model": model, "input": list(texts), "encoding_format": "base64"}).encode()
+    return Shot(post("/v1/embeddings", body), len(texts), tokens, vectors)
+
+
+def post(path: str, body: bytes) -> bytes:
+    """A whole POST as bytes."""
     head = (
-        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
-    return Shot(head.encode() + body, len(texts), tokens, vectors)
+    return head.encode() + body
+
+
+def ask(connection: socket.socket, shot: Shot) -> Outcome:
+    """Send a request and wait for its answer, which takes the client little; `done` is the time."""
+    outcome = Outcome(shot, due=0.0)
+    started = time.perf_counter()
+    connection.sendall(shot.content)
+    answer = connection.recv(RECEIVED)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    headers = headers_of(head)
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(RECEIVED)
+    outcome.done = time.perf_counter() - started
+    outcome.note(head, headers, body)
+    return outcome
+
+
+def headers_of(head: bytes) -> dict[str, str]:
+    """The headers of an answer, by lower-case names."""
+    lines = head.decode("latin-1").lower().split("\r\n")[1:]
+    return dict(line.split(": ", 1) for line in lines if line)
 
 
 def poisson(rate: float, seconds: float, seed: int) -> Iterable[float]:
@@ -98,11 +137,11 @@ class Loader:
         await asyncio.gather(*tasks)
 
     async def closed_loop(self, shots: Sequence[Shot], seconds: float) -> None:
-        """Send one request after the other until the time is up."""
-        turn = 0
-        while self.now < seconds:
+        """Send one request after the other until the time is up, and one at least."""
+        for turn in itertools.count():
             await self.send(shots[turn % len(shots)], self.now)
-            turn += 1
+            if self.now >= seconds:
+                return
 
     async def send(self, shot: Shot, due: float) -> None:
         outcome = Outcome(shot, due)
@@ -131,8 +170,8 @@ class Loader:
 
     async def _read(self, reader: asyncio.StreamReader, outcome: Outcome) -> bool:
         """Read an answer; returns whether the connection is kept."""
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+        head = await reader.readuntil(b"\r\n\r\n")
+        headers = headers_of(head)
         if "content-length" in headers:
             body = await reader.readexactly(int(headers["content-length"]))
         else:
@@ -140,13 +179,7 @@ class Loader:
             while size := int(await reader.readuntil(b"\r\n"), 16):
                 body += (await reader.readexactly(size + 2))[:-2]
             await reader.readexactly(2)
-        outcome.status = int(head[0].split()[1])
-        outcome.waits = headers.get("retry-after", "").isdigit()
-        outcome.queue_ms = float(headers.get("x-queue-time", 0))
-        outcome.inference_ms = float(headers.get("x-inference-time", 0))
-        if self.check and outcome.status == 200 and outcome.shot.vectors is not None:
-            rows = [base64.b64decode(row["embedding"]) for row in json.loads(body)["data"]]
-            outcome.wrong = rows != [row.tobytes() for row in outcome.shot.vectors]
+        outcome.note(head, headers, body, self.check)
         return headers.get("connection") != "close"
 
     def close(self) -> None:

@@ -15,9 +15,10 @@ C is what `E5.embed` computes alone of the same texts, in texts a second.
     c         queries at 0.2 C beside endless requests of 2,000 passages
     d         half of the clients hang up after 50 ms
     e         2 C: only 200 and 429, memory flat
-    f         0.8 C for long: the growth of memory
+    f         queries at 0.8 of what can be answered, for long: the growth of memory
     g         SIGTERM under load
     h         bodies that never end beside queries
+    malformed a thousand wrong bodies, and the speed before and after them
 """
 
 import argparse
@@ -30,6 +31,7 @@ import socket
 import statistics
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -37,7 +39,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loader import BROKEN, GONE, UNSENT, Loader, Outcome, Shot, percentile, poisson, request
+from loader import (
+    BROKEN,
+    GONE,
+    UNSENT,
+    Loader,
+    Outcome,
+    Shot,
+    ask,
+    percentile,
+    poisson,
+    post,
+    request,
+)
+from malformed import malformed
 from workloads import model_folder
 
 from e5core.cli.program import Parser, run_program
@@ -47,7 +62,10 @@ from e5core.parity.samples import QUERIES, SENTENCES, text_of_length
 NAME = "model"
 BULK, ENDLESS = 96, 2000  # passages of a request
 LOADS = (0.5, 0.8, 1.0, 2.0)
+CLOSED = 16  # connections of a closed loop that keeps a server busy
+LONE = 2.0  # queries a second of which each is alone
 MAX_WAIT = 20.0
+PAUSE = 0.005  # seconds between calls that are timed one by one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,24 +90,30 @@ def run(options: argparse.Namespace) -> int:
     return 1 if bench.wrong else 0
 
 
-def serve_process(folder: Path, dtype: str, port: int, constant: bool) -> None:
-    """The server. With `constant`, its model gives the same vector for every text."""
-    import sys
-
+def make_service(folder: Path, dtype: str, constant: bool) -> Any:
+    """The service of a model. With `constant` it gives the same vector for every text."""
     from e5core import E5
-    from e5core.serve.access import AccessLog
-    from e5core.serve.app import App
     from e5core.serve.limits import Limits
     from e5core.serve.models import Models, serve_embedder
-    from e5core.serve.server import serve
     from e5core.serve.service import Service
 
     served = serve_embedder(E5.from_pretrained(folder, dtype=dtype), NAME)
     if constant:
         row = np.full((1, served.model.dimension), 0.5, np.float32)
         served.engine.run = lambda sequences: np.repeat(row, len(sequences), axis=0)
+    return Service(Models([served]), Limits(max_wait=MAX_WAIT))
+
+
+def serve_process(folder: Path, dtype: str, port: int, constant: bool) -> None:
+    """The program of the server."""
+    import sys
+
+    from e5core.serve.access import AccessLog
+    from e5core.serve.app import App
+    from e5core.serve.server import serve
+
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    service = Service(Models([served]), Limits(max_wait=MAX_WAIT))
+    service = make_service(folder, dtype, constant)
     sys.exit(
         serve(
             lambda lost: App(service, log=AccessLog(sys.stdout), on_failure=lost),
@@ -293,25 +317,29 @@ def overhead(bench: Bench) -> None:
 
 
 def one(bench: Bench) -> None:
-    """One query at a time, in turns with the library."""
-    with server(bench.folder, bench.dtype) as (port, _):
-        loader = Loader(port)
-        alone, over = [], []
-
-        async def measure() -> None:
-            for turn in range(int(20 * bench.seconds)):
-                shot = bench.query_shots[turn % len(bench.query_shots)]
-                alone.append(bench.time("query", [bench.queries[turn % len(bench.queries)]]))
-                await asyncio.sleep(0.005)
-                started = loader.now
-                await loader.send(shot, started)
-                over.append(loader.now - started)
-            loader.close()
-
-        asyncio.run(measure())
-        difference = 1000 * (statistics.median(over) - statistics.median(alone))
-        more = {"encode_query_ms": 1000 * statistics.median(alone), "more_ms": difference}
-        bench.report("one query", loader.outcomes, loader.seconds, **more)
+    """One query at a time, in turns with the library; each begins after the same pause."""
+    alone, outcomes = [], []
+    with (
+        server(bench.folder, bench.dtype) as (port, process),
+        socket.create_connection(("127.0.0.1", port)) as connection,
+    ):
+        theirs = cpu_seconds(process)
+        for turn in range(int(20 * bench.seconds)):
+            place = turn % len(bench.queries)
+            time.sleep(PAUSE)
+            started = time.perf_counter()
+            bench.model.encode_query(bench.queries[place])
+            alone.append(time.perf_counter() - started)
+            time.sleep(PAUSE)
+            outcomes.append(ask(connection, bench.query_shots[place]))
+        theirs = cpu_seconds(process) - theirs
+    over = [outcome.done for outcome in outcomes]
+    more = {
+        "encode_query_ms": 1000 * statistics.median(alone),
+        "more_ms": 1000 * (statistics.median(over) - statistics.median(alone)),
+        "server_cpu_ms": 1000 * theirs / len(over),
+    }
+    bench.report("one query", outcomes, sum(over), **more)
 
 
 def bulk(bench: Bench) -> None:
@@ -357,12 +385,12 @@ def bulk_alone(bench: Bench) -> None:
 
 def fairness(bench: Bench) -> None:
     """Queries alone, the bulk alone, then both."""
-    endless = bench.shot("passage", bench.passages)
+    endless = request(f"{NAME}-passage", bench.passages, None, 0)  # nobody waits for its end
     with server(bench.folder, bench.dtype) as (port, process):
         rate = 0.2 * bench.query_speed
         plan = plan_of(bench.query_shots, rate, bench.seconds)
         bench.load("c queries alone", plan, port, process)
-        few = plan_of(bench.query_shots, 2.0, bench.seconds)
+        few = plan_of(bench.query_shots, LONE, bench.seconds)
         bench.load("c lone queries", few, port, process)
         computed = {}
         for title, queries in (
@@ -435,11 +463,22 @@ def overload(bench: Bench) -> None:
 
 
 def long_run(bench: Bench) -> None:
-    """Memory after the first sixth of the time, and at the end."""
+    """Memory after each sixth of the time, at 0.8 of what server and client do side by side."""
     with server(bench.folder, bench.dtype) as (port, process):
-        for part, share in (("first sixth", 1 / 6), ("rest", 5 / 6)):
-            plan = plan_of(bench.query_shots, 0.8 * bench.query_speed, bench.seconds * share)
-            bench.load(f"f {part}", plan, port, process)
+
+        async def capacity() -> float:
+            loader = Loader(port)
+            seconds = max(bench.seconds / 60, 0.1)
+            tasks = (loader.closed_loop(bench.query_shots, seconds) for _ in range(CLOSED))
+            await asyncio.gather(*tasks)
+            loader.close()
+            return len(loader.outcomes) / loader.seconds
+
+        rate = asyncio.run(capacity())
+        print(f"f: {rate:.4g} queries/s over {CLOSED} connections", flush=True)
+        for part in range(1, 7):
+            plan = plan_of(bench.query_shots, 0.8 * rate, bench.seconds / 6)
+            bench.load(f"f {part} of 6", plan, port, process)
 
 
 def end_under_load(bench: Bench) -> None:
@@ -484,6 +523,40 @@ def never_ending(bench: Bench) -> None:
             connection.close()
 
 
+def malformed_bodies(bench: Bench) -> None:
+    """Queries one after the other, before and after bodies that are wrong in every way."""
+    with server(bench.folder, bench.dtype) as (port, process):
+
+        async def speed() -> tuple[Loader, float]:
+            loader = Loader(port)
+            theirs = cpu_seconds(process)
+            await loader.closed_loop(bench.query_shots, bench.seconds)
+            loader.close()
+            return loader, cpu_seconds(process) - theirs
+
+        async def send() -> Loader:
+            loader = Loader(port, check=False)
+            for path, body in malformed(seed=17):
+                await loader.send(Shot(post(path, body), 0, 0), loader.now)
+            loader.close()
+            return loader
+
+        asyncio.run(speed())  # the first ones warm it up
+        before, cpu = asyncio.run(speed())
+        bench.report("malformed, before", before.outcomes, before.seconds)
+        wrong = asyncio.run(send())
+        statuses = Counter(outcome.status for outcome in wrong.outcomes)
+        after, cpu_after = asyncio.run(speed())
+        a, b = len(before.outcomes), len(after.outcomes)
+        values = {
+            "bodies": len(wrong.outcomes),
+            "5xx or none": sum(n for status, n in statuses.items() if not 200 <= status < 500),
+            "speed after to before": b / after.seconds / (a / before.seconds),
+            "cpu after to before": cpu_after / b / (cpu / a),
+        }
+        bench.report("malformed, after", after.outcomes, after.seconds, **values)
+
+
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "overhead": overhead,
     "one": one,
@@ -496,4 +569,5 @@ SCENARIOS: dict[str, Callable[[Bench], None]] = {
     "f": long_run,
     "g": end_under_load,
     "h": never_ending,
+    "malformed": malformed_bodies,
 }

@@ -24,6 +24,7 @@ from e5core.serve.service import Service
 NAME = "multilingual-e5-small"
 LARGE = "multilingual-e5-large"  # to which LangChain's class for Pinecone adds the input type
 RANKER = "bge-reranker-v2-m3"
+COHERE = "embed-multilingual-v3.0"  # LlamaIndex's class for Cohere takes Cohere's names alone
 # 500 texts of many languages and lengths, no two alike.
 TEXTS = [f"{text} {i}" for i, text in zip(range(500), (SENTENCES + QUERIES) * 9, strict=False)]
 DOCUMENTS = ["日本", "the query", "a passage"]
@@ -33,7 +34,7 @@ DOCUMENTS = ["日本", "the query", "a passage"]
 def server(tiny: E5, tiny_reranker: Reranker) -> Iterator[Running]:
     """Tiny models under published names, and a key."""
     models = Models(
-        [serve_embedder(tiny, f"intfloat/{name}") for name in (NAME, LARGE)],
+        [serve_embedder(tiny, f"intfloat/{name}") for name in (NAME, LARGE, COHERE)],
         [serve_reranker(tiny_reranker, RANKER)],
     )
     with serving(App(Service(models), Keys(["key"]))) as running:
@@ -57,7 +58,7 @@ def test_pinecone(server: Running, expected: dict[str, Any], tiny_reranker: Rera
     best = tiny_reranker.rank("the query", DOCUMENTS, 2, normalize=True)
     assert [row.index for row in ranked.data] == best.indices.tolist()
     assert same_bits([row.score for row in ranked.data], best.scores)
-    assert [model.model for model in inference.list_models()] == [NAME, LARGE, RANKER]
+    assert [model.model for model in inference.list_models()] == [*(NAME, LARGE, COHERE, RANKER)]
     assert inference.get_model(model=NAME).default_dimension == 24
     with pytest.raises(Exception, match="is empty"):
         inference.embed(model=NAME, inputs=[""], parameters={"input_type": "query"})
@@ -131,16 +132,21 @@ def test_ollama(server: Running, expected: dict[str, Any]) -> None:
         client.embed(model="nope", input="a")
 
 
-def test_langchain(server: Running, expected: dict[str, Any]) -> None:
+def test_langchain(server: Running, expected: dict[str, Any], tiny_reranker: Reranker) -> None:
     for module in ("langchain_openai", "langchain_cohere", "langchain_ollama"):
         pytest.importorskip(module)
-    from langchain_cohere import CohereEmbeddings
+    from langchain_cohere import CohereEmbeddings, CohereRerank
     from langchain_ollama import OllamaEmbeddings
     from langchain_openai import OpenAIEmbeddings
 
     both = CohereEmbeddings(model=NAME, cohere_api_key="key", base_url=server.url)
     assert same_bits(both.embed_query(TEXTS[0]), expected["query"][0])
     assert same_bits(both.embed_documents(TEXTS[:200]), expected["passage"][:200])
+    ranker = CohereRerank(model=RANKER, cohere_api_key="key", base_url=server.url)
+    best = tiny_reranker.rank("the query", DOCUMENTS, normalize=True)
+    ranked = ranker.rerank(DOCUMENTS, "the query", top_n=3)
+    assert [row["index"] for row in ranked] == best.indices.tolist()
+    assert same_bits([row["relevance_score"] for row in ranked], best.scores)
     for kind, vectors in expected.items():
         openai: Any = OpenAIEmbeddings(
             model=f"{NAME}-{kind}",
@@ -163,20 +169,15 @@ def test_llama_index(
     like = pytest.importorskip("llama_index.embeddings.openai_like")
     tei = pytest.importorskip("llama_index.embeddings.text_embeddings_inference")
     rerank = pytest.importorskip("llama_index.postprocessor.tei_rerank")
-    from llama_index.core.schema import NodeWithScore, TextNode
-
     for kind, vectors in expected.items():
         model = like.OpenAILikeEmbedding(
             model_name=f"{NAME}-{kind}", api_base=f"{server.url}/v1", api_key="key"
         )
         assert same_bits(model.get_text_embedding_batch(TEXTS[:100]), vectors[:100])
-    nodes = [NodeWithScore(node=TextNode(text=text), score=0) for text in DOCUMENTS]
     ranker = rerank.TextEmbeddingInference(
         base_url=server.url, auth_token="key", top_n=3, model_name=RANKER
     )
-    found = ranker.postprocess_nodes(nodes, query_str="the query")
-    best = tiny_reranker.rank("the query", DOCUMENTS, normalize=True)
-    assert [DOCUMENTS.index(node.node.get_content()) for node in found] == best.indices.tolist()
+    assert_it_ranks(ranker, tiny_reranker)
     # It puts the prefixes itself, and the server takes the texts as they are.
     models = Models([serve_embedder(tiny, NAME)])
     with serving(App(Service(models, default_input_type="none"))) as as_they_are:
@@ -188,6 +189,38 @@ def test_llama_index(
         )
         assert same_bits(client.get_query_embedding(TEXTS[0]), expected["query"][0])
         assert same_bits(client.get_text_embedding(TEXTS[0]), expected["passage"][0])
+
+
+def assert_it_ranks(ranker: Any, tiny_reranker: Reranker) -> None:
+    """One of LlamaIndex's rerankers puts documents in the order that Reranker.rank gives."""
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    nodes = [NodeWithScore(node=TextNode(text=text), score=0) for text in DOCUMENTS]
+    found = ranker.postprocess_nodes(nodes, query_str="the query")
+    best = tiny_reranker.rank("the query", DOCUMENTS, normalize=True)
+    assert [DOCUMENTS.index(node.node.get_content()) for node in found] == best.indices.tolist()
+    assert same_bits([node.score for node in found], best.scores)
+
+
+def test_llama_index_s_classes_for_hosted_services(
+    server: Running,
+    expected: dict[str, Any],
+    tiny_reranker: Reranker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They put the input type by themselves."""
+    embeddings = pytest.importorskip("llama_index.embeddings.cohere")
+    rerank = pytest.importorskip("llama_index.postprocessor.cohere_rerank")
+    native = pytest.importorskip("llama_index.postprocessor.pinecone_native_rerank")
+    model = embeddings.CohereEmbedding(model_name=COHERE, api_key="key", base_url=server.url)
+    assert same_bits(model.get_query_embedding(TEXTS[0]), expected["query"][0])
+    assert same_bits(model.get_text_embedding_batch(TEXTS[:20]), expected["passage"][:20])
+    monkeypatch.setenv("PINECONE_CONTROLLER_HOST", server.url)
+    for ranker in (
+        rerank.CohereRerank(model=RANKER, api_key="key", base_url=server.url, top_n=3),
+        native.PineconeNativeRerank(model=RANKER, api_key="key", top_n=3),
+    ):
+        assert_it_ranks(ranker, tiny_reranker)
 
 
 def test_the_snippets_of_the_page(server: Running, tiny: E5) -> None:
@@ -236,11 +269,23 @@ found = inference.embed(
 ranked = inference.rerank(
     model="bge-reranker-v2-m3", query=texts[0], documents=texts, parameters={"truncate": "END"}
 )
-from langchain_pinecone import PineconeEmbeddings
+from langchain_pinecone import PineconeEmbeddings, PineconeRerank
 embeddings = PineconeEmbeddings(
     model="multilingual-e5-large", pinecone_api_key="key", batch_size=96
 )
+reranker = PineconeRerank(model="bge-reranker-v2-m3", pinecone_api_key="key", top_n=5)
+from llama_index.embeddings.ollama import OllamaEmbedding
+ollama = {
+    kind: OllamaEmbedding(
+        model_name=f"multilingual-e5-small-{kind}",
+        base_url=url,
+        client_kwargs={"headers": {"Authorization": "Bearer key"}},
+    ).get_text_embedding_batch(texts)
+    for kind in ("query", "passage")
+}
 print(json.dumps({
+    "langchain order": [row["index"] for row in reranker.rerank(texts, texts[0])],
+    "ollama": ollama,
     "rows": [list(row.values) for row in found.data],
     "order": [row.index for row in ranked.data],
     "query": embeddings.embed_query(texts[0]),
@@ -249,13 +294,17 @@ print(json.dumps({
 """
 
 
-def test_pinecone_7_and_langchain_s_class_for_it(
+def test_pinecone_7_and_what_else_needs_a_folder_of_its_own(
     server: Running, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    """They exclude pinecone 10, so they have a folder of their own."""
+    """LangChain's class for Pinecone excludes pinecone 10, and LlamaIndex's for Ollama is there.
+
+    The latter has along pytest-asyncio, which these tests should run without.
+    """
     pytest.importorskip("langchain_openai")
     packages = ["pinecone==7.3.0", "langchain-pinecone==0.2.13", "simsimd", "aiohttp-retry"]
     packages += ["pinecone-plugin-interface", "pinecone-plugin-assistant"]
+    packages += ["llama-index-embeddings-ollama==0.10.0"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-input"]
     done = subprocess.run(
         [*command, "--disable-pip-version-check", "--target", str(tmp_path), *packages],
@@ -281,3 +330,6 @@ def test_pinecone_7_and_langchain_s_class_for_it(
     assert sorted(found["order"]) == list(range(5))
     assert same_bits(found["query"], expected["query"][0])
     assert same_bits(found["documents"], expected["passage"][:5])
+    assert found["langchain order"] == found["order"]
+    for kind, vectors in expected.items():
+        assert same_bits(found["ollama"][kind], vectors[:5])

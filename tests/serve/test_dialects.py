@@ -2,13 +2,17 @@
 
 import base64
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.serving import Answer, Running, same_bits
+from support.serving import Answer, Running, same_bits, serving
 
 from e5core import E5, Reranker
+from e5core.serve.app import App
+from e5core.serve.models import Models, serve_embedder
+from e5core.serve.service import Service
 
 TEXTS = ["the query", "a passage: ß я", "日本", "z"]
 LONG = "a b c " * 40  # more than the 64 tokens of the tiny models
@@ -168,7 +172,7 @@ def test_types_of_cohere(server: Running, tiny: E5) -> None:
     assert found["binary"] == (bits.astype(int) - 128).tolist()
     refused = server.post("/v2/embed", {**body, "embedding_types": ["int8"]})
     assert refused.status == 400
-    assert "embedding_types" in refused.json["message"]
+    assert "ask for float" in refused.json["message"]
     parts = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
     body = {"model": "tiny-e5", "inputs": parts, "input_type": "search_query"}
     assert same_bits(server.post("/v2/embed", body).json["embeddings"]["float"], expected)
@@ -253,12 +257,23 @@ def test_tokens_and_back(server: Running, tiny: E5) -> None:
     assert ids == tiny.tokenizer.encode("the a")
     assert [token["text"] for token in tokens][::3] == ["<s>", "</s>"]
     assert [token["special"] for token in tokens] == [True, False, False, True]
+    places = [(token["start"], token["stop"]) for token in tokens]
+    assert places == [(None, None), (0, 3), (4, 5), (None, None)]
+    asked = {"inputs": "the a", "prompt_name": "query", "add_special_tokens": False}
+    [tokens] = server.post("/tokenize", asked).json
+    text = "query: the a"
+    assert [text[token["start"] : token["stop"]] for token in tokens] == ["query", ":", "the", "a"]
     assert server.post("/decode", {"ids": ids}).json == ["the a"]
     body = {"ids": [ids], "skip_special_tokens": False}
     assert server.post("/decode", body).json == ["<s>the a</s>"]
     [bare] = server.post("/tokenize", {"inputs": ["the a"], "add_special_tokens": False}).json
     assert [token["id"] for token in bare] == ids[1:-1]
     assert server.post("/decode", {"ids": [[10**6]]}).status == 422
+    many = {"/tokenize": {"inputs": ["a" * 1000] * 1001}, "/decode": {"ids": [[5] * 1000] * 1001}}
+    for path, body in many.items():
+        refused = server.post(path, body)
+        assert refused.status == 413
+        assert "has 1,001,000" in refused.json["error"]
 
 
 def test_what_is_served(server: Running, tiny: E5) -> None:
@@ -325,3 +340,39 @@ def test_a_type_that_contradicts_the_name_is_refused(server: Running) -> None:
 def test_ollama_takes_no_input(server: Running) -> None:
     found = server.post("/api/embed", {"model": "tiny-e5-query", "input": []})
     assert (found.status, found.json["embeddings"]) == (200, [])
+
+
+def test_an_instruction_is_sent_or_is_the_operator_s(folders: tuple[Path, Path]) -> None:
+    """An instruct model's queries need one, and many clients have no field for it."""
+    model = E5.from_pretrained(folders[0], prompts="e5-instruct")
+    models = Models([serve_embedder(model, "instruct")])
+    own, sent = "Retrieve what answers the query", "Find a duplicate"
+    body = {"model": "instruct", "texts": TEXTS, "input_type": "search_query"}
+
+    def vectors(server: Running, **more: str) -> Any:
+        return server.post("/v2/embed", body | more).json["embeddings"]["float"]
+
+    with serving(App(Service(models))) as server:
+        refused = server.post("/v2/embed", body)
+        assert refused.status == 400
+        assert "a field task" in refused.json["message"]
+        expected = model.embed(TEXTS, input_type="query", task=sent).vectors
+        assert same_bits(vectors(server, task=sent), expected)
+        expected = model.embed(TEXTS, input_type="passage").vectors
+        assert same_bits(vectors(server, input_type="search_document"), expected)
+    with serving(App(Service(models, default_task=own))) as server:
+        expected = model.embed(TEXTS, input_type="query", task=own).vectors
+        assert same_bits(vectors(server), expected)
+        body = {"inputs": TEXTS, "prompt_name": "query"}
+        assert same_bits(server.post("/tei/embed", body).json, expected)
+
+
+def test_a_model_without_prompts_takes_texts_as_they_are(tiny: E5) -> None:
+    model = E5(tiny.encoder, tiny.tokenizer)
+    with serving(App(Service(Models([serve_embedder(model, "bare")])))) as server:
+        for more in ({}, {"input_type": "query"}):
+            refused = server.post("/v1/embeddings", {"input": TEXTS, **more})
+            assert (refused.status, refused.json["error"]["code"]) == (400, "prompts_unknown")
+            assert "--prompts" in refused.json["error"]["message"]
+        [row] = server.post("/v1/embeddings", {"input": "a", "input_type": "none"}).json["data"]
+        assert same_bits(row["embedding"], model.embed("a", input_type=None).vectors)

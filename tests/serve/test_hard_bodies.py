@@ -1,80 +1,26 @@
 """A thousand malformed bodies: none is a 5xx, none leaves a traceback, and the server goes on."""
 
-import json
-import random
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.serving import Running
+from malformed import GOOD, malformed
+from support.serving import Running, serving
 
-GOOD: dict[str, Any] = {
-    "/v1/embeddings": {"model": "tiny-e5-query", "input": ["a", "b"], "dimensions": 3},
-    "/embed": {
-        "model": "tiny-e5",
-        "inputs": [{"text": "a"}, {"text": "b"}],
-        "parameters": {"input_type": "query", "truncate": "END"},
-    },
-    "/tei/embed": {"inputs": ["a", "b"], "prompt_name": "query", "truncate": True},
-    "/embed_all": {"inputs": "a", "prompt_name": "query"},
-    "/v1/embed": {"model": "tiny-e5", "texts": ["a"], "input_type": "search_query"},
-    "/v2/embed": {"model": "tiny-e5", "texts": ["a"], "embedding_types": ["float", "binary"]},
-    "/api/embed": {"model": "tiny-e5-passage", "input": "a", "truncate": True},
-    "/rerank": {"model": "tiny-ranker", "query": "a", "documents": [{"text": "b"}], "top_n": 1},
-    "/v2/rerank": {"model": "tiny-ranker", "query": "a", "documents": ["b"], "top_n": 1},
-    "/similarity": {"inputs": {"source_sentence": "a", "sentences": ["b"]}},
-    "/tokenize": {"inputs": ["a"], "add_special_tokens": True},
-    "/decode": {"ids": [[0, 5, 2]], "skip_special_tokens": True},
-    "/": {"inputs": "a", "prompt_name": "query"},
-}
-WRONG: list[Any] = [
-    None, True, False, 0, -1, 1.5, 10**400, -(2**63), "", "\x00", "a", [], [None], [[]], [[[]]],
-    [1], [[1, 2]], [True], {}, {"text": None}, [{"text": 1}], [{"text": ["a"]}], ["a", 1],
-    "a" * 500,
-]  # fmt: skip
-RAW = [
-    b"",
-    b" ",
-    b"null",
-    b"[]",
-    b"1",
-    b'"a"',
-    b"\xef\xbb\xbf{}",
-    b"\xff\xfe{",
-    b'{"inputs": "\xc3\x28"}',
-    b'{"inputs": "\\ud800"}',
-    b'{"inputs": NaN}',
-    b'{"inputs": Infinity}',
-    b'{"inputs": 1e999}',
-    b'{"inputs": ' + b"9" * 5000 + b"}",
-    b"[" * 20_000,
-    b'{"a":' * 5000,
-    b"[" * 5000 + b"]" * 5000,
-    b'{"inputs": "a", "inputs": 3}',
-    b"{}" * 3,
-    b"--boundary\r\ncontent-disposition: form-data\r\n",
-]
+from e5core import E5, Reranker
+from e5core.serve.app import App
+from e5core.serve.limits import Limits
+from e5core.serve.models import Models, serve_embedder, serve_reranker
+from e5core.serve.service import Service
 
 
-def malformed(seed: int) -> Iterator[tuple[str, bytes]]:
-    """A path and a body that is wrong in one way or another."""
-    chance = random.Random(seed)
-    for path, good in GOOD.items():
-        text = json.dumps(good).encode()
-        for raw in RAW:
-            yield path, raw
-        for _ in range(8):
-            yield path, text[: chance.randrange(1, len(text))]
-        for _ in range(8):  # a byte that is another one
-            place = chance.randrange(len(text))
-            yield path, text[:place] + bytes([chance.randrange(256)]) + text[place + 1 :]
-        for field in good:
-            yield path, json.dumps({k: v for k, v in good.items() if k != field}).encode()
-        for _ in range(45):
-            field, value = chance.choice(list(good)), chance.choice(WRONG)
-            yield path, json.dumps({**good, field: value}).encode()
-        yield path, json.dumps(dict.fromkeys(good)).encode()
+@pytest.fixture(scope="module")
+def server(tiny: E5, tiny_reranker: Reranker) -> Iterator[Running]:
+    """The names that the bodies have."""
+    models = Models([serve_embedder(tiny, "model")], [serve_reranker(tiny_reranker, "ranker")])
+    with serving(App(Service(models))) as running:
+        yield running
 
 
 def test_malformed_bodies(server: Running, capfd: pytest.CaptureFixture[str]) -> None:
@@ -102,18 +48,13 @@ def test_bodies_that_never_end_harm_nobody(server: Running) -> None:
     slow = [server.connect() for _ in range(50)]
     for connection in slow:
         connection.sendall(head + b'{"model":')
-    body = {"model": "tiny-e5-query", "input": "a"}
+    body = {"model": "model-query", "input": "a"}
     assert all(server.post("/v1/embeddings", body).status == 200 for _ in range(20))
     for connection in slow:
         connection.close()
 
 
 def test_a_body_that_is_too_slow_is_given_up(make_service: Any) -> None:
-    from support.serving import serving
-
-    from e5core.serve.app import App
-    from e5core.serve.limits import Limits
-
     with serving(App(make_service(limits=Limits(body_seconds=0.3)))) as server:
         connection = server.connect()
         connection.sendall(

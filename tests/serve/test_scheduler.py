@@ -51,10 +51,25 @@ def test_a_lone_query_is_in_the_next_pass_whatever_waits() -> None:
         assert scheduler.take(timeout=0) is not None
     query = job(model, 10)
     scheduler.add(query)
-    batch = scheduler.take(timeout=0)
-    assert batch is not None
-    assert query in jobs_of(batch)
-    assert batch.tokens > BUDGET * 0.7  # the others go on beside it
+    short, whole = scheduler.take(timeout=0), scheduler.take(timeout=0)
+    assert short is not None
+    assert whole is not None
+    assert jobs_of(short) == {query}  # the others would only make it last longer
+    assert whole.tokens == BUDGET
+
+
+def test_every_second_pass_is_whole_while_queries_keep_coming() -> None:
+    model, scheduler = engine(), Scheduler()
+    bulk = job(model, *[100] * 200)
+    scheduler.add(bulk)
+    scheduler.take(timeout=0)
+    for number in range(20):
+        query = job(model, 10)
+        scheduler.add(query)
+        batch = scheduler.take(timeout=0)
+        assert batch is not None
+        assert query in jobs_of(batch)
+        assert batch.tokens == (10 if number % 2 == 0 else 310)
 
 
 def test_a_bulk_request_alone_gets_whole_passes() -> None:
@@ -79,11 +94,29 @@ def test_no_flood_of_new_jobs_stops_the_old_ones() -> None:
     bulk = job(model, *[100] * 20)
     scheduler.add(bulk)
     scheduler.take(timeout=0)
-    for _ in range(12):
+    for _ in range(16):
         for _ in range(100):
             scheduler.add(job(model, 10))
         scheduler.take(timeout=0)
     assert not bulk.waiting
+
+
+def test_long_texts_are_taken_in_a_flood_of_new_jobs_too() -> None:
+    model, scheduler = engine(), Scheduler()
+    bulk = job(model, *[int(BUDGET * 0.9)] * 5, *[BUDGET * 2] * 2)
+    scheduler.add(bulk)
+    scheduler.take(timeout=0)
+    for _ in range(24):
+        for _ in range(100):
+            scheduler.add(job(model, 10))
+        scheduler.take(timeout=0)
+    assert not bulk.waiting
+
+
+def test_room_behind_long_texts_is_filled_with_shorter_ones() -> None:
+    model, scheduler = engine(), Scheduler()
+    scheduler.add(job(model, *[250] * 4, *[150] * 4))
+    assert [batch.tokens for batch in batches(scheduler)] == [BUDGET] * 4
 
 
 def test_a_text_longer_than_the_budget_goes_alone() -> None:
@@ -100,6 +133,19 @@ def test_two_engines_take_turns() -> None:
     assert found == [True, False, True, False, True, True]
 
 
+def test_a_query_of_another_model_is_in_the_next_pass() -> None:
+    one, other, scheduler = engine(), engine(), Scheduler()
+    scheduler.add(job(one, *[BUDGET] * 9))
+    scheduler.take(timeout=0)
+    found = []
+    for _ in range(6):  # and no queries of the one stop the other
+        scheduler.add(job(other, 10))
+        batch = scheduler.take(timeout=0)
+        assert batch is not None
+        found.append(batch.engine is other)
+    assert found == [True, False] * 3
+
+
 def test_what_is_given_up_is_not_taken() -> None:
     model, scheduler = engine(), Scheduler()
     kept, gone = job(model, *[100] * 8), job(model, *[100] * 8)
@@ -111,16 +157,6 @@ def test_what_is_given_up_is_not_taken() -> None:
     assert all(jobs_of(batch) == {kept} for batch in batches(scheduler))
     assert scheduler.waiting() == (0, 0)
     assert scheduler.discard(gone) == 0
-
-
-def test_a_closed_queue_takes_nothing() -> None:
-    model, scheduler = engine(), Scheduler()
-    waiting = job(model, 10)
-    assert scheduler.add(waiting)
-    assert scheduler.close() == [waiting]
-    assert not scheduler.add(job(model, 10))
-    assert scheduler.waiting() == (0, 0)
-    assert scheduler.take() is None
 
 
 def test_how_long_things_wait() -> None:

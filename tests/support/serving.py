@@ -130,9 +130,9 @@ class Program:
     """`e5core serve` as a process of its own."""
 
     def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "e5core", "serve", "--port", "0", *map(str, arguments)]
+        command = [sys.executable, "-m", "e5core", "serve", "--port", "0", "--drain", "0"]
         self.process = subprocess.Popen(
-            command,
+            [*command, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -33,6 +33,11 @@ FORMS: dict[str, Callable[[Rows], Any]] = {
     "binary": lambda row: (np.packbits(row > 0).astype(np.int16) - 128).astype(np.int8),
 }
 
+UNKNOWN_SCALES = (
+    "Cohere does not say how it scales numbers to bytes, so no bytes made here would go with those "
+    "of its service; ask for float and let your database make bytes, or for ubinary"
+)
+
 
 def error(refusal: RefusedError) -> dict[str, Any]:
     return {"message": refusal.message}
@@ -41,12 +46,14 @@ def error(refusal: RefusedError) -> dict[str, Any]:
 async def embed(service: Service, call: Call, fields: Fields) -> Answer:
     """POST /v1/embed and /v2/embed; the first gives a plain list where no types are asked for."""
     not_offered(fields, "images", "max_tokens")
-    version = _version(call)
+    version = call.path[2]
     types = fields.texts("embedding_types", one=False) if fields.has("embedding_types") else []
     for form in types:
         if form not in FORMS:
             offered = either(list(FORMS))
-            raise bad(f"embedding_types has {form!r:.40}, expected {offered}", "embedding_types")
+            way_out = f"; {UNKNOWN_SCALES}" if form in ("int8", "uint8") else ""
+            message = f"embedding_types has {form!r:.40}, expected {offered}{way_out}"
+            raise bad(message, "embedding_types")
     texts = _contents(fields) if fields.has("inputs") else fields.texts("texts", one=False)
     served, prefix = find_embedder(service, fields.text("model"), fields)
     asked = EmbedRequest(
@@ -73,10 +80,13 @@ async def embed(service: Service, call: Call, fields: Fields) -> Answer:
     if chosen == ["float"]:  # as long as the texts are many, and written in slices
         after = b"]}," + orjson.dumps(rest)[1:]
         return written(b'{"embeddings":{"float":[', found.rows, lambda i, row: row, after, headers)
-    forms = {form: [FORMS[form](row) for row in found.rows] for form in chosen}
-    value = {"embeddings": forms, **rest}
-    dumped = await service.aside(lambda: orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
-    return Answer([dumped], headers=headers)
+
+    def dumped() -> bytes:
+        forms = {form: [FORMS[form](row) for row in found.rows] for form in chosen}
+        value = {"embeddings": forms, **rest}
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    return Answer([await service.aside(dumped)], headers=headers)
 
 
 def _contents(fields: Fields) -> list[str]:
@@ -115,7 +125,7 @@ async def rerank(service: Service, call: Call, fields: Fields) -> Answer:
         for i in first(found.order, top_n)
     ]
     tokens = sum(found.tokens)
-    version = _version(call)
+    version = call.path[2] if call.path.startswith("/v") else "1"
     value = {
         "id": call.id,
         "object": "rerank",
@@ -129,10 +139,6 @@ async def rerank(service: Service, call: Call, fields: Fields) -> Answer:
 
 def _as_object(document: Any) -> Any:
     return {"text": document} if isinstance(document, str) else document
-
-
-def _version(call: Call) -> str:
-    return "2" if "/v2/" in call.path else "1"
 
 
 def _meta(version: str, billed: dict[str, int]) -> dict[str, Any]:

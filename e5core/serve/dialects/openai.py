@@ -79,7 +79,11 @@ async def models(service: Service, call: Call, fields: Fields) -> Answer:
         return json_answer({"object": "list", "data": list(listed.values())})
     if wanted in listed:
         return json_answer(listed[wanted])
-    return json_answer({**listed[service.models.either(wanted).name], "id": wanted})
+    try:
+        name = service.models.embedder(wanted)[0].name
+    except RefusedError:
+        name = service.models.reranker(wanted).name
+    return json_answer({**listed[name], "id": wanted})
 
 
 _STARTED = int(time.time())

@@ -6,10 +6,11 @@ Sources: huggingface/text-embeddings-inference, router/src, 1.9; huggingface_hub
 from typing import Any
 
 import numpy as np
+import orjson
 
 import e5core
 from e5core.serve.asking import find_embedder, report_headers, written
-from e5core.serve.checks import check_described, check_texts
+from e5core.serve.checks import check_texts
 from e5core.serve.errors import RefusedError, bad
 from e5core.serve.fields import Fields
 from e5core.serve.http import Answer, Call, json_answer
@@ -17,7 +18,8 @@ from e5core.serve.models import ServedEmbedder
 from e5core.serve.routing import Dialect, Route
 from e5core.serve.service import Service
 from e5core.serve.tokenizing import EmbedRequest, RankRequest
-from e5core.tokenizer import BOS, EOS, PAD
+from e5core.texts.spans import spans
+from e5core.tokenizer import BOS, EOS
 from e5core.vectors.cosine import similarity as cosines
 
 TYPES = {
@@ -26,7 +28,7 @@ TYPES = {
     429: "Overloaded",
     503: "Unhealthy",
 }
-SPECIALS = {BOS: "<s>", PAD: "<pad>", EOS: "</s>"}
+SPECIALS = {BOS: "<s>", EOS: "</s>"}
 
 
 def error(refusal: RefusedError) -> dict[str, Any]:
@@ -118,7 +120,7 @@ async def similarity(service: Service, call: Call, fields: Fields) -> Answer:
         else (service.models.embedder(embedders[0].name if embedders else None)[0], None)
     )
     if prefix is None:
-        prefix = served.prefix("query", parameters.text("task"))
+        prefix = served.prefix("query", parameters.text("task"), service.default_task)
     texts = [inputs.needed_text("source_sentence"), *sentences]
     truncate = _truncate(parameters, "end", "start")
     asked = EmbedRequest(served, texts, prefix, field="inputs", truncate=truncate)
@@ -139,24 +141,28 @@ async def root(service: Service, call: Call, fields: Fields) -> Answer:
 async def tokenize(service: Service, call: Call, fields: Fields) -> Answer:
     """POST /tokenize: the tokens of texts as they are, or with the prefix of `prompt_name`.
 
-    `start` and `stop` are null: SentencePiece normalises a text before it cuts it.
+    `start` and `stop` count characters of the text, with its prefix; they are null for specials,
+    and where the tokenizer changes texts before it cuts them.
     """
     texts = fields.texts("inputs")
-    served, _ = service.models.embedder(_first(service).name)
-    kind = fields.text("prompt_name")
-    prefix = served.prefix(kind or "none")
+    served = _first(service)
+    prefix = served.prefix(fields.text("prompt_name") or "none", None, service.default_task)
     specials = fields.flag("add_special_tokens", True)
     check_texts(texts, "inputs", service.limits)
-    check_described(sum(map(len, texts)), "inputs", "characters")
+    _check_total(sum(map(len, texts)), "inputs", "characters", service)
 
-    def described() -> list[list[dict[str, Any]]]:
-        tokenizer, listed = served.model.tokenizer, []
-        for text in texts:
-            ids = tokenizer.encode(prefix + text)
-            listed.append([_token(served, i) for i in (ids if specials else ids[1:-1])])
-        return listed
+    def described() -> bytes:
+        return orjson.dumps([_tokens(served, prefix + text, specials) for text in texts])
 
-    return json_answer(await service.aside(described))
+    return Answer([await service.aside(described)])
+
+
+def _check_total(found: int, field: str, what: str, service: Service) -> None:
+    """Refuse (413) what would take a thread for long: this work waits in no queue."""
+    limit = service.limits.max_characters
+    if found > limit:
+        message = f"{field} has {found:,} {what}, this route takes {limit:,} a request; send less"
+        raise RefusedError(413, message, code="text_too_long", param=field)
 
 
 def _first(service: Service) -> ServedEmbedder:
@@ -164,10 +170,25 @@ def _first(service: Service) -> ServedEmbedder:
     return service.models.embedder(embedders[0].name if embedders else None)[0]
 
 
-def _token(served: ServedEmbedder, token: int) -> dict[str, Any]:
-    text = SPECIALS.get(token) or served.model.tokenizer.decode([token])
-    special = token in SPECIALS
-    return {"id": token, "text": text, "special": special, "start": None, "stop": None}
+def _tokens(served: ServedEmbedder, text: str, specials: bool) -> list[dict[str, Any]]:
+    tokenizer = served.model.tokenizer
+    ids = tokenizer.encode(text)
+    places: Any = spans(tokenizer, text) or [(None, None)] * (len(ids) - 2)
+    tokens = [
+        {
+            "id": token,
+            "text": tokenizer.decode([token]) if start is None else text[start:stop],
+            "special": False,
+            "start": start,
+            "stop": stop,
+        }
+        for token, (start, stop) in zip(ids[1:-1], places, strict=True)
+    ]
+    return [_special(BOS), *tokens, _special(EOS)] if specials else tokens
+
+
+def _special(token: int) -> dict[str, Any]:
+    return {"id": token, "text": SPECIALS[token], "special": True, "start": None, "stop": None}
 
 
 async def decode(service: Service, call: Call, fields: Fields) -> Answer:
@@ -175,23 +196,27 @@ async def decode(service: Service, call: Call, fields: Fields) -> Answer:
     lists = fields.items("ids")
     if lists and not isinstance(lists[0], list):
         lists = [lists]
-    check_described(len(lists), "ids", "lists")
-    check_described(sum(len(ids) for ids in lists if isinstance(ids, list)), "ids", "ids")
+    total = sum(len(ids) for ids in lists if isinstance(ids, list))
+    _check_total(total, "ids", "ids", service)
     skip = fields.flag("skip_special_tokens", True)
     tokenizer = _first(service).model.tokenizer
-    texts = []
-    for number, ids in enumerate(lists):
+
+    def text_of(number: int, ids: Any) -> str:
         if not isinstance(ids, list) or any(type(i) is not int for i in ids):
             raise bad(f"ids[{number}] is not a list of token ids", "ids")
         try:
             text = tokenizer.decode(ids)
         except ValueError as fault:
             raise bad(f"ids[{number}]: {fault}", "ids") from None
-        if not skip:
-            opened = SPECIALS[BOS] if ids[:1] == [BOS] else ""
-            text = f"{opened}{text}{SPECIALS[EOS] if ids[-1:] == [EOS] else ''}"
-        texts.append(text)
-    return json_answer(texts)
+        if skip:
+            return text
+        opened = SPECIALS[BOS] if ids[:1] == [BOS] else ""
+        return f"{opened}{text}{SPECIALS[EOS] if ids[-1:] == [EOS] else ''}"
+
+    def texts() -> bytes:
+        return orjson.dumps([text_of(number, ids) for number, ids in enumerate(lists)])
+
+    return Answer([await service.aside(texts)])
 
 
 async def info(service: Service, call: Call, fields: Fields) -> Answer:
