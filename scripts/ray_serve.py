@@ -2,8 +2,9 @@
 
     python scripts/ray_serve.py --model intfloat/multilingual-e5-large --replicas 2 --gpus 1
 
-Every replica loads the models and is the server of `e5core serve`: the same routes, and the key in
-E5CORE_API_KEY of the machine that it runs on. On one machine Ray is started by itself; on a cluster
+Every replica loads the models and is the server of `e5core serve`: the same routes, and the same
+keys, which this program reads from E5CORE_API_KEY and --api-key-file and of which the replicas get
+the digests. On one machine Ray is started by itself; on a cluster
 run it there with --address auto. A replica that dies is started anew, and requests that it had are
 for clients to send again, which those of Pinecone, OpenAI and Cohere do by themselves.
 """
@@ -17,6 +18,8 @@ from typing import Any
 
 from e5core.checkpoint.folder import AUTO, DTYPES
 from e5core.cli.program import Parser, run_program
+from e5core.cli.serve import add_key_arguments, check_host
+from e5core.serve.keys import Keys, read_keys
 from e5core.serve.limits import Limits
 from e5core.serve.models import INPUT_TYPES
 
@@ -35,12 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of a replica")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
+    add_key_arguments(parser)
     parser.add_argument("--address", help="of a Ray cluster; auto for the one this runs on")
     parser.set_defaults(run=run)
     return run_program(parser, arguments)
 
 
 def run(options: argparse.Namespace) -> int:
+    # Replicas on other machines do not see this program's environment.
+    keys = Keys(read_keys(options.api_key_file))
+    check_host(options.host, keys, options.open)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
     try:
         import ray
@@ -62,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         }
     )
     try:
-        serve.run(deployment(serve, options).bind(), name="e5core", route_prefix="/")
+        serve.run(deployment(serve, options, keys).bind(), name="e5core", route_prefix="/")
         where = f"http://{options.host}:{options.port}"
         print(f"ray_serve.py: {options.replicas} replicas at {where}", file=sys.stderr, flush=True)
         while True:
@@ -74,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         ray.shutdown()
 
 
-def deployment(serve: Any, options: argparse.Namespace) -> Any:
+def deployment(serve: Any, options: argparse.Namespace, keys: Keys) -> Any:
     """The class of a replica, whose application is made where the replica runs."""
     settings = vars(options).copy()
     for name in ("run", "prog"):  # they hold what does not travel
@@ -85,7 +92,6 @@ def deployment(serve: Any, options: argparse.Namespace) -> Any:
 
         from e5core import E5, Reranker
         from e5core.serve.app import App
-        from e5core.serve.keys import Keys, read_keys
         from e5core.serve.models import Models, serve_embedder, serve_reranker
         from e5core.serve.service import Service
 
@@ -99,7 +105,7 @@ def deployment(serve: Any, options: argparse.Namespace) -> Any:
         service = Service(
             Models([embedder], rerankers), default_input_type=settings["default_input_type"]
         )
-        return App(service, Keys(read_keys(None)))
+        return App(service, keys)
 
     @serve.deployment(
         num_replicas=options.replicas,

@@ -34,7 +34,7 @@ LIMIT_FLAGS: dict[str, str] = {
     "max_body": "bytes of a request's body",
     "max_texts": "texts of a request",
     "max_characters": "characters of a text",
-    "body_seconds": "seconds in which a body must arrive",
+    "body_seconds": "seconds in which the headers of a request must arrive, and then its body",
     "hang_seconds": "seconds of a forward pass after which the process ends",
 }
 
@@ -75,12 +75,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="TEXT",
         help="the instruction of queries whose request gives none, for instruct models",
     )
-    parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="keys, one a line, beside E5CORE_API_KEY"
-    )
-    parser.add_argument(
-        "--open", action="store_true", help="serve other machines without a key, to everybody"
-    )
+    add_key_arguments(parser)
     parser.add_argument(
         "--cors-origin",
         action="append",
@@ -108,6 +103,15 @@ def add_arguments(parser: Parser) -> None:
     parser.set_defaults(run=run)
 
 
+def add_key_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="keys, one a line, beside E5CORE_API_KEY"
+    )
+    parser.add_argument(
+        "--open", action="store_true", help="serve other machines without a key, to everybody"
+    )
+
+
 def run(options: Namespace) -> int:
     try:
         from e5core.serve.access import AccessLog
@@ -133,6 +137,7 @@ def run(options: Namespace) -> int:
             log=log,
             searcher=searcher,
             origins=options.cors_origin,
+            hosts=None if keys or options.open else {*LOOPBACK, options.host},
             on_failure=lost,
         )
 

@@ -4,7 +4,8 @@ import asyncio
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from urllib.parse import urlsplit
 
 from e5core.serve.access import AccessLog
 from e5core.serve.errors import RefusedError
@@ -31,11 +32,6 @@ from e5core.serve.table import find, likely_dialect
 
 GONE = 499  # nginx's status for a client that hung up, in the log alone
 
-# Bodies that are read at the same time, in units of the largest one that is taken.
-BODIES = 8
-# What a body counts for that does not say its length.
-UNKNOWN_LENGTH = 65_536
-
 
 class App:
     """An ASGI 3 application; uvicorn, or any other server of ASGI, runs it.
@@ -54,6 +50,7 @@ class App:
         log: AccessLog | None = None,
         searcher: Searcher | None = None,
         origins: Sequence[str] = (),
+        hosts: Collection[str] | None = None,
         on_failure: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """Put the parts together.
@@ -62,6 +59,7 @@ class App:
         log         where every request gets a line; None for none
         searcher    the index behind POST /search
         origins     of web pages that may call the server (CORS); none by default
+        hosts       whose pages alone may post, where no key keeps other pages out; None for all
         on_failure  called once, with the reason, when the worker is lost
         """
         self.service = service
@@ -71,9 +69,9 @@ class App:
         about, search = searching(searcher)
         self._own = {("GET", "/search"): about, ("POST", "/search"): search}
         self._origins = frozenset(origins)
+        self._hosts = hosts
         self._on_failure = on_failure
         self._watch: asyncio.Task[None] | None = None
-        self._buffered = 0  # bytes of bodies in memory
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -138,6 +136,7 @@ class App:
             status = GONE
             raise
         finally:
+            self.service.memory.release(call)
             if work:
                 seconds = time.perf_counter() - call.started
                 self.service.metrics.note_request(status, seconds, call.log)
@@ -155,6 +154,7 @@ class App:
         try:
             if not self.keys.open(call.headers):
                 raise RefusedError(401, "the API key is missing or wrong", code="invalid_api_key")
+            self._check_origin(call)
             if call.method == "GET" and call.path == "/metrics":
                 return metrics(self.service)
             if found is None:
@@ -175,27 +175,36 @@ class App:
             )
             return self._refused(call, refusal, dialect)
 
+    def _check_origin(self, call: Call) -> None:
+        """RefusedError (403) for a web page that has nothing to do with this server.
+
+        Browsers post for a page of any origin without asking, and name the origin in every POST,
+        also where its name has been made to point to this machine (DNS rebinding).
+        """
+        origin = call.headers.get("origin")
+        if self._hosts is None or origin is None or call.method != "POST":
+            return
+        if origin not in self._origins and _host(origin) not in self._hosts:
+            message = (
+                f"a web page of {origin!r:.100} may not call this server, which asks for no key; "
+                "start it with a key, or with --cors-origin for this page"
+            )
+            raise RefusedError(403, message, code="foreign_origin")
+
     async def _fields(self, call: Call) -> Fields:
         """The JSON of a request; there is none in a GET."""
         if call.method == "GET":
             return Fields({})
         limits = self.service.limits
-        length = call.headers.get("content-length", "")
-        size = min(int(length), limits.max_body) if length.isdigit() else UNKNOWN_LENGTH
-        if self._buffered and self._buffered + size > BODIES * limits.max_body:
-            raise RefusedError(429, "too many large bodies arrive at once", wait=1, close=True)
-        self._buffered += size
-        try:
-            body = await call.body(limits.max_body, limits.body_seconds)
-            if len(body) <= PARSED_AT_ONCE:
-                return parse(body)
-            return await self.service.aside(lambda: parse(body))
-        finally:
-            self._buffered -= size
+        body = await call.body(limits.max_body, limits.body_seconds, self.service.memory.hold)
+        if len(body) <= PARSED_AT_ONCE:
+            return parse(body)
+        return await self.service.aside(lambda: parse(body))
 
     def _refused(self, call: Call, refusal: RefusedError, dialect: Dialect) -> Answer:
         call.log["dialect"] = dialect.name
-        call.log["error"] = refusal.message[:300]
+        # Not its message, in which values of the request stand: texts of users, or a key.
+        call.log |= {"error": refusal.code or "invalid_request", "param": refusal.param}
         status = dialect.statuses.get(refusal.status, refusal.status)
         return json_answer(dialect.error(refusal), status, refusal.headers)
 
@@ -229,6 +238,13 @@ class App:
             while (part := await self.service.aside(lambda: next(parts, None))) is not None:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"" if call.head else body})
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:
+        return None
 
 
 def _no_route(call: Call, methods: list[str]) -> RefusedError:

@@ -7,6 +7,8 @@ from e5core.serve.limits import Limits
 from e5core.texts.containers import is_blank
 
 MOST_NAMED = 10  # texts that an error lists
+# Characters of a request for tokens, or ids of one for texts: each makes an object of the answer.
+MOST_DESCRIBED = 65_536
 
 
 def refuse_blank(texts: Sequence[str], field: str) -> None:
@@ -46,3 +48,18 @@ def check_texts(texts: Sequence[str], field: str, limits: Limits) -> None:
                 code="text_too_long",
                 param=field,
             )
+
+
+def check_described(number: int, field: str, what: str) -> None:
+    """RefusedError (413) if the answer would have too many objects.
+
+    what  is counted, in the plural
+    """
+    if number > MOST_DESCRIBED:
+        raise RefusedError(
+            413,
+            f"{field} has {number:,} {what}, this server takes {MOST_DESCRIBED:,} of them a "
+            "request; send several requests",
+            code="too_long",
+            param=field,
+        )

@@ -25,13 +25,19 @@ LEAST_TOKENS = 256
 # The share of a new measurement in the speed.
 WEIGHT = 0.1
 
+# A batch may be larger by one part in so many than one that the device had memory for. If it never
+# has more, one batch in about as many is run in halves.
+GROWTH = 32
+
 
 class Pace:
     """How fast a model computes, and how many tokens of it make a forward pass."""
 
     def __init__(self, device: str) -> None:
+        self.device = device
         self._target = TARGET_SECONDS.get(device, TARGET_SECONDS["cpu"])
-        self._most = MAX_TOKENS_PER_BATCH.get(device, MAX_TOKENS_PER_BATCH["cpu"])
+        self._limit = MAX_TOKENS_PER_BATCH.get(device, MAX_TOKENS_PER_BATCH["cpu"])
+        self._most = self._limit  # less while the device has no memory for so many
         self.tokens_per_second = LEAST_TOKENS / self._target  # until it is measured
 
     def measure(self, tokens: int, seconds: float) -> None:
@@ -40,6 +46,8 @@ class Pace:
         seconds  since the pass before, where one followed the other at once: what happens between
                  them takes its time from the requests that wait
         """
+        if tokens > self._most // 2:  # smaller ones do not show that there is memory again
+            self._most = min(self._most + self._most // GROWTH, self._limit)
         # The smallest budget is seldom met in full.
         if tokens >= LEAST_TOKENS // 2 and seconds > 0:
             self.tokens_per_second += WEIGHT * (tokens / seconds - self.tokens_per_second)
@@ -55,8 +63,12 @@ class Pace:
         return min(max(wanted, LEAST_TOKENS), self._most)
 
     def halve(self) -> None:
-        """Take half as many tokens from now on: the device had no memory for more."""
-        self._most = max(self._most // 2, 1)
+        """Take half as many tokens for now: the device had no memory for a batch.
+
+        It may be another program that took it, for a moment: every batch that is about as large as
+        may be lets the next one be a little larger.
+        """
+        self._most = max(self._most // 2, LEAST_TOKENS)
 
     def seconds(self, tokens: int) -> float:
         """How long so many tokens take."""

@@ -51,15 +51,16 @@ def text_answer(text: str, status: int = 200, content_type: str = "text/plain") 
 class Call:
     """One request: what the client sent, and what the access log says of it.
 
-    path     percent-decoded, without a prefix that names the dialect
-    headers  by lower-case names; of several the last one counts
-    log      fields of its line in the access log
+    path      percent-decoded, below the path at which the application is mounted
+    headers   by lower-case names; of several the last one counts
+    held      bytes that it has in memory, see Memory
+    log       fields of its line in the access log
     """
 
     def __init__(self, scope: Message, receive: Receive) -> None:
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
         self.head = scope["method"] == "HEAD"
-        self.path: str = scope["path"]
+        self.path = _path(scope)
         self.headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -69,6 +70,7 @@ class Call:
         self.id = uuid.uuid4().hex
         self.started = time.perf_counter()
         self.receive = receive
+        self.held = 0
         self.log: dict[str, Any] = {}
 
     @property
@@ -76,8 +78,11 @@ class Call:
         """Whether one of Pinecone's clients sent it: all since 5.4 send this header."""
         return "x-pinecone-api-version" in self.headers
 
-    async def body(self, limit: int, seconds: float) -> bytes:
-        """The body; RefusedError if it has more than `limit` bytes or does not end in time."""
+    async def body(self, limit: int, seconds: float, hold: Callable[["Call", int], None]) -> bytes:
+        """The body; RefusedError if it has more than `limit` bytes or does not end in time.
+
+        hold  called with the size of each part as it comes; it may raise RefusedError
+        """
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding != "identity":
             raise RefusedError(415, f"the body is {encoding!r:.40}-encoded, expected it plain")
@@ -94,7 +99,7 @@ class Call:
 
         timer = asyncio.get_running_loop().call_later(seconds, give_up)
         try:
-            return await self._read(limit)
+            return await self._read(limit, hold)
         except asyncio.CancelledError:
             if not late:
                 raise
@@ -105,26 +110,33 @@ class Call:
         finally:
             timer.cancel()
 
-    async def _read(self, limit: int) -> bytes:
-        body = b""
-        rest = bytearray()
+    async def _read(self, limit: int, hold: Callable[["Call", int], None]) -> bytes:
+        rest, size = bytearray(), 0
         while True:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             part: bytes = message.get("body", b"")
+            hold(self, len(part))
+            size += len(part)
+            if size > limit:
+                raise _too_large(f"more than {limit:,}", limit)
             more = message.get("more_body", False)
             if not more and not rest:
-                body = part  # the common case: one part, not copied
-                break
+                return part  # the common case: one part, not copied
             rest += part
-            if len(rest) > limit:
-                raise _too_large(f"more than {limit:,}", limit)
             if not more:
                 return bytes(rest)
-        if len(body) > limit:
-            raise _too_large(f"{len(body):,}", limit)
-        return body
+
+
+def _path(scope: Message) -> str:
+    """The path of a request without the one at which the application is mounted.
+
+    ASGI's `path` begins with `root_path`; Starlette before 0.33 had taken it off.
+    """
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] or "/" if f"{path}/".startswith(f"{root}/") else path
 
 
 def _too_large(found: str, limit: int) -> RefusedError:

@@ -17,7 +17,7 @@ class Keys:
     """
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._digests = [_digest(key) for key in keys]
+        self._digests = [_digest(key.encode("utf-8", "surrogateescape")) for key in keys]
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -25,7 +25,7 @@ class Keys:
     def open(self, headers: Mapping[str, str]) -> bool:
         """Whether a request's headers hold a key; always if there are none.
 
-        headers  by lower-case names
+        headers  by lower-case names; the values are ASGI's bytes, decoded as Latin-1
 
         A key comes as `Authorization: Bearer KEY`, `Authorization: KEY` (LlamaIndex's
         TextEmbeddingInference reranker), `Api-Key: KEY` (Pinecone) or `X-API-Key: KEY`.
@@ -35,19 +35,19 @@ class Keys:
         authorization = headers.get("authorization", "")
         scheme, _, rest = authorization.partition(" ")
         given = (
-            rest.strip() if scheme.lower() == "bearer" else authorization.strip(),
+            (rest if scheme.lower() == "bearer" else authorization).strip(" \t"),
             headers.get("api-key", ""),
             headers.get("x-api-key", ""),
         )
         # Every comparison is made, whatever the one before it found, so that time tells nothing.
-        matches = [
-            hmac.compare_digest(_digest(key), known) for key in given for known in self._digests
-        ]
+        # Outside of ASCII most clients send UTF-8, and http.client of Python sends Latin-1.
+        forms = [_digest(key.encode(form)) for key in given for form in ("latin-1", "utf-8")]
+        matches = [hmac.compare_digest(form, known) for form in forms for known in self._digests]
         return any(matches)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def read_keys(file: Path | None) -> list[str]:

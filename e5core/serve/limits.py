@@ -12,7 +12,7 @@ class Limits:
     max_body        bytes of a body
     max_texts       texts or documents of a request
     max_characters  characters of a text
-    body_seconds    seconds that a body may take to arrive
+    body_seconds    seconds that the headers of a request may take to arrive, and then its body
     hang_seconds    seconds of a forward pass after which the worker counts as lost
     """
 

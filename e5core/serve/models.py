@@ -1,6 +1,7 @@
 """The models that are served, and the names under which requests ask for them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -170,6 +171,14 @@ class Models:
         if found := _find(self.rerankers, name):
             return found
         raise self._unknown(name, self.rerankers, "reranker")
+
+    def either(self, name: str) -> ServedEmbedder | ServedReranker:
+        """A model of either kind by its name."""
+        for kind in (self.embedder, self.reranker):
+            with suppress(RefusedError):
+                found = kind(name)
+                return found[0] if isinstance(found, tuple) else found
+        raise self._unknown(name, self.everything, "model")
 
     def _unknown(
         self, name: str | None, kind: Sequence[ServedEmbedder | ServedReranker], what: str

@@ -109,9 +109,11 @@ class Scheduler:
         self._last: Engine | None = None  # that was served
         self._closed = False
 
-    def add(self, job: Job) -> None:
-        """Let a job wait; it must have a sequence."""
+    def add(self, job: Job) -> bool:
+        """Let a job wait; it must have a sequence. False if the queue is closed."""
         with self._condition:
+            if self._closed:
+                return False
             queue = self._queues.setdefault(job.engine, Queue())
             if not queue and self._last in (None, job.engine):
                 self._turns.append(job.engine)
@@ -119,6 +121,7 @@ class Scheduler:
                 self._turns.appendleft(job.engine)
             queue.add(job)
             self._condition.notify()
+        return True
 
     def discard(self, job: Job) -> int:
         """Take back what nobody has taken of a job; returns its tokens."""

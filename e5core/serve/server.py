@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from e5core.serve.app import App
+from e5core.serve.protocol import Protocol
 
 KEEP_ALIVE = 75  # seconds: longer than the proxies keep theirs, or they meet closed connections
 # Seconds that are left for sending the last answers, once the last request has had its time.
@@ -110,6 +112,7 @@ def serve(
     app = make_app(lost)
     config = uvicorn.Config(
         app,
+        http=partial(Protocol, head_seconds=app.service.limits.body_seconds),
         loop="asyncio",  # what is tested, also where uvloop is installed
         lifespan="on",
         ws="none",

@@ -1,6 +1,7 @@
 """What a server does with a request once its dialect has read it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,16 +15,20 @@ from e5core.reranker import sigmoid
 from e5core.serve.checks import check_texts
 from e5core.serve.engines import Engine, Rows, scaled
 from e5core.serve.errors import RefusedError, bad
-from e5core.serve.http import Call, ClientGoneError
+from e5core.serve.http import Call
 from e5core.serve.jobs import Batch, Job
 from e5core.serve.limits import Limits
+from e5core.serve.memory import Memory
 from e5core.serve.metrics import Metrics
 from e5core.serve.models import Models
+from e5core.serve.patience import Patience
 from e5core.serve.scheduler import QUANTUM, Scheduler
 from e5core.serve.tokenizing import (
     EmbedRequest,
     RankRequest,
+    Tokenize,
     Tokenized,
+    never,
     tokenize_pairs,
     tokenize_texts,
 )
@@ -35,8 +40,6 @@ Result = TypeVar("Result")
 
 # Characters that are tokenized at once: it takes about 0.3 ms, a thread's turn as long.
 TOKENIZED_AT_ONCE = 2048
-# Characters of a token that are counted on before a text is tokenized.
-CHARACTERS_PER_TOKEN = 4
 THREADS = 2  # beside the event loop and the worker; they tokenize, and make large answers
 
 
@@ -89,8 +92,10 @@ class Service:
         self.default_input_type = default_input_type
         self.default_task = default_task
         self.metrics = Metrics()
+        self.memory = Memory(self.limits)
         self.scheduler = Scheduler()
         self.worker = Worker(self.scheduler, deliver=self._deliver, note=self._note)
+        self._coming: Counter[Engine] = Counter()  # tokens of texts that threads tokenize
         self.dropped = 0  # tokens that nobody computed, since their client had gone
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="e5core requests")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -129,7 +134,7 @@ class Service:
     async def embed(self, call: Call, asked: EmbedRequest) -> Embedded:
         """Embed the texts of a request; RefusedError says why not."""
         check_texts(asked.texts, asked.field, self.limits)
-        model = asked.served.model
+        served, model = asked.served, asked.served.model
         try:
             size = kept(asked.dimensions, model.pipeline.size)
         except ValueError:
@@ -138,12 +143,11 @@ class Service:
                 f"{model.pipeline.size} numbers; ask for 1 to {model.pipeline.size}",
                 "dimensions",
             ) from None
-        served = asked.served
         usual = asked.normalize and asked.dimensions is None
         engine = served.states if asked.states else served.engine if usual else served.pooled
-        call.log |= {"work": "embed", "model": asked.served.name, "texts": len(asked.texts)}
+        call.log |= {"work": "embed", "model": served.name, "texts": len(asked.texts)}
         job, tokenized = await self._process(
-            call, engine, asked.texts, lambda: tokenize_texts(asked), asked.field
+            call, engine, asked, lambda stopped: tokenize_texts(asked, stopped)
         )
         rows: Rows | list[Rows] = [row for row in job.rows if row is not None]
         if engine is served.pooled:
@@ -155,14 +159,10 @@ class Service:
         """Score the documents of a request; RefusedError says why not."""
         check_texts([asked.query], "query", self.limits)
         check_texts(asked.documents, asked.field, self.limits)
-        texts = len(asked.documents)
-        call.log |= {"work": "predict", "model": asked.served.name, "texts": texts}
+        served, texts = asked.served, len(asked.documents)
+        call.log |= {"work": "predict", "model": served.name, "texts": texts}
         job, tokenized = await self._process(
-            call,
-            asked.served.engine,
-            [asked.query, *asked.documents],
-            lambda: tokenize_pairs(asked),
-            asked.field,
+            call, served.engine, asked, lambda stopped: tokenize_pairs(asked, stopped)
         )
         logits = job.matrix()
         order = np.argsort(-logits, kind="stable").tolist()
@@ -174,43 +174,62 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.threads, function)
 
     async def _process(
-        self,
-        call: Call,
-        engine: Engine,
-        texts: Sequence[str],
-        tokenize: Callable[[], Tokenized],
-        field: str,
+        self, call: Call, engine: Engine, asked: EmbedRequest | RankRequest, tokenize: Tokenize
     ) -> tuple[Job, Tokenized]:
         """Admit, tokenize, queue and await the work of a request."""
         if (reason := self._why_not_taken()) is not None:
-            raise RefusedError(503, f"{reason}; try again", code="unavailable", wait=1)
-        characters = sum(map(len, texts))
-        self._admit(engine, characters // CHARACTERS_PER_TOKEN)
-        started = perf_counter()
-        small = characters <= TOKENIZED_AT_ONCE
-        tokenized = tokenize() if small else await self.aside(tokenize)
-        call.log["tokenization_ms"] = _ms(perf_counter() - started)
-        call.log["tokens"] = tokenized.tokens
-        call.log["characters"] = characters
-        call.log["truncated"] = len(tokenized.truncated)
-        self._admit(engine, tokenized.tokens)
-        job = await self._await(call, engine, tokenized.sequences)
+            raise _unavailable(reason)
+        characters, expected = asked.characters, asked.expected_tokens
+        self._admit(engine, expected)
+        patience = Patience(call, self.limits.timeout)
+        try:
+            started = perf_counter()
+            if characters <= TOKENIZED_AT_ONCE:
+                tokenized = tokenize(never)
+            else:
+                tokenized = await self._tokenize_aside(engine, expected, tokenize, patience)
+            tokens = tokenized.tokens
+            call.log["tokenization_ms"] = _ms(perf_counter() - started)
+            call.log["device"] = engine.pace.device
+            call.log["tokens"] = tokens
+            call.log["characters"] = characters
+            call.log["truncated"] = len(tokenized.truncated)
+            self.memory.hold(call, tokens * asked.bytes_per_token)
+            if tokens > expected:
+                self._admit(engine, tokens)
+            job = await self._compute(engine, tokenized.sequences, patience)
+        finally:
+            patience.close()
         begun = job.started if job.started is not None else job.queued
         call.log["queue_ms"] = _ms(begun - job.queued)
         call.log["inference_ms"] = _ms((job.finished or perf_counter()) - begun)
         if job.error is not None:
-            raise self._failed(job.error, field)
+            raise self._failed(job.error, asked.field)
         return job, tokenized
+
+    async def _tokenize_aside(
+        self, engine: Engine, expected: int, tokenize: Tokenize, patience: Patience
+    ) -> Tokenized:
+        """Tokenize in a thread. Meanwhile the tokens count as waiting, as they soon will be."""
+        work = asyncio.get_running_loop().run_in_executor(
+            self.threads, lambda: tokenize(lambda: patience.over)
+        )
+        self._coming[engine] += expected
+        try:
+            return await patience.result(work)
+        finally:
+            self._coming[engine] -= expected
 
     def _admit(self, engine: Engine, tokens: int) -> None:
         """Refuse work (429) that would wait too long; if nothing waits, it may be of any length."""
         everything, turns = self.scheduler.seconds(engine, tokens)
+        everything += sum(other.pace.seconds(count) for other, count in self._coming.items())
         if not everything:
             return
         small = tokens <= engine.pace.budget // QUANTUM
         wait = turns if small else everything + engine.pace.seconds(tokens)
         if wait > self.limits.max_wait:
-            waiting = self.scheduler.waiting()[1]
+            waiting = self.scheduler.waiting()[1] + sum(self._coming.values())
             raise RefusedError(
                 429,
                 f"{waiting:,} tokens are waiting, about {everything:.0f} s of work, and a request "
@@ -219,52 +238,31 @@ class Service:
                 wait=wait - self.limits.max_wait,
             )
 
-    async def _await(self, call: Call, engine: Engine, sequences: Sequence[Sequence[int]]) -> Job:
-        """Queue the sequences and wait for the rows, for the client's end or for the deadline."""
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[str] = loop.create_future()
+    async def _compute(
+        self, engine: Engine, sequences: Sequence[Sequence[int]], patience: Patience
+    ) -> Job:
+        """Queue the sequences and wait for their rows."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def end(how: str) -> None:
-            if not ended.done():
-                ended.set_result(how)
+        def end(job: Job) -> None:
+            if not done.done():
+                done.set_result(None)
 
-        seconds = self._allowed(call)
-        left = max(seconds - (perf_counter() - call.started), 0.0)
-        job = Job(engine, sequences, lambda job: end("done"))
-        hung_up = loop.create_task(_hung_up(call))
-        hung_up.add_done_callback(lambda task: end("gone"))
-        timer = loop.call_later(left, end, "late")
-        how = "gone"
+        job = Job(engine, sequences, end)
+        if not self.scheduler.add(job):  # it was closed while the texts were tokenized
+            raise _unavailable(self._why_not_taken() or "the server stops")
         try:
-            self.scheduler.add(job)
-            how = await ended
-        finally:  # also if uvicorn cancels this task, at the end of its patience
-            timer.cancel()
-            hung_up.cancel()
-            if how != "done":
-                self.dropped += self.scheduler.discard(job)
-        if how == "gone":
-            raise ClientGoneError
-        if how == "late":
-            message = f"the request was not done within {seconds:g} s"
-            raise RefusedError(504, message, code="deadline_exceeded")
+            await patience.result(done)
+        except BaseException:  # also if uvicorn cancels this task, at the end of its patience
+            self.dropped += self.scheduler.discard(job)
+            raise
         return job
-
-    def _allowed(self, call: Call) -> float:
-        """Seconds that the request may take: the server's, or the client's where they are less."""
-        seconds = self.limits.timeout
-        for name in ("x-request-timeout", "x-stainless-read-timeout"):
-            if name in call.headers:
-                with suppress(ValueError):
-                    asked = float(call.headers[name])
-                    seconds = asked if 0 < asked < seconds else seconds
-        return seconds
 
     def _failed(self, error: Exception, field: str) -> RefusedError:
         if isinstance(error, TextError):
             return RefusedError(500, error.naming(f"{field}[{{}}]".format), code="not_finite")
         if self.stopping or not self.worker.alive:
-            return RefusedError(503, f"{error}", code="unavailable", wait=1)
+            return _unavailable(str(error))
         return RefusedError(
             500, "the model failed on this request; see the server's log", code="failed"
         )
@@ -282,10 +280,8 @@ class Service:
         self.metrics.note_batch(len(batch.parts), batch.tokens)
 
 
-async def _hung_up(call: Call) -> None:
-    """Return when the client hangs up."""
-    while (await call.receive())["type"] != "http.disconnect":
-        pass
+def _unavailable(reason: str) -> RefusedError:
+    return RefusedError(503, f"{reason}; try again", code="unavailable", wait=1)
 
 
 def _ms(seconds: float) -> float:

@@ -26,7 +26,7 @@ class Counts:
 
     tokens   that it computed
     unread   of these, tokens for clients that had gone before
-    halved   how often the device had no memory for a batch
+    halved   batches that were run in parts, since the device had no memory for the whole
     """
 
     batches: int = 0
@@ -62,6 +62,7 @@ class Worker:
         self._busy_since: float | None = None
         self._measured = 0.0  # the time up to which the speed is measured
         self._batch: Batch | None = None
+        self._parted = False  # whether the device had no memory for all of the batch
         self._thread = threading.Thread(target=self._work, name="e5core worker", daemon=True)
 
     def start(self) -> None:
@@ -108,7 +109,11 @@ class Worker:
                 if not follows:
                     self._measured = time.perf_counter()
                 self._batch, self._busy_since = batch, time.monotonic()
+                self._parted = False
                 self._compute(batch)
+                if self._parted:  # once, into however many parts
+                    self.counts.halved += 1
+                    batch.engine.pace.halve()
                 self._batch = self._busy_since = None
         except BaseException as error:
             self.failure = error
@@ -120,8 +125,7 @@ class Worker:
         try:
             self._run(batch)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            self.counts.halved += 1
-            batch.engine.pace.halve()
+            self._parted = True
             self._split(batch, error)
         except (RuntimeError, ValueError) as error:
             shares = batch.by_job()

@@ -14,9 +14,14 @@ _BLANK_CATEGORIES = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 
 def is_blank(text: str) -> bool:
     """Whether nothing of a text can be seen: no character, or blanks and zero-width ones alone."""
+    # Nearly every text shows within a few characters; of others each kind is looked at once.
+    return _all_blank(text[:8]) and _all_blank(set(text))
+
+
+def _all_blank(characters: Iterable[str]) -> bool:
     return all(
         unicodedata.category(character) in _BLANK_CATEGORIES or character in _INVISIBLE
-        for character in text
+        for character in characters
     )
 
 

@@ -96,6 +96,7 @@ def test_every_accepted_request_is_answered_at_the_end(
             thread.join(60)
     assert (code, err, broken) == (-signal.SIGTERM, "", [])
     assert {*done} <= {200, 503}
+    assert {line["status"] for line in lines} <= {200, 503}  # none was taken and then dropped
     # What the log calls answered has reached its client.
     assert [line["status"] for line in lines].count(200) == done.count(200)
 

@@ -1,6 +1,8 @@
-"""scripts/ray_serve.py on a local Ray: two replicas, one of which is killed under load."""
+"""scripts/ray_serve.py: its keys, and on a local Ray two replicas, one of which is killed."""
 
+import importlib.util
 import os
+import pickle
 import re
 import signal
 import socket
@@ -10,25 +12,79 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from support.models import ROOT
 from support.serving import Running, same_bits
 
 from e5core import E5
 
-pytest.importorskip(
-    "ray.serve", reason="the extra ray-serve is not installed", exc_type=ImportError
-)
+PROGRAM = ROOT / "scripts" / "ray_serve.py"
 BODY = {"model": "tiny-e5-query", "input": ["the query", "日本"]}
+KEY = {"authorization": "Bearer of-the-file"}
 
 
 @pytest.fixture
-def running(folders: tuple[Path, Path]) -> Iterator[Running]:
+def ray_serve() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ray_serve", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_nobody_else_is_served_without_a_key(
+    ray_serve: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("E5CORE_API_KEY", raising=False)
+    assert ray_serve.main(["--model", "x", "--host", "0.0.0.0"]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert "--host is 0.0.0.0, which others reach, and there is no key" in printed.err
+
+
+def test_replicas_get_the_keys_of_the_program(
+    ray_serve: ModuleType, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a replica runs, the environment is another one."""
+    made: list[Any] = []
+
+    def ingress(build: Any) -> Any:
+        made.append(build)
+        return lambda replica: replica
+
+    ray = SimpleNamespace(deployment=lambda **options: lambda replica: replica, ingress=ingress)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    options = SimpleNamespace(
+        model=str(folders[0]),
+        **dict.fromkeys(("reranker", "default_input_type")),
+        **dict.fromkeys(("replicas", "cpus", "gpus"), 1),
+        dtype="auto",
+    )
+    keys = pickle.loads(pickle.dumps(ray_serve.Keys(["secret"])))
+    ray_serve.deployment(ray, options, keys)
+    monkeypatch.delenv("E5CORE_API_KEY", raising=False)
+    app = made[0]()
+    assert not app.keys.open({})
+    assert app.keys.open({"authorization": "Bearer secret"})
+
+
+@pytest.fixture
+def running(folders: tuple[Path, Path], tmp_path: Path) -> Iterator[Running]:
+    pytest.importorskip(
+        "ray.serve", reason="the extra ray-serve is not installed", exc_type=ImportError
+    )
+    keys = tmp_path / "keys"
+    keys.write_text("of-the-file\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    program = [sys.executable, str(ROOT / "scripts" / "ray_serve.py"), "--model", str(folders[0])]
+    program = [sys.executable, str(PROGRAM), "--model", str(folders[0])]
+    program += ["--api-key-file", str(keys)]
     process = subprocess.Popen(
         [*program, "--replicas", "2", "--port", str(port)],
         stderr=subprocess.PIPE,
@@ -82,7 +138,7 @@ def test_a_replica_is_killed_under_load(running: Running, tiny: E5) -> None:
         while not stopped.is_set():
             for _ in range(5):
                 try:
-                    found = running.post("/v1/embeddings", BODY)
+                    found = running.post("/v1/embeddings", BODY, KEY)
                 except OSError:
                     found = None
                 if found is not None and found.status == 200:
@@ -97,6 +153,7 @@ def test_a_replica_is_killed_under_load(running: Running, tiny: E5) -> None:
 
     own = replicas()
     assert len(own) == 2
+    assert running.post("/v1/embeddings", BODY).status == 401
     threads = [threading.Thread(target=client, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -159,6 +159,16 @@ def test_what_is_given_up_is_not_taken() -> None:
     assert scheduler.discard(gone) == 0
 
 
+def test_a_closed_queue_takes_nothing() -> None:
+    model, scheduler = engine(), Scheduler()
+    waiting = job(model, 10)
+    assert scheduler.add(waiting)
+    assert scheduler.close() == [waiting]
+    assert not scheduler.add(job(model, 10))
+    assert scheduler.waiting() == (0, 0)
+    assert scheduler.take() is None
+
+
 def test_how_long_things_wait() -> None:
     model, scheduler = engine(), Scheduler()
     model.pace.start(1000, 1.0)

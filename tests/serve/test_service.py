@@ -1,68 +1,30 @@
 """What is taken and what is refused: load, limits, deadlines, clients that leave, keys, origins."""
 
+import asyncio
+import io
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from support.serving import Answer, Running, serving
+from support.gates import gated, in_thread, until
+from support.serving import serving
 
 from e5core import E5, Reranker
+from e5core.serve.access import AccessLog
 from e5core.serve.app import App
+from e5core.serve.asking import report_headers
 from e5core.serve.engines import Rows
+from e5core.serve.http import Call
 from e5core.serve.keys import Keys, read_keys
 from e5core.serve.limits import Limits
 from e5core.serve.models import Models, serve_embedder, serve_reranker
-from e5core.serve.service import Service
+from e5core.serve.service import THREADS, TOKENIZED_AT_ONCE, Service
 
 MakeService = Callable[..., Service]
 BODY = {"model": "tiny-e5-query", "input": "the query"}
 PINECONE = {"x-pinecone-api-version": "2026-07"}
-
-
-class Gate:
-    """Lets the forward passes of a service begin and end when a test says so."""
-
-    def __init__(self, service: Service) -> None:
-        self.started, self.release = threading.Event(), threading.Event()
-        self.seen: list[int] = []
-        engine = service.models.embedders[0].engine
-        self._run, self._engine = engine.run, engine
-        engine.run = self
-
-    def __call__(self, sequences: Sequence[Sequence[int]]) -> Sequence[Rows]:
-        self.started.set()
-        assert self.release.wait(60)
-        self.seen.append(sum(map(len, sequences)))
-        return self._run(sequences)
-
-
-@contextmanager
-def gated(service: Service, **options: Any) -> Iterator[tuple[Running, Gate]]:
-    """A server whose next forward pass ends when the gate is opened."""
-    with serving(App(service, **options)) as running:
-        gate = Gate(service)
-        try:
-            yield running, gate
-        finally:
-            gate.release.set()
-
-
-def in_thread(function: Callable[[], Answer]) -> tuple[threading.Thread, list[Answer]]:
-    found: list[Answer] = []
-    thread = threading.Thread(target=lambda: found.append(function()))
-    thread.start()
-    return thread, found
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
 
 
 def test_work_that_would_wait_too_long_is_refused_whole(make_service: MakeService) -> None:
@@ -220,6 +182,18 @@ def test_every_route_but_health_needs_a_key(make_service: MakeService) -> None:
         assert refused.json["error"]["code"] == "UNAUTHENTICATED"
 
 
+@pytest.mark.parametrize("key", ["zwei-ß", "schlüssel-à", "鍵"])
+@pytest.mark.parametrize("form", ["utf-8", "latin-1"])
+def test_a_key_may_have_any_letters(make_service: MakeService, key: str, form: str) -> None:
+    """Most clients send UTF-8; Python's http.client and requests send Latin-1 where they can."""
+    sent = key.encode(form, "ignore")
+    head = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %b\r\n\r\n"
+    with serving(App(make_service(), Keys([key]))) as server, server.connect() as connection:
+        connection.sendall(head % sent)
+        status = connection.recv(12)
+        assert status == (b"HTTP/1.1 200" if sent.decode(form) == key else b"HTTP/1.1 401")
+
+
 def test_keys_come_from_the_environment_and_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
@@ -250,6 +224,60 @@ def test_pages_of_other_origins_are_told_nothing_unless_they_are_listed(
         for method in ("OPTIONS", "POST"):
             found = server.ask(method, "/v1/embeddings", BODY, ours)
             assert not [name for name in found.headers if name.startswith("access-control")]
+
+
+# What Prometheus takes of a line; its own parser in Go refuses the whole page for one other line.
+# Source: prometheus/prometheus, model/textparse/promlex.l.
+NAME, NUMBER = "[a-zA-Z_:][a-zA-Z0-9_:]*", r"[+-]?(\d+(\.\d+)?(e[+-]?\d+)?|Inf)"
+TYPE_LINE = re.compile(f"# TYPE ({NAME}) (counter|gauge|histogram)")
+SAMPLE_LINE = re.compile(rf'({NAME})(\{{[a-z_]+="([^"\\\n]|\\["\\n])*"\}})? {NUMBER}')
+
+
+def test_prometheus_can_read_the_metrics(tiny: E5, tiny_reranker: Reranker) -> None:
+    models = Models(
+        [serve_embedder(tiny, "a", 'with "quotes" and\ttab'), serve_embedder(tiny, "b")],
+        [serve_reranker(tiny_reranker, "ranker")],
+    )
+    with serving(App(Service(models))) as server:
+        server.post("/v1/embeddings", {"model": "b-query", "input": ["a", "b"]})
+        server.post("/v1/embeddings", {})
+        lines = server.get("/metrics").body.decode().splitlines()
+    families: list[str] = []
+    for line in lines:
+        if line.startswith("#"):
+            found = TYPE_LINE.fullmatch(line)
+            assert found, line
+            families.append(found[1])
+        else:
+            found = SAMPLE_LINE.fullmatch(line)
+            assert found, line
+            name = found[1]
+            assert name.removeprefix(families[-1]) in ("", "_bucket", "_sum", "_count"), line
+    assert len(families) == len(set(families))  # the samples of a name stand together
+    speeds = [line for line in lines if line.startswith("e5core_tokens_per_second{")]
+    assert len(speeds) == 3
+
+
+def test_pages_of_elsewhere_may_not_post_where_no_key_is_asked_for(
+    make_service: MakeService,
+) -> None:
+    """Not even if their name was made to point to this machine: then Host is theirs as well."""
+    listed = "https://example.org"
+    app = App(make_service(), origins=[listed], hosts={"127.0.0.1", "localhost"})
+    with serving(app) as server:
+        for origin in (
+            "http://evil.example:8080",
+            "null",
+            "http://127.0.0.1.evil.example",
+            "http://[",
+        ):
+            for headers in ({}, {"host": "evil.example:8080"}):
+                found = server.post("/v1/embeddings", BODY, {"origin": origin, **headers})
+                assert found.status == 403
+                assert "--cors-origin" in found.json["error"]["message"]
+        for origin in (listed, f"http://127.0.0.1:{server.port}", "http://localhost:3000"):
+            assert server.post("/v1/embeddings", BODY, {"origin": origin}).status == 200
+        assert server.post("/v1/embeddings", BODY).status == 200  # no browser sends it
 
 
 def test_metrics_count_a_known_sequence(
@@ -322,6 +350,48 @@ def test_a_server_that_cannot_compute_says_so(make_service: MakeService) -> None
         until(lambda: reasons != [])
         assert "has not ended for 0.3 s" in reasons[0]
         gate.release.set()
+
+
+def test_work_that_meets_a_closed_queue_is_refused(make_service: MakeService) -> None:
+    """The worker is lost while the texts of a request are tokenized: nobody would compute them."""
+    service = make_service()
+    long = {**BODY, "input": "the query " * TOKENIZED_AT_ONCE}  # tokenized in a thread
+    with gated(service) as (server, gate):
+        busy = [service.threads.submit(gate.release.wait, 60) for _ in range(THREADS)]
+        thread, answers = in_thread(lambda: server.post("/v1/embeddings", long))
+        until(lambda: service.threads._work_queue.qsize() == 1)
+        service.worker.abandon(RuntimeError("the device is lost"))
+        gate.release.set()
+        thread.join()
+        assert answers[0].status == 503
+        assert answers[0].headers["retry-after"] == "1"
+        assert answers[0].json["error"]["message"] == "the worker has died; try again"
+        assert service.scheduler.waiting() == (0, 0)
+        assert all(waiter.result() for waiter in busy)
+
+
+@pytest.mark.parametrize("headers", [{}, PINECONE])
+def test_a_model_that_is_not_there_is_looked_for_among_all(
+    tiny: E5, headers: dict[str, str]
+) -> None:
+    with serving(App(Service(Models([serve_embedder(tiny, "tiny-e5")])))) as server:
+        found = server.get("/models/nope", headers)
+        assert found.status == 404
+        message = "there is no model 'nope'; this server has 'tiny-e5'"
+        assert found.json["error"]["message"] == message
+
+
+def test_the_device_is_named(make_service: MakeService) -> None:
+    stream = io.StringIO()
+    with serving(App(make_service(), log=AccessLog(stream))) as server:
+        ranked = {"model": "tiny-ranker", "query": "a", "documents": ["a"]}
+        for path, body in (("/v1/embeddings", BODY), ("/v2/rerank", ranked)):
+            assert server.post(path, body).headers["x-compute-type"] == "cpu"
+    assert [json.loads(line)["device"] for line in stream.getvalue().splitlines()] == ["cpu"] * 2
+    call = Call({"method": "POST", "path": "/", "headers": []}, lambda: asyncio.sleep(0))
+    call.log |= dict.fromkeys(("characters", "tokenization_ms", "queue_ms", "inference_ms"), 1)
+    call.log["device"] = "cuda"
+    assert report_headers(call, [1], [])["x-compute-type"] == "gpu+cpu"
 
 
 def test_head_has_no_body(make_service: MakeService) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from e5core.serve.engines import Engine, Pace, Rows
+from e5core.serve.engines import LEAST_TOKENS, Engine, Pace, Rows
 from e5core.serve.jobs import Job
 from e5core.serve.scheduler import Scheduler
 from e5core.serve.worker import Worker
@@ -106,9 +106,28 @@ def test_a_device_without_memory_gets_smaller_batches() -> None:
 
     worker, [job] = compute(run, [[i] for i in range(1, 17)])
     assert job.matrix()[:, 0].tolist() == list(range(1, 17))
-    assert worker.counts.halved >= 3
+    assert worker.counts.halved == 1
     assert max(seen) == 16
     worker.stop()
+
+
+def test_a_moment_without_memory_is_forgotten() -> None:
+    pace = Pace("cuda")
+    pace.start(10**9, 1.0)
+    usual = pace.budget
+    pace.halve()
+    assert pace.budget == usual // 2
+    pace.measure(pace.budget // 2, 1e-6)  # it would have fitted anyway
+    assert pace.budget == usual // 2
+    passes = 0
+    while pace.budget < usual:
+        pace.measure(pace.budget, 1e-6)
+        passes += 1
+    assert 10 < passes < 50
+    assert pace.budget == usual
+    for _ in range(20):
+        pace.halve()
+    assert pace.budget == LEAST_TOKENS
 
 
 def test_a_lost_device_is_the_end_of_the_worker(recwarn: pytest.WarningsRecorder) -> None:

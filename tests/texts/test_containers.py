@@ -161,6 +161,8 @@ def test_what_is_blank() -> None:
     assert [text for text in BLANK if not is_blank(text)] == []
     seen = ["a", " . ", "\u200ba", "日", "🇩🇪", "́", "0", "_", "क्‍", "\ufffd", "\ud800"]
     assert [text for text in seen if is_blank(text)] == []
+    assert is_blank("\u200b\u3164 " * 1000)
+    assert not is_blank("\u200b\u3164 " * 1000 + "a")
 
 
 def test_blank_texts_are_told_in_the_result(model: E5) -> None:

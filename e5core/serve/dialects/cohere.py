@@ -46,7 +46,7 @@ def error(refusal: RefusedError) -> dict[str, Any]:
 async def embed(service: Service, call: Call, fields: Fields) -> Answer:
     """POST /v1/embed and /v2/embed; the first gives a plain list where no types are asked for."""
     not_offered(fields, "images", "max_tokens")
-    version = call.path[2]
+    version = _version(call)
     types = fields.texts("embedding_types", one=False) if fields.has("embedding_types") else []
     for form in types:
         if form not in FORMS:
@@ -125,7 +125,7 @@ async def rerank(service: Service, call: Call, fields: Fields) -> Answer:
         for i in first(found.order, top_n)
     ]
     tokens = sum(found.tokens)
-    version = call.path[2] if call.path.startswith("/v") else "1"
+    version = _version(call)
     value = {
         "id": call.id,
         "object": "rerank",
@@ -139,6 +139,10 @@ async def rerank(service: Service, call: Call, fields: Fields) -> Answer:
 
 def _as_object(document: Any) -> Any:
     return {"text": document} if isinstance(document, str) else document
+
+
+def _version(call: Call) -> str:
+    return "2" if "/v2/" in call.path else "1"
 
 
 def _meta(version: str, billed: dict[str, int]) -> dict[str, Any]:

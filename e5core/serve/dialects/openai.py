@@ -79,11 +79,7 @@ async def models(service: Service, call: Call, fields: Fields) -> Answer:
         return json_answer({"object": "list", "data": list(listed.values())})
     if wanted in listed:
         return json_answer(listed[wanted])
-    try:
-        name = service.models.embedder(wanted)[0].name
-    except RefusedError:
-        name = service.models.reranker(wanted).name
-    return json_answer({**listed[name], "id": wanted})
+    return json_answer({**listed[service.models.either(wanted).name], "id": wanted})
 
 
 _STARTED = int(time.time())

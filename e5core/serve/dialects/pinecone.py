@@ -109,12 +109,10 @@ async def models(service: Service, call: Call, fields: Fields) -> Answer:
     embedders, rerankers = service.models.embedders, service.models.rerankers
     _, _, wanted = call.path.partition("/models/")
     if wanted:
-        try:
-            return json_answer(_embedder(service, service.models.embedder(wanted)[0]))
-        except RefusedError as refusal:
-            if not rerankers:
-                raise refusal from None
-            return json_answer(_reranker(service, service.models.reranker(wanted)))
+        found = service.models.either(wanted)
+        if isinstance(found, ServedEmbedder):
+            return json_answer(_embedder(service, found))
+        return json_answer(_reranker(service, found))
     listed = [_embedder(service, served) for served in embedders]
     listed += [_reranker(service, served) for served in rerankers]
     query = parse_qs(call.query.decode("latin-1"))

@@ -10,7 +10,7 @@ import orjson
 
 import e5core
 from e5core.serve.asking import find_embedder, report_headers, written
-from e5core.serve.checks import check_texts
+from e5core.serve.checks import check_described, check_texts
 from e5core.serve.errors import RefusedError, bad
 from e5core.serve.fields import Fields
 from e5core.serve.http import Answer, Call, json_answer
@@ -149,20 +149,12 @@ async def tokenize(service: Service, call: Call, fields: Fields) -> Answer:
     prefix = served.prefix(fields.text("prompt_name") or "none", None, service.default_task)
     specials = fields.flag("add_special_tokens", True)
     check_texts(texts, "inputs", service.limits)
-    _check_total(sum(map(len, texts)), "inputs", "characters", service)
+    check_described(sum(map(len, texts)), "inputs", "characters")
 
     def described() -> bytes:
         return orjson.dumps([_tokens(served, prefix + text, specials) for text in texts])
 
     return Answer([await service.aside(described)])
-
-
-def _check_total(found: int, field: str, what: str, service: Service) -> None:
-    """Refuse (413) what would take a thread for long: this work waits in no queue."""
-    limit = service.limits.max_characters
-    if found > limit:
-        message = f"{field} has {found:,} {what}, this route takes {limit:,} a request; send less"
-        raise RefusedError(413, message, code="text_too_long", param=field)
 
 
 def _first(service: Service) -> ServedEmbedder:
@@ -196,8 +188,8 @@ async def decode(service: Service, call: Call, fields: Fields) -> Answer:
     lists = fields.items("ids")
     if lists and not isinstance(lists[0], list):
         lists = [lists]
-    total = sum(len(ids) for ids in lists if isinstance(ids, list))
-    _check_total(total, "ids", "ids", service)
+    check_described(len(lists), "ids", "lists")
+    check_described(sum(len(ids) for ids in lists if isinstance(ids, list)), "ids", "ids")
     skip = fields.flag("skip_special_tokens", True)
     tokenizer = _first(service).model.tokenizer
 
