@@ -25,11 +25,22 @@ with extra("mteb", "mteb", "pytrec_eval"):
     import pytrec_eval
 
 
+# The scores that items are known to add up to. Some tasks have another main score of the same kind.
+MAIN_SCORES = {
+    RETRIEVAL: "ndcg_at_10",
+    BITEXT: "f1",
+    STS: "cosine_spearman",
+    CLASSIFICATION: "accuracy",
+    CLUSTERING: "v_measure",
+}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Two scores of one task, split and subset.
 
-    interval   of the second minus the first; None for a kind of task whose items are not known
+    interval   of the second minus the first; None for a kind of task or main score whose items are
+               not known
     resampled  [resamples] differences, of which the interval is
     """
 
@@ -54,11 +65,7 @@ def compare(task: Any, results: Sequence[Any], predictions: Sequence[Path]) -> l
         first, second = (scores_of(result, split, task.hf_subsets) for result in results)
         for subset in task.hf_subsets:
             difference = second[subset] - first[subset]
-            drawn: Floats | None
-            if task.metadata.type == CLUSTERING:
-                drawn = _resampled_draws(results, split, subset)
-            else:
-                drawn = _resampled(task, split, subset, files)
+            drawn = _resampled(task, split, subset, results, files)
             interval = None if drawn is None else interval_of(difference, drawn)
             name = task.metadata.name
             scores = first[subset], second[subset]
@@ -83,17 +90,21 @@ def average(comparisons: Sequence[Comparison]) -> Comparison:
     return Comparison(task, split, "average", first, second, interval, means)
 
 
-def _resampled(task: Any, split: str, subset: str, files: Sequence[Any]) -> Floats | None:
+def _resampled(
+    task: Any, split: str, subset: str, results: Sequence[Any], files: Sequence[Any]
+) -> Floats | None:
     """Differences [resamples] of the main scores over items drawn anew, the same for both."""
     kind = task.metadata.type
+    if task.metadata.main_score != MAIN_SCORES.get(kind):
+        return None
+    if kind == CLUSTERING:
+        return _resampled_draws(results, split, subset)
     if kind == STS:
         grades = table_of(task, subset, split)["score"]
         cosines = [file[subset][split]["cosine_scores"] for file in files]
         drawn = resampled_spearman(list(grades), cosines)
         differences: Floats = drawn[:, 1] - drawn[:, 0]
         return differences
-    if kind not in _ITEMS:
-        return None
     first, second = (_ITEMS[kind](task, split, subset, file) for file in files)
     return resampled_means(second - first)
 
@@ -105,12 +116,17 @@ def _resampled_draws(results: Sequence[Any], split: str, subset: str) -> Floats:
             value
             for entry in result.scores[split]
             if entry["hf_subset"] == subset
-            for level in entry["v_measures"].values()
-            for value in level
+            for value in _values(entry["v_measures"])
         ]
         for result in results
     )
     return resampled_means(np.subtract(second, first))
+
+
+def _values(v_measures: Any) -> list[float]:
+    """V-measures of all levels of labels; an older kind of task has a list, a value a set."""
+    levels = [v_measures] if isinstance(v_measures, list) else v_measures.values()
+    return [value for level in levels for value in level]
 
 
 def _retrieval_items(task: Any, split: str, subset: str, file: Any) -> Floats:
