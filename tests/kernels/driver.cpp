@@ -272,6 +272,20 @@ void check_teams() {
     expect("of all callers", threads_at_work, 0);
 }
 
+// A thread that leaves a core may go back to it.
+void check_cores() {
+#ifdef __linux__
+    cpu_set_t before, after;
+    sched_getaffinity(0, sizeof before, &before);
+    for (int core = 0; core < 4; core++) leave_core(core);
+    sched_getaffinity(0, sizeof after, &after);
+    compared++;
+    if (CPU_EQUAL(&before, &after)) return;
+    std::printf("other cores are allowed after leaving one\n");
+    faults++;
+#endif
+}
+
 // Many strands whose shares add up in order: every share once, and no step before the last one.
 void check_strands(int threads) {
     constexpr int STRANDS = 7, STEPS = 40;
@@ -300,6 +314,7 @@ void check_strands(int threads) {
 
 int main() {
     check_teams();
+    check_cores();
     for (int threads : {1, 2, 3, 8}) {
         for (int i = 0; i < 20; i++) check_strands(threads);
         check_encoder({1}, threads);

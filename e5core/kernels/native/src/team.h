@@ -7,6 +7,9 @@
 #pragma once
 
 #include <omp.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -83,6 +86,25 @@ struct Team {
     }
 };
 
+// Linux wakes a thread on the core of its caller where all cores are busy, and moves it only many
+// milliseconds later. So it leaves that core by itself, and may go anywhere afterwards.
+#ifdef __linux__
+int current_core() { return sched_getcpu(); }
+
+void leave_core(int core) {
+    cpu_set_t allowed, others;
+    if (current_core() != core || sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    others = allowed;
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) {
+        sched_setaffinity(0, sizeof allowed, &allowed);
+    }
+}
+#else
+int current_core() { return 0; }
+void leave_core(int) {}
+#endif
+
 // All steps of all strands. `shares_of(strand, step)` says how many shares a step has, one at least;
 // `compute(strand, step, take)` computes a share for each number that take() returns, until it
 // is -1.
@@ -90,6 +112,7 @@ template <class Shares, class Compute>
 void run_by_team(Team&& team, int strands, int steps, Shares shares_of, Compute compute) {
     std::vector<Strand> all(strands);
     double ended = 0, slept = 0;
+    std::atomic<int> core{current_core()};  // of the caller
     auto work_on = [&](int i) {
         int step = all[i].step(), taken = 0;
         if (step == steps) return false;
@@ -108,6 +131,8 @@ void run_by_team(Team&& team, int strands, int steps, Shares shares_of, Compute 
         int place = share_start(strands, omp_get_num_threads(), omp_get_thread_num());
         Wait wait;
         for (bool is_done = false; !is_done;) {
+            if (omp_get_thread_num()) leave_core(core.load(std::memory_order_relaxed));
+            else core.store(current_core(), std::memory_order_relaxed);
             int tried = 0;
             while (tried < strands && !work_on((place + tried) % strands)) tried++;
             if (tried < strands) {
