@@ -10,6 +10,7 @@ that of all queries of all rounds. Engines and their processes are those of the 
 """
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark import check, start_all
-from contestants import Contestant
+from contestants import Contestant, WorkerError
 from engines import ENGINES
 from workloads import TEXTS, model_folder, workload
 
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
                     measure(c, found[c.label], state, mixed, queries)
         for c in contestants:
             found[c.label].in_turn.append(sum(c.ask("one by one", queries)))
-            found[c.label].at_once.append(c.ask("at once", queries, options.callers))
+            found[c.label].at_once.append(seconds_at_once(c, queries, options.callers))
         if number:
             for label, of_round in found.items():
                 add(figures[label], of_round)
@@ -127,6 +128,16 @@ def neighbour(is_there: bool) -> Iterator[None]:
             yield
         finally:
             process.kill()
+
+
+def seconds_at_once(contestant: Contestant, queries: Sequence[str], callers: int) -> float:
+    """NaN of a library that several threads cannot call at once, as OpenVINO's compiled model."""
+    try:
+        seconds: float = contestant.ask("at once", queries, callers)
+    except WorkerError as error:
+        print(f"{contestant.label} has no several callers: {error}", file=sys.stderr)
+        return math.nan
+    return seconds
 
 
 def measure(

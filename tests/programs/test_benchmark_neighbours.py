@@ -1,10 +1,12 @@
 """scripts/benchmark neighbours on a tiny model, and what it makes of its figures."""
 
 import json
+import math
 
 import neighbours
 import pytest
 import workloads
+from contestants import WorkerError
 from neighbours import Figures
 from support.models import ROOT
 
@@ -67,6 +69,18 @@ def test_a_run_measures_every_state_in_every_round(make_tiny, tmp_path, capsys, 
     assert len(found["in_turn"]) == len(found["at_once"]) == 2
     assert all(seconds > 0 for seconds in [*found["in_turn"], *found["at_once"]])
     assert "e5core float32" in capsys.readouterr().out
+
+
+class Single:
+    label = "openvino float32"
+
+    def ask(self, *_):
+        raise WorkerError("RuntimeError: Infer Request is busy")
+
+
+def test_a_library_for_one_caller_has_no_figure_for_several(capsys):
+    assert math.isnan(neighbours.seconds_at_once(Single(), ["a"], 4))
+    assert "openvino float32 has no several callers" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(capsys):
