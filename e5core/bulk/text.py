@@ -38,27 +38,31 @@ def read_csv(
     blocks: Blocks, file: str, columns: Columns, delimiter: str | None
 ) -> Iterator[Row | BadRow]:
     """RFC 4180 with a header line; a quoted field may hold line ends."""
+    delimiter = delimiter or ","
+    return _read_table(csv_records(blocks.lines(), file, delimiter), file, columns, delimiter)
+
+
+def csv_records(
+    lines: Iterator[bytes], file: str, delimiter: str
+) -> Iterator[tuple[int, list[str] | BadRow]]:
+    """The records of CSV with the lines on which they start; a blank line has no fields."""
     csv.field_size_limit(max(csv.field_size_limit(), CSV_FIELD_LIMIT))
     # A byte that is not UTF-8 becomes a lone surrogate, which is a fault of its own row alone.
     decoded = (
         line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
-        for number, line in enumerate(blocks.lines(), 1)
+        for number, line in enumerate(lines, 1)
     )
-    reader = csv.reader(decoded, strict=True, delimiter=delimiter or ",")
-
-    def records() -> Iterator[tuple[int, list[str] | BadRow]]:
-        while True:
-            line = reader.line_num + 1
-            try:
-                yield line, next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                # A quotation mark that is not closed takes the lines behind it along.
-                place = f", lines {line} to {reader.line_num}," if reader.line_num > line else ""
-                yield line, BadRow(file, line, f"the row{place} is not CSV: {error}")
-
-    return _read_table(records(), file, columns, delimiter or ",")
+    reader = csv.reader(decoded, strict=True, delimiter=delimiter)
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # A quotation mark that is not closed takes the lines behind it along.
+            place = f", lines {line} to {reader.line_num}," if reader.line_num > line else ""
+            yield line, BadRow(file, line, f"the row{place} is not CSV: {error}")
 
 
 def read_tsv(

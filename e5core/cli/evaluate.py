@@ -13,9 +13,11 @@ import sys
 from argparse import Namespace
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from e5core.checkpoint.folder import AUTO, DTYPES, ModelFolder
 from e5core.cli.options import add_model_options, load_options
 from e5core.cli.program import Parser
 
@@ -50,7 +52,11 @@ def add_arguments(parser: Parser) -> None:
         "--rerank-top", type=int, default=RERANKED, help="documents a query (default: %(default)s)"
     )
     parser.add_argument("--compare", metavar="MODEL", help="a second model, against the first")
-    parser.add_argument("--compare-dtype", help="the second model's dtype (default: --dtype)")
+    parser.add_argument(
+        "--compare-dtype",
+        choices=(AUTO, *DTYPES),
+        help="the second model's dtype (default: --dtype)",
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("evaluation"), help="a folder (default: %(default)s)"
     )
@@ -63,6 +69,7 @@ def run(options: Namespace) -> int:
     from e5core.evaluate.results import Results
 
     tasks = _open_tasks(options)
+    _check(options, tasks)
     for task in tasks:
         for miscount in check_counts(task) if options.data else ():
             print(f"{options.prog}: {miscount}", file=sys.stderr)
@@ -78,6 +85,28 @@ def run(options: Namespace) -> int:
         with closing(second):
             _compare(encoder, second, tasks, found, results)
     return 0
+
+
+def _check(options: Namespace, tasks: list[Any]) -> None:
+    """ValueError or OSError now for what would otherwise end a run after its first hours."""
+    from e5core.evaluate.reranking import of_retrieval
+    from e5core.integrations.mteb import stored_name
+
+    if options.rerank_top < 1:
+        raise ValueError(f"--rerank-top is {options.rerank_top}, expected 1 or more")
+    if options.reranker and not of_retrieval(tasks):
+        raise ValueError("none of the tasks is a retrieval, which --reranker could order anew")
+    loading = load_options(options)
+    for model in filter(None, (options.reranker, options.compare)):
+        ModelFolder.open(model, loading)
+    same_dtype = options.compare_dtype in (None, options.dtype)
+    if options.compare and same_dtype and options.compare != options.model:
+        name = stored_name(options.model)
+        if stored_name(options.compare) == name:
+            raise ValueError(
+                f"the results of {options.model} and of {options.compare} would both be stored as "
+                f"{name}; rename one of the folders"
+            )
 
 
 def _measure(options: Namespace, encoder: Any, tasks: list[Any], results: Any) -> list[Any]:
@@ -100,7 +129,7 @@ def _open_tasks(options: Namespace) -> list[Any]:
 
     tasks = open_tasks(options.tasks, options.data, options.languages, options.splits)
     makers = (
-        (options.retrieval, own.retrieval_task),
+        (options.retrieval, partial(own.retrieval_task, splits=options.splits)),
         (options.pairs, own.pairs_task),
         (options.similar, own.similar_task),
     )
@@ -110,6 +139,8 @@ def _open_tasks(options: Namespace) -> list[Any]:
             "there is nothing to evaluate; name tasks of mteb, such as Tatoeba, or your own data "
             "with --retrieval, --pairs or --similar"
         )
+    if options.languages and not options.tasks:
+        raise ValueError("--languages chooses among the subsets of mteb's tasks; yours have none")
     return tasks
 
 
@@ -135,8 +166,6 @@ def _rerank(
     from e5core.evaluate.table import print_reranking
 
     chosen = of_retrieval(tasks)
-    if not chosen:
-        raise ValueError("none of the tasks is a retrieval, which --reranker could order anew")
     loading = replace(load_options(options), prompts=None, truncate_dim=None, max_length=None)
     reranker = open_reranker(options.reranker, loading)
     for task, before in zip(tasks, found, strict=True):

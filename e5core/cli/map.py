@@ -11,7 +11,7 @@ and searched, .png and .svg are pictures. Needs the extra `map`.
 """
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,8 @@ KINDS = ("languages", "meanings", "corpus")
 VECTORS = (".npy", ".safetensors", ".parquet")
 POINTS = 5000
 MEANINGS = 8
+# Pixels of a side: below, no label has room, and above, programs refuse the picture.
+SMALLEST, LARGEST = 100, 10_000
 
 
 def add_arguments(parser: Parser) -> None:
@@ -65,7 +67,10 @@ def add_arguments(parser: Parser) -> None:
         "--points", type=int, default=POINTS, help="at most, of a corpus (default: %(default)s)"
     )
     parser.add_argument(
-        "--size", type=_size, default="860x600", help="in pixels (default: %(default)s)"
+        "--size",
+        type=_size,
+        default="860x600",
+        help="of .png and .svg, in pixels; .html fills its window (default: %(default)s)",
     )
     parser.set_defaults(run=run)
 
@@ -79,6 +84,10 @@ def run(options: Namespace) -> int:
     if kind == "corpus" and not stored:
         raise ValueError(
             f"{options.input} holds no vectors; run e5core embed first, and name its output"
+        )
+    if kind != "corpus" and options.labels is not None:
+        raise ValueError(
+            f"--labels colours the points of --kind corpus, and this is a map of {kind}"
         )
     if kind == "corpus":
         drawn = _corpus(options)
@@ -134,6 +143,8 @@ def _tokenizer(options: Namespace, index: Index) -> SentencePieceTokenizer:
 def _corpus(options: Namespace) -> Map:
     """Vectors of any texts; a sample at equal distances if they are too many."""
     index = Index.open(options.input)
+    if options.points < 3:
+        raise ValueError(f"--points is {options.points}, expected 3 or more")
     count = len(index.vectors)
     chosen = np.unique(np.linspace(0, count - 1, min(count, options.points)).astype(np.int64))
     places = chosen.tolist()
@@ -169,6 +180,12 @@ def _texts(
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Width and height of "860x600"; argparse makes an error of a ValueError."""
-    width, height = map(int, text.split("x"))
-    return width, height
+    """Width and height of "860x600"."""
+    numbers = text.split("x")
+    if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+        width, height = map(int, numbers)
+        if all(SMALLEST <= number <= LARGEST for number in (width, height)):
+            return width, height
+    raise ArgumentTypeError(
+        f"is {text!r}, expected a width and a height from {SMALLEST} to {LARGEST}, as 860x600"
+    )

@@ -56,7 +56,9 @@ class StoringEncoder(E5Encoder):
         self.fixed_prefix = symmetric_prefix
         encoder = self.model.encoder
         dtype = str(encoder.kernels.dtype).removeprefix("torch.")
-        self.kind = {"dtype": dtype, "kernels": encoder.kernels.label}
+        # A part of file names, and native kernels have a slash before their instructions.
+        kernels = encoder.kernels.label.replace("/", "-")
+        self.kind = {"dtype": dtype, "kernels": kernels}
         name = self.mteb_model_meta.name.replace("/", "__").replace(" ", "_")
         made_from = {
             **how_it_runs(encoder),

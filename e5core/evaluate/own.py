@@ -1,12 +1,12 @@
 """Tasks of mteb over a user's own files: retrieval, translations, graded similarity."""
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from e5core.evaluate.readers import DEFAULT, Columns, read_graded, read_rows
+from e5core.evaluate.readers import DEFAULT, Columns, grade, read_graded
+from e5core.evaluate.records import LAYOUTS, read_fields, read_named, text_of
 from e5core.evaluate.tasks import BITEXT, RETRIEVAL, STS, retrieval_split
 from e5core.formats.files import sha256
 from e5core.integrations import extra
@@ -21,32 +21,37 @@ with extra("mteb", "mteb", "datasets"):
 SPLIT = "test"
 CORPUS, QUERIES, JUDGEMENTS = "corpus.jsonl", "queries.jsonl", "qrels"
 PAIR = ("sentence1", "sentence2")
-ROWS = "docs/evaluation.md shows the layouts"
 
 
-def retrieval_task(folder: Path) -> Any:
+def retrieval_task(folder: Path, splits: Sequence[str] = ()) -> Any:
     """A task over a folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/*.tsv.
+
+    splits  names of files of judgements, without .tsv; all of them if none are named
 
     Each file of judgements is a split, and every query that one of them judges is searched.
     Raises OSError or ValueError naming the file and line at fault.
     """
-    corpus = _read_records(folder / CORPUS)
-    queries = {row["_id"]: row["text"] for row in _read_records(folder / QUERIES)}
+    corpus = _read_texts(folder / CORPUS)
+    queries = _read_texts(folder / QUERIES)
     files = sorted((folder / JUDGEMENTS).glob("*.tsv"))
     if not files:
-        raise FileNotFoundError(f"{folder / JUDGEMENTS} holds no .tsv file of judgements; {ROWS}")
-    known = {row["_id"] for row in corpus}
-    texts = [" ".join(filter(None, (row.get("title"), row["text"]))) for row in corpus]
+        raise FileNotFoundError(
+            f"{folder / JUDGEMENTS} holds no .tsv file of judgements; {LAYOUTS}"
+        )
+    chosen = [file for file in files if not splits or file.stem in splits]
+    if not chosen:
+        there = ", ".join(file.stem for file in files)
+        raise ValueError(f"{folder} has none of the splits {', '.join(splits)}, but {there}")
     dataset = {}
-    for file in files:
-        judged = _read_judgements(file, queries.keys(), known)
+    for file in chosen:
+        judged = _read_judgements(file, queries.keys(), corpus.keys())
         columns: Columns = {
-            "documents": [[row["_id"], text] for row, text in zip(corpus, texts, strict=True)],
+            "documents": [[name, text] for name, text in corpus.items()],
             "queries": [[query, queries[query]] for query in judged],
             "relevant": list(judged.items()),
         }
         dataset[file.stem] = retrieval_split(columns)
-    every = [folder / CORPUS, folder / QUERIES, *files]
+    every = [folder / CORPUS, folder / QUERIES, *chosen]
     task = _task(AbsTaskRetrieval, RETRIEVAL, "ndcg_at_10", folder, every, list(dataset))
     task.dataset = {DEFAULT: dataset}
     return task
@@ -55,22 +60,28 @@ def retrieval_task(folder: Path) -> Any:
 def pairs_task(file: Path) -> Any:
     """A bitext task over a file of translations: .tsv, .csv without a header, or .jsonl."""
     if file.suffix == ".jsonl":
-        rows = [[str(row[side]) for side in PAIR] for row in _read_records(file, PAIR)]
+        rows = [
+            (line, [text_of(fields, side, file, line) for side in PAIR])
+            for line, fields in read_named(file, PAIR)
+        ]
     else:
-        rows = read_rows(file)
-        rows = rows[1:] if rows and tuple(rows[0]) == PAIR else rows
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2 or not all(row):
-            raise ValueError(f"{file}, row {number} is {row!r:.80}, expected two texts; {ROWS}")
-    columns = {side: [row[place] for row in rows] for place, side in enumerate(PAIR)}
+        rows = list(read_fields(file))
+        rows = rows[1:] if rows and tuple(rows[0][1]) == PAIR else rows
+    for line, row in rows:
+        if len(row) != 2 or not all(map(str.strip, row)):
+            raise ValueError(f"{file}, line {line} is {row!r:.80}, expected two texts; {LAYOUTS}")
+    columns = {side: [row[place] for _, row in rows] for place, side in enumerate(PAIR)}
     return _with_table(_task(AbsTaskBitextMining, BITEXT, "f1", file, [file]), columns)
 
 
 def similar_task(file: Path) -> Any:
     """An STS task over a file of two texts and a grade: .tsv, .csv without a header, or .jsonl."""
     if file.suffix == ".jsonl":
-        records = _read_records(file, (*PAIR, "score"))
-        columns = {name: [row[name] for row in records] for name in (*PAIR, "score")}
+        columns: Columns = {name: [] for name in (*PAIR, "score")}
+        for line, fields in read_named(file, tuple(columns)):
+            for side in PAIR:
+                columns[side].append(text_of(fields, side, file, line))
+            columns["score"].append(grade(fields["score"], file, line))
     else:
         columns = read_graded(file)
     if len(set(columns["score"])) < 2:
@@ -104,41 +115,59 @@ def _task(
 
 def _with_table(task: Any, columns: Columns) -> Any:
     if not columns[PAIR[0]]:
-        raise ValueError(f"{task.metadata.dataset['path']} is empty; {ROWS}")
+        raise ValueError(f"{task.metadata.dataset['path']} is empty; {LAYOUTS}")
     task.dataset = DatasetDict({SPLIT: Dataset.from_dict(columns)})
     return task
 
 
-def _read_records(file: Path, names: Sequence[str] = ("_id", "text")) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; ValueError naming a line that lacks one of the names."""
-    records = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number} is no JSON: {error}; {ROWS}") from None
-            if missing := [name for name in names if name not in record]:
-                raise ValueError(f"{file}, line {number} has no {missing[0]!r}; {ROWS}")
-            records.append(record)
-    return records
-
-
-def _read_judgements(file: Path, queries: Any, documents: Any) -> dict[str, dict[str, int]]:
-    """Rows of query, document and grade under a header; a grade of 0 says "not relevant"."""
-    judged: dict[str, dict[str, int]] = {}
-    for number, row in enumerate(read_rows(file)[1:], 2):
-        if len(row) != 3 or not row[2].strip().isdigit():
+def _read_texts(file: Path) -> dict[str, str]:
+    """The texts of a .jsonl file by their _id, with the title before where there is one."""
+    texts: dict[str, str] = {}
+    for line, fields in read_named(file, ("_id", "text")):
+        name = fields["_id"]
+        if not isinstance(name, (str, int)) or isinstance(name, bool):
             raise ValueError(
-                f"{file}, row {number} is {row!r:.80}, expected a query, a document and a grade "
-                f"from 0 on; {ROWS}"
+                f"{file}, line {line}: _id is {name!r:.60} of type {type(name).__name__}, expected "
+                f"text or a whole number; {LAYOUTS}"
             )
-        query, document, grade = row
+        if str(name) in texts:
+            raise ValueError(f"{file}, line {line} has the _id {name!r} a second time")
+        titles = [text_of(fields, "title", file, line)] if fields.get("title") else []
+        texts[str(name)] = " ".join([*titles, text_of(fields, "text", file, line)]).strip()
+    return texts
+
+
+def _read_judgements(
+    file: Path, queries: Collection[str], documents: Collection[str]
+) -> dict[str, dict[str, int]]:
+    """Rows of query, document and grade; a grade of 0 says "not relevant".
+
+    BEIR puts a header above them. A first row whose third field is no number is taken for one.
+    """
+    judged: dict[str, dict[str, int]] = {}
+    for number, (line, row) in enumerate(read_fields(file)):
+        if number == 0 and len(row) == 3 and row[0] not in queries and not row[2].isdecimal():
+            continue
+        if len(row) != 3 or not row[2].strip().isdecimal():
+            raise ValueError(
+                f"{file}, line {line} is {row!r:.80}, expected a query, a document and a grade "
+                f"from 0 on, with tabs between them; {LAYOUTS}"
+            )
+        query, document, found = row[0], row[1], int(row[2])
         if query not in queries or document not in documents:
             what = f"the query {query!r}" if query not in queries else f"the document {document!r}"
-            raise ValueError(f"{file}, row {number} names {what}, which there is not")
-        if int(grade):
-            judged.setdefault(query, {})[document] = int(grade)
-    if not judged:
-        raise ValueError(f"{file} judges no document relevant; {ROWS}")
-    return judged
+            raise ValueError(f"{file}, line {line} names {what}, which there is not")
+        before = judged.setdefault(query, {}).setdefault(document, found)
+        if before != found:
+            raise ValueError(
+                f"{file}, line {line} grades the document {document!r} for the query {query!r} as "
+                f"{found}, and a line before it as {before}"
+            )
+    relevant = {
+        query: {document: value for document, value in grades.items() if value}
+        for query, grades in judged.items()
+    }
+    found_any = {query: grades for query, grades in relevant.items() if grades}
+    if not found_any:
+        raise ValueError(f"{file} judges no document relevant; {LAYOUTS}")
+    return found_any

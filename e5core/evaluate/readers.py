@@ -5,10 +5,12 @@ there, as {subset: {split: {column: values}}}. Subsets, splits and columns have 
 """
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from e5core.evaluate.records import read_fields
 from e5core.formats.files import read_json_object
 
 Columns = dict[str, list[Any]]
@@ -176,28 +178,32 @@ def read_lines(file: Path) -> list[str]:
         return [line.rstrip("\r\n") for line in lines]
 
 
-def read_rows(file: Path) -> list[list[str]]:
-    """The rows of a file without a header: .csv, or .tsv that is quoted in the same way."""
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        return list(csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
-
-
 def read_graded(file: Path) -> Columns:
     """Rows of two texts and a grade; ValueError naming the line of a row of another shape."""
     columns: Columns = {"sentence1": [], "sentence2": [], "score": []}
-    for number, row in enumerate(read_rows(file), 1):
-        if number == 1 and row == list(columns):
+    for number, (line, fields) in enumerate(read_fields(file)):
+        if number == 0 and fields == list(columns):
             continue
-        try:
-            first, second, grade = row
-            columns["score"].append(float(grade))
-        except ValueError:
+        if len(fields) != 3:
             raise ValueError(
-                f"{file}, row {number} is {row!r:.80}, expected two texts and a number"
-            ) from None
-        columns["sentence1"].append(first)
-        columns["sentence2"].append(second)
+                f"{file}, line {line} is {fields!r:.80}, expected two texts and a number"
+            )
+        for name, value in zip(columns, (*fields[:2], grade(fields[2], file, line)), strict=True):
+            columns[name].append(value)
     return columns
+
+
+def grade(value: Any, file: Path, line: int) -> float:
+    """A grade as a number, from a text or from JSON; ValueError if it is none that orders."""
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise ValueError(
+            f"{file}, line {line} has the grade {value!r:.60}, expected a number such as 3.5"
+        )
+    return number
 
 
 def _read_table(

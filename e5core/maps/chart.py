@@ -1,12 +1,18 @@
 """A map as a picture, by Altair: .html that works offline, .png or .svg. The extra `map`."""
 
+import json
 from collections import Counter
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from e5core.formats.files import replacing
 from e5core.integrations import extra
-from e5core.maps.points import Map
+from e5core.maps.labels import FONT_SIZE, SIDES, choose_sides
+from e5core.maps.points import Map, Point
 
 with extra("map", "altair", "vl_convert"):
     import altair
@@ -21,6 +27,21 @@ PADDING = {"x": 70, "y": 30}
 COLOURS = 20
 GREY = "#dddddd"
 FIND = "find"
+# The page of an interactive map, which fills the window down to the field that finds.
+STYLE = """<style>
+  html, body { height: 100%; margin: 0; font-family: sans-serif; }
+  body #vis.vega-embed { position: absolute; inset: 8px; width: auto; flex-direction: column; }
+  body #vis .chart-wrapper { flex: 1; min-height: 0; }
+  body #vis.vega-embed details { position: absolute; top: 0; right: 0; }
+  body #vis .vega-bindings { padding: 4px 14px; }
+</style>"""
+
+
+class _InScript(json.JSONEncoder):
+    """JSON as it can stand in a page's script, which a text with "</script>" would end."""
+
+    def encode(self, o: Any) -> str:
+        return super().encode(o).replace("<", "\\u003c")
 
 
 def save(drawn: Map, path: Path, size: tuple[int, int] = SIZE) -> None:
@@ -32,7 +53,9 @@ def save(drawn: Map, path: Path, size: tuple[int, int] = SIZE) -> None:
     chart = draw(drawn, interactive=path.suffix == ".html", size=size)
     with replacing(path) as temporary:
         if path.suffix == ".html":
-            chart.save(temporary, format="html", inline=True)
+            page = chart.to_html(inline=True, json_kwds={"cls": _InScript})
+            head = f"<head>\n  <title>{escape(drawn.title)}</title>\n{STYLE}"
+            temporary.write_text(page.replace("<head>", head, 1), encoding="utf-8")
         else:
             chart.save(temporary, format=path.suffix[1:], scale_factor=PNG_SCALE)
 
@@ -44,6 +67,7 @@ def check_suffix(path: Path) -> None:
 
 def draw(drawn: Map, interactive: bool, size: tuple[int, int] = SIZE) -> Any:
     """A map as an Altair chart; an interactive one can be zoomed and searched."""
+    sides = _sides(drawn.points, size)
     rows = [
         {
             "x": point.x,
@@ -52,12 +76,12 @@ def draw(drawn: Map, interactive: bool, size: tuple[int, int] = SIZE) -> Any:
             "group": point.group,
             "sentence": point.text,
             "translation": point.translation,
-            "language": point.language,
-            "unknown": f"{point.unknown:.0%} of its tokens are unknown" if point.lacking else "",
+            "language": _language(point),
             "lacking": point.lacking,
             FIND: " ".join((point.text, point.translation, point.language)).lower(),
+            "side": side,
         }
-        for point in drawn.points
+        for point, side in zip(drawn.points, sides, strict=True)
     ]
     base = altair.Chart(altair.Data(values=rows)).encode(
         x=_axis("x", drawn.shares[0]), y=_axis("y", drawn.shares[1])
@@ -69,7 +93,12 @@ def draw(drawn: Map, interactive: bool, size: tuple[int, int] = SIZE) -> Any:
         ).legend(None),
         tooltip=_tooltip(drawn),
     )
-    labels = base.mark_text(align="left", dx=7, fontSize=11).encode(text="label:N")
+    labels = [
+        base.transform_filter(f"datum.side == {side}")
+        .mark_text(fontSize=FONT_SIZE, **SIDES[side]._asdict())
+        .encode(text="label:N")
+        for side in sorted({s for s, point in zip(sides, drawn.points, strict=True) if point.label})
+    ]
     if interactive:
         typed = altair.param(
             name="typed",
@@ -80,11 +109,26 @@ def draw(drawn: Map, interactive: bool, size: tuple[int, int] = SIZE) -> Any:
         points = points.encode(
             opacity=altair.condition(found, altair.value(0.9), altair.value(0.06))
         ).add_params(typed, altair.selection_interval(bind="scales"))
-        labels = labels.encode(opacity=altair.condition(found, altair.value(1), altair.value(0.06)))
-    layers = [points, labels] if any(point.label for point in drawn.points) else [points]
+        bright = altair.condition(found, altair.value(1), altair.value(0.06))
+        labels = [label.encode(opacity=bright) for label in labels]
     title = altair.Title(drawn.title, subtitle=drawn.notes, anchor="start")
-    chart = altair.layer(*layers, title=title).properties(width=size[0], height=size[1])
+    chart = altair.layer(points, *labels, title=title)
+    if interactive:
+        fitted = altair.AutoSizeParams(type="fit", contains="padding", resize=True)
+        chart = chart.properties(width="container", height="container", autosize=fitted)
+    else:
+        chart = chart.properties(width=size[0], height=size[1])
     return chart.configure_view(stroke=None).configure_legend(labelLimit=260)
+
+
+def _sides(points: Sequence[Point], size: tuple[int, int]) -> list[int]:
+    """On which side each point's label stands, by where the axes will put the points."""
+    places = np.array([(point.x, -point.y) for point in points])
+    padding = np.array([PADDING["x"], PADDING["y"]])
+    low, high = places.min(axis=0), places.max(axis=0)
+    share = (places - low) / np.maximum(high - low, np.finfo(np.float64).tiny)
+    pixels = padding + share * (np.array(size) - 2 * padding)
+    return choose_sides(pixels, [point.label for point in points])
 
 
 def _axis(name: str, share: float) -> Any:
@@ -120,6 +164,12 @@ def _colour(drawn: Map) -> Any:
     return altair.condition(has_one, colour, altair.value(GREY))
 
 
+def _language(point: Point) -> str:
+    if not point.lacking:
+        return point.language
+    return f"{point.language}, {point.unknown:.0%} of whose tokens are unknown"
+
+
 def _tooltip(drawn: Map) -> list[Any]:
     """What hovering shows: the fields that say something in this map."""
     shown = [
@@ -127,6 +177,5 @@ def _tooltip(drawn: Map) -> list[Any]:
         ("sentence", any(point.text for point in drawn.points)),
         ("translation", any(point.translation for point in drawn.points)),
         ("group", any(point.group for point in drawn.points)),
-        ("unknown", any(point.lacking for point in drawn.points)),
     ]
     return [altair.Tooltip(f"{name}:N") for name, says in shown if says]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from e5core.maps.names import OTHER
 from e5core.maps.names import languages as languages_of
 from e5core.maps.sentences import Parallel
 from e5core.tokenizer import UNKNOWN, SentencePieceTokenizer
@@ -14,6 +15,7 @@ from e5core.vectors.places import Places, language_places, places
 # From this share of unknown tokens on, a vocabulary lacks a script: what is left are spaces, digits
 # and punctuation. Languages whose script it has stay below a hundredth.
 LACKING = 0.1
+LANGUAGES = 3  # that span a plane
 # Characters of a sentence in a legend or in what hovering shows.
 SHOWN = 300
 
@@ -73,6 +75,11 @@ def map_of_languages(
     translation  the language that an example is translated into
     """
     fitted = np.array(unknown) <= LACKING
+    if fitted.sum() < LANGUAGES:
+        raise ValueError(
+            f"{int(fitted.sum())} languages are in a script that the vocabulary has, expected "
+            f'{LANGUAGES} or more on a map of them; kind="meanings" (--kind meanings) draws fewer'
+        )
     found = language_places(vectors, fitted)
     shown = _translations(sentences, translation)
     points = []
@@ -83,7 +90,8 @@ def map_of_languages(
         example = sentences.texts[number][0][:SHOWN]
         points.append(Point(x, y, label, group, example, shown[0], name, share))
     title = f"{len(points)} languages by {len(sentences.meanings)} sentences"
-    return Map(title, "Languages", points, _shares(found), _notes(points))
+    notes = [*_notes(points), *_note_of_neighbours(found, points, fitted)]
+    return Map(title, "Languages", points, _shares(found), notes)
 
 
 def map_of_meanings(
@@ -150,6 +158,26 @@ def _translations(sentences: Parallel, into: str | None) -> list[str]:
 def _shares(found: Places) -> tuple[float, float]:
     first, second = found.shares.tolist()
     return first, second
+
+
+def _note_of_neighbours(
+    found: Places, points: Sequence[Point], fitted: npt.NDArray[np.bool_]
+) -> list[str]:
+    """A sentence about how much of what groups languages a plane holds."""
+    groups = [point.group for point, counts in zip(points, fitted, strict=True) if counts]
+    related = [i for i, group in enumerate(groups) if group != OTHER and groups.count(group) > 1]
+    if not related:
+        return []
+    beside = []
+    for rows in (found.rows[fitted], found.coordinates[fitted]):
+        distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+        np.fill_diagonal(distances, np.inf)
+        nearest = distances.argmin(axis=1).tolist()
+        beside.append(sum(groups[nearest[i]] == groups[i] for i in related))
+    return [
+        f"Of {len(related)} languages that have others of their group here, {beside[0]} lie next "
+        f"to one in all dimensions, and {beside[1]} on this plane."
+    ]
 
 
 def _notes(points: Sequence[Point]) -> list[str]:

@@ -71,6 +71,8 @@ def parallel(texts: Sequence[str], languages: Sequence[str], meanings: Sequence[
 
     Raises ValueError if there is none, naming the language that has the fewest.
     """
+    if not texts:
+        raise ValueError("there are no sentences; a row holds a text, its language and its meaning")
     found: dict[str, dict[str, int]] = {}
     for place, (language, meaning) in enumerate(zip(languages, meanings, strict=True)):
         found.setdefault(language, {}).setdefault(meaning, place)

@@ -25,10 +25,12 @@ class Places:
 
     coordinates  [n, 2] float64
     shares       [2] float64, of the variance of the vectors that each coordinate holds
+    rows         [n, hidden_size] float64, of which the coordinates are the two components
     """
 
     coordinates: Floats
     shares: Floats
+    rows: Floats
 
 
 def places(vectors: npt.ArrayLike, fitted: npt.ArrayLike | None = None) -> Places:
@@ -93,7 +95,7 @@ def _principal(rows: Floats, fitted: npt.ArrayLike | None) -> Places:
     axes = axes * np.sign(largest)[:, None]
     variances = singular**2
     shares: Floats = variances[:2] / max(variances.sum(), _TINY)
-    return Places((rows - center) @ axes.T, shares)
+    return Places((rows - center) @ axes.T, shares, rows)
 
 
 def _mask(fitted: npt.ArrayLike | None, count: int) -> npt.NDArray[np.bool_]:

@@ -97,6 +97,19 @@ def test_what_the_rows_hold(data: Path) -> None:
     (clustering,) = open_tasks(["SIB200ClusteringS2S"], data, ["deu_Latn"])
     assert len(clustering.dataset["deu_Latn"]["test"]) == 24  # all three splits
     assert clustering.dataset["deu_Latn"]["test"]["sentences"][0].startswith('"')
+    nusax, senti, banking = open_tasks(
+        ["NusaXBitextMining", "NusaX-senti", "Banking77Classification"], data
+    )
+    assert nusax.dataset["eng-bbc"]["train"][4] == {
+        "sentence1": sentence(4, "english"),
+        "sentence2": sentence(4, "toba_batak"),
+    }
+    # Labels are numbers in the order of their names: negative, neutral, positive; atm, card_lost.
+    row = senti.dataset["jav"]["test"][1]
+    assert (row["text"], row["label"]) == (sentence(41, "javanese"), 1)
+    assert senti.dataset["eng"]["train"]["label"][:3] == [2, 1, 0]
+    row = banking.dataset["test"][2]
+    assert (row["text"], row["label"]) == (sentence(52), 1)
 
 
 def test_how_many_texts_a_run_asks_for(data: Path) -> None:
@@ -156,7 +169,7 @@ def test_refusals(data: Path, tmp_path: Path) -> None:
     stsb.mkdir()
     for split in ("dev", "test"):
         (stsb / f"stsb-de-{split}.csv").write_text("a,b,1.0\na,b,often\n")
-    fails(ValueError, "row 2 is", ["STSBenchmarkMultilingualSTS"], tmp_path)
+    fails(ValueError, "line 2 has the grade 'often'", ["STSBenchmarkMultilingualSTS"], tmp_path)
     sib = tmp_path / "sib200" / "deu_Latn"
     sib.mkdir(parents=True)
     for split in ("train", "dev", "test"):

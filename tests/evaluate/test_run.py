@@ -240,29 +240,144 @@ def test_titles_are_read_with_documents(tmp_path: Path) -> None:
     assert task.dataset["default"]["test"]["relevant_docs"]["q0"] == {"d0": 1}  # 0 is no answer
 
 
-def test_files_that_are_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_splits_of_own_judgements(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "beir")
+    judgements = (folder / "qrels" / "test.tsv").read_text()
+    (folder / "qrels" / "dev.tsv").write_text(judgements)
+    assert list(retrieval_task(folder).dataset["default"]) == ["dev", "test"]
+    assert list(retrieval_task(folder, ["dev"]).dataset["default"]) == ["dev"]
+    with pytest.raises(ValueError, match="has none of the splits train, but dev, test"):
+        retrieval_task(folder, ["train"])
+
+
+def test_judgements_need_no_header_and_ids_may_be_numbers(tmp_path: Path) -> None:
+    folder = write_beir(tmp_path / "beir")
+    whole = retrieval_task(folder).dataset["default"]["test"]["relevant_docs"]
+    file = folder / "qrels" / "test.tsv"
+    file.write_text(file.read_text().split("\n", 1)[1])
+    assert retrieval_task(folder).dataset["default"]["test"]["relevant_docs"] == whole
+    assert len(whole) == 16
+    (folder / "corpus.jsonl").write_text('{"_id": 7, "title": null, "text": "seven"}\n\n')
+    (folder / "queries.jsonl").write_text('\ufeff{"_id": 1, "text": "one"}\n')
+    file.write_text("1\t7\t2\n\n")
+    part = retrieval_task(folder).dataset["default"]["test"]
+    assert part["relevant_docs"] == {"1": {"7": 2}}
+    assert part["corpus"][0] == {"id": "7", "text": "seven"}
+
+
+def test_quotation_marks_of_translations(tmp_path: Path) -> None:
+    """In .tsv they are text unless all of them quote as in CSV; in .csv a lone one is a fault."""
+    file = tmp_path / "pairs.tsv"
+    file.write_text('"Where is it?" he asks.\t"Wo?"\nSay "hi\tSag "hi"\n"\t"x\n')
+    found = pairs_task(file).dataset["test"]
+    assert found["sentence1"][:] == ['"Where is it?" he asks.', 'Say "hi', '"']
+    assert found["sentence2"][:] == ['"Wo?"', 'Sag "hi"', '"x']
+    file = tmp_path / "pairs.csv"
+    file.write_text('one,"eins, 1"\ntwo,"zwei\nthree,drei\n')
+    with pytest.raises(ValueError, match=r"line 2: the row.* is not CSV"):
+        pairs_task(file)
+
+
+# A file of one's own, what it holds, and what an error says of it.
+WRONG_PAIRS = {
+    "p.csv": ("a,b\na\n", "line 2 is"),
+    "q.csv": ("a,b\na,  \n", "line 2 is"),
+    "empty.csv": ("", "is empty"),
+    "blank.tsv": ("\n\n", "is empty"),
+    "three.tsv": ("a\tb\tc\n", "line 1 is"),
+    "p.txt": ("a\tb\n", "ends in '.txt', expected .tsv"),
+    "bytes.tsv": (b"a\tb\na\t\xff\n", "line 2: the byte 0xFF is not UTF-8"),
+    "wide.tsv": ("a\tb\n".encode("utf-16"), "the file is UTF-16"),
+    "p.jsonl": ('{"sentence1": "a", "sentence2": "b"}\nno\n', "line 2: the line is not JSON"),
+    "less.jsonl": ('{"sentence1": "a"}\n', "line 1 has no 'sentence2'"),
+    "null.jsonl": ('{"sentence1": "a", "sentence2": null}\n', "line 1: sentence2 is None"),
+    "other.jsonl": ("3\n", "line 1: the line is a JSON int"),
+}
+WRONG_GRADES = {
+    "word.csv": ("a,b,x\n", "line 1 has the grade 'x', expected a number"),
+    "nan.csv": ("a,b,1\na,b,nan\n", "line 2 has the grade 'nan'"),
+    "inf.csv": ("a,b,inf\n", "line 1 has the grade 'inf'"),
+    "two.csv": ("a,b\n", "line 1 is"),
+    "same.csv": ("a,b,1\na,c,1\n", "less than two different grades"),
+    "empty.csv": ("", "less than two different grades"),
+    "s.jsonl": ('{"sentence1": "a", "sentence2": "b"}\n', "line 1 has no 'score'"),
+    "null.jsonl": ('{"sentence1": "a", "sentence2": "b", "score": null}', "the grade None"),
+    "true.jsonl": ('{"sentence1": "a", "sentence2": "b", "score": true}', "the grade True"),
+}
+# In place of the corpus, the queries and the judgements of a folder.
+WRONG_FOLDERS = {
+    "corpus.jsonl": [
+        ("", "names the document 'd0'"),
+        ('{"_id": "d0"}\n', "line 1 has no 'text'"),
+        ('{"_id": "d0", "text": null}\n', "line 1: text is None"),
+        ('{"_id": "d0", "text": 5}\n', "line 1: text is 5 of type int"),
+        ('{"_id": null, "text": "x"}\n', "line 1: _id is None"),
+        ('{"_id": "d0", "text": "x"}\n{"_id": "d0", "text": "y"}\n', "line 2 has the _id 'd0' a"),
+        ("[1]\n", "expected an object"),
+    ],
+    "queries.jsonl": [('{"_id": "q99", "text": "x"}\n', "names the query 'q0'")],
+    "qrels/test.tsv": [
+        ("q0\td99\t1\n", "line 1 names the document 'd99'"),
+        ("query-id\tcorpus-id\tscore\nq99\td1\t1\n", "line 2 names the query 'q99'"),
+        ("q0\td1\t0\n", "judges no document relevant"),
+        ("query-id\tcorpus-id\tscore\n", "judges no document relevant"),
+        ("", "judges no document relevant"),
+        ("q0\td1\t1.0\n", "line 1 is .* a grade from 0 on"),
+        ("q0\td1\t-1\n", "line 1 is"),
+        ("q0\td1\t\u00b2\n", "line 1 is"),
+        ("q0 0 d1 1\n", "with tabs between them"),
+        ("q0\td1\t1\nq0\td1\t2\n", "line 2 grades the document 'd1' .* as 2, .* before it as 1"),
+    ],
+}
+
+
+def test_files_that_are_no_data(tmp_path: Path) -> None:
     def wrong(match: str, make: Callable[[Path], Any], path: Path) -> None:
         with pytest.raises((ValueError, OSError), match=match):
             make(path)
 
-    wrong("row 2 is", pairs_task, write_rows(tmp_path / "p.csv", [["a", "b"], ["a"]]))
-    wrong("is empty", pairs_task, write_rows(tmp_path / "p.csv", []))
-    wrong("two texts and a number", similar_task, write_rows(tmp_path / "s.csv", [["a", "b", "x"]]))
-    wrong("different grades", similar_task, write_rows(tmp_path / "s.csv", [["a", "b", "1"]] * 3))
-    lines = tmp_path / "s.jsonl"
-    lines.write_text('{"sentence1": "a", "sentence2": "b"}\n')
-    wrong("line 1 has no 'score'", similar_task, lines)
-    lines.write_text('{"sentence1": "a", "sentence2": "b"}\nno\n')
-    wrong("line 2 is no JSON", pairs_task, lines)
+    for make, files in ((pairs_task, WRONG_PAIRS), (similar_task, WRONG_GRADES)):
+        for name, (content, match) in files.items():
+            path = tmp_path / name
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            wrong(match, make, path)
+    wrong("No such file", pairs_task, tmp_path / "none.tsv")
     folder = write_beir(tmp_path / "beir")
-    judgements = folder / "qrels" / "test.tsv"
-    judgements.write_text("query-id\tcorpus-id\tscore\nq0\td99\t1\n")
-    wrong("row 2 names the document 'd99'", retrieval_task, folder)
-    judgements.write_text("query-id\tcorpus-id\tscore\nq0\td1\t0\n")
-    wrong("judges no document relevant", retrieval_task, folder)
-    judgements.unlink()
+    for name, contents in WRONG_FOLDERS.items():
+        right = (folder / name).read_text()
+        for content, match in contents:
+            (folder / name).write_text(content)
+            wrong(match, retrieval_task, folder)
+        (folder / name).write_text(right)
+    (folder / "qrels" / "test.tsv").unlink()
     wrong("no .tsv file", retrieval_task, folder)
-    assert "nothing to evaluate" in fails(capsys, "evaluate", "--model", tmp_path)
+
+
+def test_refusals_before_the_first_vector(
+    model: Path,
+    make_tiny: Callable[..., Path],
+    tmp_path: Path,
+    embedded: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pairs = write_rows(tmp_path / "pairs.tsv", [["one", "eins"], ["two", "zwei"]])
+    output = ("--output", tmp_path / "out")
+
+    def said(*arguments: object) -> str:
+        return fails(capsys, "evaluate", "--model", model, *output, *arguments)
+
+    assert "nothing to evaluate" in said()
+    assert "none of the tasks is a retrieval" in said("--pairs", pairs, "--reranker", model)
+    assert "--languages chooses" in said("--pairs", pairs, "--languages", "deu")
+    folder = write_beir(tmp_path / "beir")
+    assert "--rerank-top is 0" in said("--retrieval", folder, "--rerank-top", 0)
+    missing = tmp_path / "missing"
+    assert "missing" in said("--pairs", pairs, "--compare", missing)
+    assert "missing" in said("--retrieval", folder, "--reranker", missing)
+    assert "invalid choice: 'int9'" in said("--pairs", pairs, "--compare-dtype", "int9")
+    same = make_tiny(seed=1, name=f"other/{model.name}")
+    assert "rename one of the folders" in said("--pairs", pairs, "--compare", same)
+    assert embedded == []
 
 
 def test_two_dtypes_are_compared(

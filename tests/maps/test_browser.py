@@ -33,6 +33,8 @@ addEventListener("load", async () => {
     }
     const points = [...chart.querySelectorAll(".mark-symbol.role-mark path")];
     report.points = points.length;
+    report.width = chart.getBoundingClientRect().width / innerWidth;
+    report.height = chart.getBoundingClientRect().height / innerHeight;
     const box = points[0].getBoundingClientRect();
     const at = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true};
     points[0].dispatchEvent(new PointerEvent("pointermove", at));
@@ -57,9 +59,13 @@ addEventListener("load", async () => {
 </script></body>"""
 
 
+# What a sentence must not do to the page that shows it.
+MARKUP = "</script><script>document.title = 'taken over'</script><b>"
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_page_in_a_browser(tmp_path: Path) -> None:
-    texts = ["Good day.", "Where is it?", "Guten Tag.", "Wo ist es?", "Bonjour.", "Où est-ce ?"]
+    texts = ["Good day.", "Where is it?", "Guten Tag.", "Wo ist es?", "Bonjour.", MARKUP]
     languages = ["en", "en", "de", "de", "fr", "fr"]
     sentences = parallel(texts, languages, ["day", "where"] * 3)
     vectors = np.random.default_rng(0).standard_normal((3, 2, 8)).astype(np.float32)
@@ -68,7 +74,11 @@ def test_a_page_in_a_browser(tmp_path: Path) -> None:
     before, _, after = page.read_text(encoding="utf-8").rpartition("</body>")
     (tmp_path / "person.html").write_text(before + PERSON + after, encoding="utf-8")
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=30000"]
+    command += [
+        "--window-size=1600,900",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--virtual-time-budget=30000",
+    ]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'person.html'}"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="report">(.+?)</pre>', run.stdout, re.DOTALL)
@@ -76,6 +86,10 @@ def test_a_page_in_a_browser(tmp_path: Path) -> None:
     report = json.loads(html.unescape(found[1]))
     assert "error" not in report
     assert report["points"] == 6
+    assert "<title>2 sentences in 3 languages</title>" in run.stdout
+    # It fills a wide window, and leaves the field that finds in sight.
+    assert report["width"] > 0.95
+    assert 0.85 < report["height"] < 0.98
     # The first point is the first sentence of the first language.
     shown = " ".join(report["shown"].split())
     assert shown == "language English sentence Good day. translation Good day. group Good day."

@@ -17,6 +17,7 @@ pytest.importorskip("vl_convert", reason="vl-convert, of the extra map, is not i
 from e5core import E5
 from e5core.cli import main
 from e5core.maps.chart import COLOURS, GREY, save
+from e5core.maps.labels import choose_sides
 from e5core.maps.names import language, languages
 from e5core.maps.points import (
     LACKING,
@@ -201,6 +202,24 @@ def test_refusals(
     assert "--meanings is 0" in fails(
         capsys, "map", table, *options, "--kind", "meanings", "--meanings", 0
     )
+    assert "--labels colours" in fails(capsys, "map", table, *options, "--labels", "topic")
+    for size in ("10", "0x0", "x600", "800x600x2", "99999x99999"):
+        assert "expected a width and a height" in fails(
+            capsys, "map", table, *options, "--size", size
+        )
+    vectors = tmp_path / "vectors.npy"
+    np.save(vectors, np.eye(4, 8, dtype=np.float32))
+    few = ("map", vectors, "--output", output, "--points")
+    assert "--points is -3" in fails(capsys, *few, -3)
+    head = "text\tlanguage\tmeaning\n"
+    for name, content, match in (
+        ("bare", "", "there are no sentences"),
+        ("head", head, "there are no sentences"),
+        ("two", f"{head}the\ten\t1\na\tde\t1\n", "2 languages are in a script that"),
+    ):
+        file = tmp_path / f"{name}.tsv"
+        file.write_text(content)
+        assert match in fails(capsys, "map", file, "--output", output, "--model", model)
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "holds no .txt file" in fails(capsys, "map", empty, *options)
@@ -225,3 +244,37 @@ def test_each_colour_is_of_one_label(kinds: int, tmp_path: Path) -> None:
     words = [text.text for text in ElementTree.parse(picture).iter() if text.text]
     assert {word for word in words if re.fullmatch(r"g\d+", word)} == set(own)
     assert ("Kind (5 others are grey)" in words) == (kinds > COLOURS)
+
+
+def test_labels_keep_off_each_other() -> None:
+    # Alone, a label stands to the right of its point; one of two neighbours makes room.
+    assert choose_sides([[0, 0], [500, 0]], ["Hungarian", "Greek"]) == [0, 0]
+    assert choose_sides([[0, 0], [12, 0]], ["Bulgarian", "Russian"]) == [1, 0]
+    # To the right of the first lies the second, and to the left the third.
+    crowded = choose_sides([[0, 0], [12, 0], [-12, 0]], ["Tamil", "", ""])
+    assert crowded[0] not in (0, 1)
+    assert choose_sides(np.zeros((0, 2)), []) == []
+    # What every point hides is decided all the same.
+    assert len(choose_sides(np.zeros((40, 2)), ["x"] * 40)) == 40
+
+
+def test_how_many_relatives_are_neighbours_is_told() -> None:
+    codes = ["es", "fr", "pt", "de", "nl", "xx", "yy"]
+    families = [0, 0, 0, 1, 1, 2, 2]
+    random = np.random.default_rng(0)
+    meanings, offsets = random.standard_normal((6, 16)), random.standard_normal((3, 16))
+    vectors = meanings + offsets[families][:, None] + 0.1 * random.standard_normal((7, 6, 16))
+    rows = [(f"{code} {i}", code, str(i)) for code in codes for i in range(6)]
+    sentences = parallel(*(list(column) for column in zip(*rows, strict=True)))
+    drawn = map_of_languages(sentences, vectors.astype(np.float32), [0.0] * 7)
+    # Languages that are not known are no relatives of each other.
+    assert drawn.notes == [
+        "Of 5 languages that have others of their group here, 5 lie next to one in all dimensions, "
+        "and 5 on this plane."
+    ]
+    without = map_of_languages(
+        parallel(*(list(column) for column in zip(*rows[30:], ("a", "de", "0"), strict=True))),
+        vectors[[5, 6, 3], :1].astype(np.float32),
+        [0.0] * 3,
+    )
+    assert without.notes == []
