@@ -123,6 +123,9 @@ def test_all_tasks_get_the_scores_of_mteb(
             assert found == pytest.approx(entries, abs=1e-6), task
     # mteb finds the results in the folder.
     assert mteb.ResultCache(output).load_results(load_experiments="match_name").model_results
+    # Kernels in C++ are named with a slash, which makes no folder.
+    assert {len(Path(name).parts) for name in result_files(output)} == {5}
+    assert {file.parent.parent for file in output.rglob("keys.bin")} == {output / "vectors"}
 
     files = result_files(output)
     embedded.clear()
