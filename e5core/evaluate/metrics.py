@@ -1,5 +1,6 @@
 """Two models on the same items: paired differences, and how sure they are. Needs no torch."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,10 +24,14 @@ class Interval(NamedTuple):
 def interval_of(difference: float, resampled: Floats, confidence: float = CONFIDENCE) -> Interval:
     """The percentile interval of a difference whose resampled values [resamples] are given.
 
+    Values that are NaN, of draws in which nothing is ordered, are left out; NaN if all of them are.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13.
     """
+    known = resampled[np.isfinite(resampled)]
+    if not len(known):
+        return Interval(difference, math.nan, math.nan)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
+    low, high = np.quantile(known, [tail, 1 - tail])
     return Interval(difference, float(low), float(high))
 
 
@@ -50,7 +55,8 @@ def resampled_spearman(
 ) -> Floats:
     """Spearman's correlation [resamples, models] of each model's scores [items] with the grades.
 
-    Each resample draws the same items for all models, so that their differences are paired.
+    Each resample draws the same items for all models, so that their differences are paired. Of few
+    items, some draws have equal grades or equal scores alone: their correlation is NaN.
     """
     grades = np.asarray(grades, dtype=np.float64)
     models = [np.asarray(one, dtype=np.float64) for one in scores]
@@ -60,7 +66,8 @@ def resampled_spearman(
         drawn = random.integers(len(grades), size=len(grades))
         of_grades = ranks(grades[drawn])
         for model, values in enumerate(models):
-            found[i, model] = np.corrcoef(of_grades, ranks(values[drawn]))[0, 1]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                found[i, model] = np.corrcoef(of_grades, ranks(values[drawn]))[0, 1]
     return found
 
 

@@ -84,6 +84,11 @@ def similar_task(file: Path) -> Any:
             columns["score"].append(grade(fields["score"], file, line))
     else:
         columns = read_graded(file)
+    for number, pair in enumerate(zip(*(columns[side] for side in PAIR), strict=True), 1):
+        if not all(map(str.strip, pair)):
+            raise ValueError(
+                f"{file}, pair {number} is {pair!r:.80}, expected two texts; {LAYOUTS}"
+            )
     if len(set(columns["score"])) < 2:
         raise ValueError(f"{file} has less than two different grades, which order nothing")
     task = _with_table(_task(AbsTaskSTS, STS, "cosine_spearman", file, [file]), columns)

@@ -37,7 +37,7 @@ def open_tasks(
     Raises ValueError for a task, language or split that there is not, OSError for missing files.
     """
     tasks = []
-    for name in names:
+    for name in dict.fromkeys(names):
         try:
             task = mteb.get_task(name)
         except KeyError as error:

@@ -48,3 +48,14 @@ def test_correlations_are_resampled_in_pairs() -> None:
     stats = pytest.importorskip("scipy.stats", reason="SciPy is not installed")
     expected = stats.spearmanr(grades, noisy).statistic
     assert drawn[:, 1].mean() == pytest.approx(expected, abs=0.01)
+
+
+def test_draws_that_order_nothing_are_left_out(recwarn: pytest.WarningsRecorder) -> None:
+    """Of three items, every ninth draw has one of them alone."""
+    drawn = resampled_spearman([1.0, 2.0, 3.0], [[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], 300)
+    missing = np.isnan(drawn).mean()
+    assert 0.05 < missing < 0.2
+    interval = interval_of(-2.0, drawn[:, 1] - drawn[:, 0])
+    assert (interval.low, interval.high) == (-2.0, -2.0)
+    assert np.isnan(interval_of(0.0, np.full(5, np.nan))[1:]).all()
+    assert not recwarn.list

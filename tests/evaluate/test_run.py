@@ -301,6 +301,7 @@ WRONG_GRADES = {
     "nan.csv": ("a,b,1\na,b,nan\n", "line 2 has the grade 'nan'"),
     "inf.csv": ("a,b,inf\n", "line 1 has the grade 'inf'"),
     "two.csv": ("a,b\n", "line 1 is"),
+    "blank.csv": ("a,b,1\na, ,2\n", "pair 2 is"),
     "same.csv": ("a,b,1\na,c,1\n", "less than two different grades"),
     "empty.csv": ("", "less than two different grades"),
     "s.jsonl": ('{"sentence1": "a", "sentence2": "b"}\n', "line 1 has no 'score'"),
