@@ -17,9 +17,9 @@ class Queue:
     tokens, and what it cannot use since its next sequence is longer it may use in its next turn.
     A job that has just come has its first turn before all others, as in FQ-CoDel (RFC 8290), so
     that a lone query is in the next forward pass whatever waits. That pass is a short one, of first
-    turns alone: filled up by the others it would make the query wait for as long again. The pass
-    after it is a whole one, of which first turns get half, so that no flood of new jobs stops the
-    old ones.
+    turns alone and half as long as others at most: filled up it would make the query wait for as
+    long again. The pass after it is a whole one, of which first turns get half, so that no flood of
+    new jobs stops the old ones.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Queue:
             return budget - sum(len(job.sequences[index]) for job, index in parts)
 
         if self.old and self.new and not self._was_short:
-            self._serve(self.new, parts, quantum, quantum)
+            self._serve(self.new, parts, budget // 2, quantum)
         self._was_short = bool(parts)
         if self._was_short:
             return parts
@@ -181,3 +181,16 @@ class Scheduler:
                 everything += seconds
                 before += min(seconds, own * len(queue))
         return everything, before + own
+
+    def seconds_in_turns(self, engine: Engine, tokens: int) -> float:
+        """How long a new job of many turns waits until its end, while others keep coming.
+
+        tokens  of the new job
+
+        Each job that waits, or one that comes in its place, gets as many turns as the new one. So
+        its whole size counts, up to that of the new one, and not what is left of it.
+        """
+        own = engine.pace.seconds(tokens)
+        with self._condition:
+            jobs = [job for queue in self._queues.values() for job in (*queue.new, *queue.old)]
+        return own + sum(min(job.engine.pace.seconds(job.tokens), own) for job in jobs)

@@ -94,7 +94,7 @@ def test_no_flood_of_new_jobs_stops_the_old_ones() -> None:
     bulk = job(model, *[100] * 20)
     scheduler.add(bulk)
     scheduler.take(timeout=0)
-    for _ in range(16):
+    for _ in range(17):
         for _ in range(100):
             scheduler.add(job(model, 10))
         scheduler.take(timeout=0)
@@ -111,6 +111,19 @@ def test_long_texts_are_taken_in_a_flood_of_new_jobs_too() -> None:
             scheduler.add(job(model, 10))
         scheduler.take(timeout=0)
     assert not bulk.waiting
+
+
+def test_queries_are_no_slower_than_they_come_beside_long_texts() -> None:
+    """Of a pass that one long text fills nothing is left, so the short ones must do."""
+    model, scheduler = engine(), Scheduler()
+    scheduler.add(job(model, *[int(BUDGET * 0.95)] * 200))
+    scheduler.take(timeout=0)
+    for number in range(60):
+        for _ in range(5):  # as many as come in one pass
+            scheduler.add(job(model, 14))
+        scheduler.take(timeout=0)
+        queue = scheduler._queues[model]
+        assert len(queue.new) <= 12, number
 
 
 def test_room_behind_long_texts_is_filled_with_shorter_ones() -> None:
@@ -177,6 +190,20 @@ def test_how_long_things_wait() -> None:
     everything, turns = scheduler.seconds(model, 100)
     assert everything == 5.0
     assert abs(turns - 0.2) < 1e-9  # the other takes a turn of like length
+
+
+def test_what_waits_counts_whole_for_a_large_job() -> None:
+    """Others come in the place of those that end, and take turns too."""
+    model, scheduler = engine(), Scheduler()
+    model.pace.start(1000, 1.0)
+    for _ in range(3):
+        scheduler.add(job(model, *[100] * 20))
+    scheduler.add(job(model, 10))
+    for _ in range(10):
+        scheduler.take(timeout=0)
+    assert scheduler.seconds(model, 2000)[0] < 4
+    assert abs(scheduler.seconds_in_turns(model, 2000) - 8) < 1e-9
+    assert abs(scheduler.seconds_in_turns(model, 500) - 2) < 1e-9
 
 
 @settings(max_examples=150, deadline=None)
