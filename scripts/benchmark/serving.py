@@ -288,9 +288,10 @@ def figures(values: dict[str, Any]) -> str:
 def plan_of(
     shots: Sequence[Shot], texts_per_second: float, seconds: float
 ) -> list[tuple[float, Shot]]:
-    """Requests at random times, so many texts a second on average."""
+    """Requests at random times, so many texts a second on average, and one at least."""
     rate = texts_per_second / shots[0].texts
-    return list(zip(poisson(rate, seconds, seed=0), itertools.cycle(shots), strict=False))
+    times = list(poisson(rate, seconds, seed=0)) or [0.0]
+    return list(zip(times, itertools.cycle(shots), strict=False))
 
 
 def overhead(bench: Bench) -> None:
@@ -414,9 +415,8 @@ def fairness(bench: Bench) -> None:
             own = sum(o.shot.tokens for o in outcomes if o.shot.texts == 1 and o.status == 200)
             computed[title] = (tokens_of(port) - before - own) / seconds
             wait_until_idle(port)
-        shares = {
-            f"share, {title}": rate / computed["bulk alone"] for title, rate in computed.items()
-        }
+        alone = computed["bulk alone"] or float("nan")
+        shares = {f"share, {title}": rate / alone for title, rate in computed.items()}
         print(f"c bulk tokens/s: {figures(computed)}; {figures(shares)}")
         bench.figures["c bulk"] = {**computed, **shares}
 
