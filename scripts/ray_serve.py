@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from e5core.checkpoint.folder import AUTO, DTYPES
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     # Replicas on other machines do not see this program's environment.
     keys = Keys(read_keys(options.api_key_file))
-    check_host(options.host, keys, options.open)
+    hosts = check_host(options.host, keys, options.open)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
     try:
         import ray
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         }
     )
     try:
-        serve.run(deployment(serve, options, keys).bind(), name="e5core", route_prefix="/")
+        serve.run(deployment(serve, options, keys, hosts).bind(), name="e5core", route_prefix="/")
         where = f"http://{options.host}:{options.port}"
         print(f"ray_serve.py: {options.replicas} replicas at {where}", file=sys.stderr, flush=True)
         while True:
@@ -81,7 +81,9 @@ def run(options: argparse.Namespace) -> int:
         ray.shutdown()
 
 
-def deployment(serve: Any, options: argparse.Namespace, keys: Keys) -> Any:
+def deployment(
+    serve: Any, options: argparse.Namespace, keys: Keys, hosts: Collection[str] | None
+) -> Any:
     """The class of a replica, whose application is made where the replica runs."""
     settings = vars(options).copy()
     for name in ("run", "prog"):  # they hold what does not travel
@@ -105,7 +107,7 @@ def deployment(serve: Any, options: argparse.Namespace, keys: Keys) -> Any:
         service = Service(
             Models([embedder], rerankers), default_input_type=settings["default_input_type"]
         )
-        return App(service, keys)
+        return App(service, keys, hosts=hosts)
 
     @serve.deployment(
         num_replicas=options.replicas,

@@ -9,7 +9,7 @@ Needs the extra serve. docs/serving.md says how each client is set up.
 import argparse
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def run(options: Namespace) -> int:
 
     limits = read_limits(options)
     keys = Keys(read_keys(options.api_key_file))
-    check_host(options.host, keys, options.open)
+    hosts = check_host(options.host, keys, options.open)
     models, searcher = load_models(options)
     service = Service(models, limits, options.default_input_type, options.default_task)
     log = AccessLog(None if options.no_access_log else sys.stdout)
@@ -137,7 +137,7 @@ def run(options: Namespace) -> int:
             log=log,
             searcher=searcher,
             origins=options.cors_origin,
-            hosts=None if keys or options.open else {*LOOPBACK, options.host},
+            hosts=hosts,
             on_failure=lost,
         )
 
@@ -162,13 +162,19 @@ def read_limits(options: Namespace) -> Limits:
     return limits
 
 
-def check_host(host: str, keys: Keys, is_open: bool) -> None:
-    """ValueError if other machines could reach a server that asks for no key."""
-    if not keys and host not in LOOPBACK and not is_open:
+def check_host(host: str, keys: Keys, is_open: bool) -> Collection[str] | None:
+    """The hosts whose web pages may post; None for all, where a key keeps others out.
+
+    Raises ValueError if other machines could reach a server that asks for no key.
+    """
+    if keys or is_open:
+        return None
+    if host not in LOOPBACK:
         raise ValueError(
             f"--host is {host}, which others reach, and there is no key; set {KEY_VARIABLE} or "
             "--api-key-file, or say --open to serve everybody"
         )
+    return LOOPBACK
 
 
 def load_models(options: Namespace) -> tuple[Models, Any]:

@@ -16,6 +16,8 @@ from support.models import ROOT, write_tiny_model
 from support.serving import Answer, Running, program, where_it_listens
 
 from e5core import cli
+from e5core.cli.serve import LOOPBACK, check_host
+from e5core.serve.keys import Keys
 
 BODY = {"model": "tiny-e5-query", "input": "the query"}
 
@@ -189,8 +191,20 @@ def test_what_cannot_be_served_is_one_line(
     assert message in printed.err
 
 
+@pytest.mark.parametrize(
+    ("keys", "is_open", "hosts"),
+    [([], False, LOOPBACK), ([], True, None), (["key"], False, None)],
+)
+def test_only_a_key_lets_pages_of_elsewhere_post(
+    keys: list[str], is_open: bool, hosts: object
+) -> None:
+    assert check_host("127.0.0.1", Keys(keys), is_open) == hosts
+
+
 def test_a_port_that_is_taken_is_an_error(folders: tuple[Path, Path]) -> None:
     with program("--model", folders[0]) as running:
+        foreign = running.server.post("/v1/embeddings", BODY, {"origin": "http://evil.example"})
+        assert foreign.status == 403
         port = str(running.server.port)
         command = [sys.executable, "-m", "e5core", "serve", "--model", str(folders[0])]
         done = subprocess.run(

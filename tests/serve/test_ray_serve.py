@@ -66,11 +66,13 @@ def test_replicas_get_the_keys_of_the_program(
         dtype="auto",
     )
     keys = pickle.loads(pickle.dumps(ray_serve.Keys(["secret"])))
-    ray_serve.deployment(ray, options, keys)
+    ray_serve.deployment(ray, options, keys, None)
     monkeypatch.delenv("E5CORE_API_KEY", raising=False)
     app = made[0]()
     assert not app.keys.open({})
     assert app.keys.open({"authorization": "Bearer secret"})
+    ray_serve.deployment(ray, options, ray_serve.Keys(), ("localhost",))
+    assert made[1]()._hosts == ("localhost",)
 
 
 @pytest.fixture
