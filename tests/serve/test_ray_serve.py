@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pickle
+import random
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -75,6 +77,17 @@ def test_replicas_get_the_keys_of_the_program(
     assert made[1]()._hosts == ("localhost",)
 
 
+def free_port() -> int:
+    """One that no connection of Ray's own takes before the server does, which is seconds later."""
+    ports = list(range(20_000, 32_000))  # Linux gives connections those from 32,768 on
+    random.shuffle(ports)
+    for port in ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
 @pytest.fixture
 def running(folders: tuple[Path, Path], tmp_path: Path) -> Iterator[Running]:
     pytest.importorskip(
@@ -82,9 +95,7 @@ def running(folders: tuple[Path, Path], tmp_path: Path) -> Iterator[Running]:
     )
     keys = tmp_path / "keys"
     keys.write_text("of-the-file\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     program = [sys.executable, str(PROGRAM), "--model", str(folders[0])]
     program += ["--api-key-file", str(keys)]
     process = subprocess.Popen(
