@@ -32,10 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", help="a cross-encoder in place of one that is trained here")
     parser.add_argument("--prompts", help="e5 for a start that does not tell its prefixes")
     parser.add_argument("--negatives", type=int, default=7)
+    parser.add_argument("--depth", type=int, help="candidates of a query that the teacher scores")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument(
         "--steps", type=int, nargs=3, metavar="N", help="pre-training, teacher, tuning"
     )
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rates", type=float, nargs=3, metavar="RATE", help="the same")
     parser.set_defaults(run=run)
     return run_program(parser, arguments)
@@ -50,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     numbers = options.steps or [None] * 3
     rates = options.learning_rates or [None] * 3
     settings: list[dict[str, Any]] = [
-        {"steps": steps, "learning_rate": rate} for steps, rate in zip(numbers, rates, strict=True)
+        {"steps": steps, "learning_rate": rate, "seed": options.seed}
+        for steps, rate in zip(numbers, rates, strict=True)
     ]
     held = {"evaluate": options.evaluate, "prompts": options.prompts}
     first = train(
@@ -70,7 +73,9 @@ def run(options: argparse.Namespace) -> int:
             options.model, mined, folder["teacher"], reranker=True, batch_size=rows, **settings[1]
         )
         teacher = folder["teacher"]
-    mine_once(folder["pre-trained"], options.pairs, scored, teacher=teacher, **where)
+    mine_once(
+        folder["pre-trained"], options.pairs, scored, teacher=teacher, depth=options.depth, **where
+    )
     tuned = train(
         folder["pre-trained"], scored, folder["tuned"], batch_size=options.batch_size,
         negatives=options.negatives, teacher_weight=1.0, contrastive_weight=0.2, **settings[2],

@@ -113,7 +113,7 @@ def run(options: Namespace) -> int:
         force=options.force,
         tensorboard=options.tensorboard,
         adapter=options.adapter,
-        precision="float32" if dtype == "auto" else dtype,
+        precision=None if dtype == "auto" else dtype,
         **settings,
         **load,
     )

@@ -173,6 +173,13 @@ class Kernels:
             outputs.append((weights @ value).transpose(0, 1))  # [tokens, heads, head_size]
         return torch.cat(outputs)
 
+    def fastest_training_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype that autocast is to take for training there, if nobody has chosen one.
+
+        It is that of the weights where no other is faster, or not known to be.
+        """
+        return self.dtype
+
     def stack(self, layers: Sequence[Layer]) -> Stack | None:
         """All these layers in one call, for kernels that gain by it; None for all others.
 

@@ -21,13 +21,18 @@ class SdpaKernels(Kernels):
     ) -> Tensor:
         if not training.is_for(x):
             return super().linear_residual_norm(x, weights, residual, norm, dropout)
-        dropped = training.dropout(self.linear(x, weights), dropout)
-        return self.layer_norm(residual + dropped, norm)
+        total = training.add_dropped(residual, self.linear(x, weights), dropout)
+        return self.layer_norm(total, norm)
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         if training.is_for(qkv):
             return training.attention(qkv, text_lengths(cu_seqlens, max_seqlen), dropout)
         return grouped_attention(qkv, cu_seqlens, max_seqlen, dropout)
+
+    def fastest_training_dtype(self, device: torch.device) -> torch.dtype:
+        if device.type == "cpu" and self.dtype == torch.float32 and training.has_bfloat16():
+            return torch.bfloat16
+        return self.dtype
 
     def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
         return segment_mean if name == "mean" and device.type == "cuda" else plain

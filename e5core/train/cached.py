@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from e5core.batching import plan_batches
 from e5core.pipeline import Pipeline
+from e5core.train.ranks import Ranks
+from e5core.train.settings import Settings
 
 # For each number of tokens that it meets, oneDNN keeps primitives: 9 MB for the products of a layer
 # and their gradients, by which a run grew to 2.8 GB (torch 2.13, e5-small, 2026-11). So a chunk has
@@ -31,17 +33,20 @@ def cached_rows(
     chunk_tokens: int | None = None,
     *,
     seed: Sequence[int] = (0,),
-    precision: str = "float32",
+    precision: str | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, list[int]]:
     """The rows of sequences, whose backward pass has the graph of one chunk in memory at a time.
+
+    The largest chunk comes last and keeps its graph, which is the first that the backward pass
+    goes through. A batch of one chunk is not computed twice.
 
     sequences     the ids of each, at most `config.max_length`
     chunk_tokens  tokens of a chunk; a longer sequence is one by itself. None takes what suits the
                   device
     seed          of dropout, together with the number of the chunk. The masks of a chunk are the
                   same each time it is computed, and whichever process does it
-    precision     "bfloat16" or "float16" for autocast
+    precision     "bfloat16" or "float16" for autocast, anything else for none
     share         rank and number of processes: only every so manieth chunk is computed
     returns       the rows [computed sequences, …], and the indices of these sequences
 
@@ -50,26 +55,51 @@ def cached_rows(
     """
     rank, ranks = share
     chunks = plan_batches([len(ids) for ids in sequences], pipeline.budget(chunk_tokens))
-    rows, order = [], []
-    for number in range(rank, len(chunks), ranks):
-        chunk = [sequences[i] for i in chunks[number]]
-        rows.append(
-            checkpoint(
-                _encode,
-                pipeline,
-                chunk,
-                draw_seed(*seed, number),
-                precision,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
+    own = [
+        (number, [sequences[i] for i in chunks[number]])
+        for number in range(rank, len(chunks), ranks)
+    ]
+    own.sort(key=lambda chunk: sum(map(len, chunk[1])))
+    if not own:  # a process without a chunk; a row has the shape that any other has
+        with torch.no_grad():
+            return pipeline.run(sequences[:1])[:0], []
+    rows = [
+        checkpoint(
+            _encode,
+            pipeline,
+            chunk,
+            draw_seed(*seed, number),
+            precision,
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
-        order += chunks[number]
-    if not rows:
-        encoder = pipeline.encoder
-        wide = torch.promote_types(encoder.dtype, torch.float32)
-        return torch.empty(0, pipeline.size, dtype=wide, device=encoder.device), []
-    return torch.cat(rows), order
+        for number, chunk in own[:-1]
+    ]
+    number, chunk = own[-1]
+    rows.append(_encode(pipeline, chunk, draw_seed(*seed, number), precision))
+    return torch.cat(rows), [i for number, _ in own for i in chunks[number]]
+
+
+def rows_of_all(
+    pipeline: Pipeline,
+    sequences: Sequence[Sequence[int]],
+    settings: Settings,
+    seed: Sequence[int],
+    ranks: Ranks,
+) -> Tensor:
+    """The rows of sequences in their order, of which each process computes its share of chunks.
+
+    Gradients flow to all of them.
+    """
+    rows, order = cached_rows(
+        pipeline,
+        sequences,
+        settings.chunk_tokens,
+        seed=seed,
+        precision=settings.precision,
+        share=(ranks.rank, ranks.size),
+    )
+    return ranks.gather(rows, order, len(sequences))
 
 
 def draw_seed(*numbers: int) -> int:
@@ -77,12 +107,14 @@ def draw_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _encode(pipeline: Pipeline, chunk: list[Sequence[int]], seed: int, precision: str) -> Tensor:
+def _encode(
+    pipeline: Pipeline, chunk: list[Sequence[int]], seed: int, precision: str | None
+) -> Tensor:
     """The rows of a chunk. The caller's generator stays where it is."""
     device = pipeline.encoder.device
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST),
+        torch.autocast(device.type, AUTOCAST.get(precision or ""), enabled=precision in AUTOCAST),
     ):
         torch.manual_seed(seed)
         filled = [*chunk, *_filler(chunk)] if device.type == "cpu" else chunk

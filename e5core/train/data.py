@@ -13,7 +13,7 @@ import numpy.typing as npt
 from e5core.bulk.objects import read_objects
 from e5core.bulk.sources import Source
 from e5core.train.links import Links, Numbers, places_of
-from e5core.train.rows import TrainingRow, read_row
+from e5core.train.rows import TrainingRow, read_row, unread
 
 # A text and its role, "query" or "passage", → its ids, and how many of them were cut off.
 Tokenize = Callable[[str, str], tuple[list[int], int]]
@@ -94,6 +94,7 @@ class Data:
     cut       texts whose end was cut off
     dropped   negatives that were left out since a row has them as positives of the same query
     skipped   examples that were left out since a reranker learns nothing from them
+    unread    names of fields that rows had and that mean nothing here
     """
 
     files: list[str]
@@ -106,6 +107,7 @@ class Data:
     cut: int = 0
     dropped: int = 0
     skipped: int = 0
+    unread: set[str] = field(default_factory=set)
 
     def members(self) -> list[Numbers]:
         """The numbers of the examples of each file."""
@@ -178,6 +180,7 @@ def read_data(
                 _add(data, source, row, tokenize, passage_role)
             except ValueError as error:
                 raise ValueError(f"{file}, line {line}: {error}") from None
+            data.unread |= unread(fields)
             scores += (*(row.positive_scores or ()), *(row.negative_scores or ()))
         if teacher and scores and min(scores) >= 0 and max(scores) <= 1:
             raise ValueError(

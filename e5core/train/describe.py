@@ -15,6 +15,9 @@ from e5core.train.start import Task
 # GELU's and two LayerNorms' inputs, query, key, value, attention's output and weights, masks.
 KEPT_STATES = 24
 
+# Of such a number.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+
 SAMPLE = 1000  # examples that lengths are taken from
 
 OF_TORCH = 0.3  # GB of a process that has done nothing yet
@@ -39,7 +42,8 @@ def describe(run: Run) -> list[str]:
         f"{cut:.1%} of the {'texts' if task.gives_vectors else 'pairs'} are cut"
         + (f"; {data.dropped:,} negatives answer their query and are left out" * bool(data.dropped))
         + f"; {data.skipped:,} more have no negatives and are left out" * bool(data.skipped),
-        task.describe(),
+        task.describe()
+        + f"; fields that are not read: {', '.join(sorted(data.unread))}" * bool(data.unread),
         f"{run.steps:,} steps, {len(batches):,} an epoch, of up to {max(map(len, batches)):,} "
         f"examples (--batch-size {settings.batch_size:,}); each query has "
         + (f"about {size - 1:,} positives of others and " * task.gives_vectors)
@@ -50,15 +54,19 @@ def describe(run: Run) -> list[str]:
         sum(p.numel() for p in task.module.parameters() if p.requires_grad or not only)
         for only in (False, True)
     )
-    seconds = time_a_chunk(task, data, settings)
-    tokens = run.steps * size * sum(min(length, limit) for length in lengths) / len(sample)
+    # Of a step.
+    tokens = size * sum(min(length, limit) for length in lengths) / len(sample)
     width = task.encoder.config.hidden_size * task.encoder.config.num_hidden_layers
     chunk = task.pipeline.budget(settings.chunk_tokens)
-    memory = OF_TORCH + 4 * (total + 3 * trained + KEPT_STATES * width * chunk) / 1e9
+    kept = KEPT_STATES * width * chunk * BYTES[settings.precision or "float32"]
+    memory = OF_TORCH + (4 * (total + 3 * trained) + kept) / 1e9
+    # One chunk is measured, which keeps its graph; all others have one more forward pass.
+    others = max(0.0, 1 - chunk / tokens)
+    seconds = time_a_chunk(task, data, settings) * tokens * (3 + others) / 3
     lines.append(
         f"{trained / 1e6:.1f} of {total / 1e6:.1f} M parameters are trained, in "
         f"{settings.precision} on {task.encoder.device}; about {memory:.1f} GB, "
-        f"about {_duration(tokens * seconds / run.ranks.size)}"
+        f"about {_duration(run.steps * seconds / run.ranks.size)}"
     )
     return lines
 

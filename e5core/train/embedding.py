@@ -11,7 +11,7 @@ from e5core.checkpoint.save import save_checkpoint
 from e5core.model import E5
 from e5core.prompts import prefix_for
 from e5core.texts.cutting import cut
-from e5core.train.cached import cached_rows
+from e5core.train.cached import cached_rows, rows_of_all
 from e5core.train.data import Batch, Data, Example
 from e5core.train.links import Numbers
 from e5core.train.losses import above_positive, distillation, info_nce, mean_entropy
@@ -67,15 +67,7 @@ class EmbeddingTask:
         sequences = data.sequences(batch)
         if self.rows is not None:
             sequences = self.rows.take(sequences)
-        vectors, order = cached_rows(
-            self.pipeline,
-            sequences,
-            self.settings.chunk_tokens,
-            seed=seed,
-            precision=self.settings.precision,
-            share=(ranks.rank, ranks.size),
-        )
-        return ranks.gather(vectors, order, len(sequences))
+        return rows_of_all(self.pipeline, sequences, self.settings, seed, ranks)
 
     def terms(
         self, batch: Batch, data: Data, seed: tuple[int, ...], ranks: Ranks = ALONE

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from e5core.pooling import l2_normalize
 
-# Scores that are in memory at a time: 32 MB in float32.
-BLOCK_SCORES = 1 << 23
+# Scores that are in memory at a time: 8 MB in float32.
+BLOCK_SCORES = 1 << 21
 
 
 def info_nce(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from e5core.checkpoint.save import save_checkpoint
 from e5core.reranker import Reranker
 from e5core.texts.pairs import PAIR_SPECIALS, fit_pair
-from e5core.train.cached import cached_rows
+from e5core.train.cached import rows_of_all
 from e5core.train.data import Batch, Data, Example
 from e5core.train.embedding import rank_figures
 from e5core.train.losses import group_cross_entropy, group_divergence, mean_entropy
@@ -93,17 +93,7 @@ class RankingTask:
         return terms
 
     def _logits(self, sequences: list[list[int]], seed: tuple[int, ...], ranks: Ranks) -> Tensor:
-        logits, order = cached_rows(
-            self.pipeline,
-            sequences,
-            self.settings.chunk_tokens,
-            seed=seed,
-            precision=self.settings.precision,
-            share=(ranks.rank, ranks.size),
-        )
-        if not order:  # a process without a chunk
-            logits = logits[:, 0]
-        return ranks.gather(logits, order, len(sequences))
+        return rows_of_all(self.pipeline, sequences, self.settings, seed, ranks)
 
     def entropies(self, batch: Batch, data: Data) -> tuple[float, float]:
         """The mean entropies of the teacher's and of the student's distributions over groups."""

@@ -12,6 +12,7 @@ from e5core.texts.containers import is_blank
 QUERIES = ("query", "anchor")
 POSITIVES = ("pos", "positive", "positive_passages")
 NEGATIVES = ("neg", "negative", "negative_passages")
+SCORES = ("pos_scores", "neg_scores")
 
 
 class TrainingRow(NamedTuple):
@@ -44,11 +45,10 @@ def read_row(fields: Mapping[str, Any], teacher: bool = False) -> TrainingRow:
     negatives = []
     if (name := _one_of(fields, NEGATIVES)) is not None:
         negatives = _texts(fields[name], name)
-    for name in fields:  # negative_1, negative_2, … of sentence-transformers
-        if name.startswith("negative_") and name.removeprefix("negative_").isdigit():
-            negatives += _texts(fields[name], name)
-    positive_scores = _scores(fields, "pos_scores", len(positives))
-    negative_scores = _scores(fields, "neg_scores", len(negatives))
+    for name in filter(_is_numbered, fields):
+        negatives += _texts(fields[name], name)
+    positive_scores = _scores(fields, SCORES[0], len(positives))
+    negative_scores = _scores(fields, SCORES[1], len(negatives))
     missing = positive_scores is None or (negatives and negative_scores is None)
     if teacher and missing:
         raise ValueError(
@@ -56,6 +56,17 @@ def read_row(fields: Mapping[str, Any], teacher: bool = False) -> TrainingRow:
             "e5core mine --teacher, or leave --teacher-weight out"
         )
     return TrainingRow(query, positives, negatives, positive_scores, negative_scores)
+
+
+def unread(fields: Mapping[str, Any]) -> set[str]:
+    """The names of fields that `read_row` passes over."""
+    known = {*QUERIES, *POSITIVES, *NEGATIVES, *SCORES}
+    return {name for name in fields if name not in known and not _is_numbered(name)}
+
+
+def _is_numbered(name: str) -> bool:
+    """Whether it is negative_1, negative_2, … of sentence-transformers."""
+    return name.startswith("negative_") and name.removeprefix("negative_").isdigit()
 
 
 def _one_of(fields: Mapping[str, Any], names: Sequence[str]) -> str | None:

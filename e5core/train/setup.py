@@ -13,7 +13,7 @@ from e5core.train.plan import Plan
 from e5core.train.ranks import Ranks
 from e5core.train.settings import Settings
 from e5core.train.start import Task, choose_trained
-from e5core.train.state import Progress, RunFolder, describe_run
+from e5core.train.state import Progress, RunFolder, describe_run, refuse_inputs_in
 
 # Losses in float16 are multiplied by this at first. Source: torch.amp.GradScaler.
 FIRST_SCALE = 2.0**16
@@ -102,6 +102,7 @@ def prepare(
     plan = Plan(found.members(), settings.batch_size, settings.seed, settings.mixed)
     kind = {"model": model, "reranker": not task.gives_vectors, "ranks": ranks.size}
     held_files = [] if held is None else held.files
+    refuse_inputs_in(output, [model, *found.files, *held_files])
     made_from = describe_run(settings, found.files, held_files, **kind, **task.made_from)
     return Run(
         model,

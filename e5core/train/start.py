@@ -1,5 +1,6 @@
 """The model that a run starts from, ready to be trained."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ from e5core.train.settings import Settings
 
 Task = EmbeddingTask | RankingTask
 
+# oneDNN keeps what it has compiled for a shape, 1,024 of them unless this variable says otherwise
+# when it multiplies first. Those of attention in bfloat16 differ from chunk to chunk, and took
+# 220 MB after 120 chunks of two layers (torch 2.13, 2026-11).
+KEPT_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"
+
 
 def load_task(model: str | Path, settings: Settings, options: LoadOptions, reranker: bool) -> Task:
     """Load a model with its weights on kernels that train it.
@@ -37,6 +43,7 @@ def load_task(model: str | Path, settings: Settings, options: LoadOptions, reran
     """
     if options.dtype != "auto":
         raise ValueError(f"dtype is {options.dtype!r}; the arithmetic of training is precision=")
+    os.environ.setdefault(*KEPT_PRIMITIVES)
     folder = ModelFolder.open(model, options)
     config = folder.config
     if settings.dropout is not None:
@@ -45,13 +52,15 @@ def load_task(model: str | Path, settings: Settings, options: LoadOptions, reran
         folder = replace(folder, config=config)
     wide = torch.float64 if settings.precision == "float64" else torch.float32
     encoder = folder.load_encoder(wide, local_device(options.device), options.kernels, True)
-    settings = settings.resolved(reranker, encoder.device.type, config.hidden_size)
+    device, fastest = encoder.device, encoder.kernels.fastest_training_dtype(encoder.device)
+    where = device.type, config.hidden_size, str(fastest).removeprefix("torch.")
+    settings = settings.resolved(reranker, *where)
     if reranker:
         task: Task = _ranking_task(folder, encoder, settings, options)
     else:
         task = _embedding_task(folder, encoder, settings, options)
-    device = None if options.device is None else str(options.device)
-    told = {"max_length": task.model.max_length, "kernels": options.kernels, "device": device}
+    asked = None if options.device is None else str(options.device)
+    told = {"max_length": task.model.max_length, "kernels": options.kernels, "device": asked}
     task.made_from |= {**told, **_digests("model", folder)}
     return task
 

@@ -8,7 +8,7 @@ place of `<output>`.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,12 +73,17 @@ class RunFolder:
         """Make the folder and keep other processes out of it as long as the block lasts.
 
         Raises ValueError if one of them is in it, FileExistsError if the output is there and
-        `force` does not say that it may be replaced.
+        `force` does not say that it may be replaced, or if it is not a model's folder.
         """
         if self.output.exists() and not force:
             raise FileExistsError(
                 f"{self.output} is there already, and was not made by this command; name another "
                 "output, or replace it with force=True (--force)"
+            )
+        if self.output.exists() and not _is_replaceable(self.output):
+            raise FileExistsError(
+                f"{self.output} is not a model's folder, and what is in it would be lost; name "
+                "another output"
             )
         if not self.output.absolute().parent.is_dir():
             raise FileNotFoundError(
@@ -179,6 +184,21 @@ def describe_run(
         **asdict(settings),
         **more,
     }
+
+
+def refuse_inputs_in(output: Path, inputs: Sequence[str]) -> None:
+    """ValueError if a file or folder that is read lies where the result will be put."""
+    for name in inputs if output.exists() else ():
+        path = Path(name).expanduser()
+        if path.exists() and output.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ValueError(
+                f"{name} lies in {output}, which the result replaces; name another output"
+            )
+
+
+def _is_replaceable(output: Path) -> bool:
+    """Whether a folder is a model's, or empty."""
+    return output.is_dir() and ((output / "config.json").is_file() or not any(output.iterdir()))
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -8,7 +8,8 @@ contrastive loss, dropout and optimizer included, in a process of its own, with 
 frozen in both. sentence-transformers has CachedMultipleNegativesRankingLoss with mini-batches of
 8: with 32 texts of up to 512 tokens it took over 17 GB (2026-11). The share of the ceiling counts
 four times the forward's FLOP a token: forward, forward again with its graph, and the two products
-of the backward pass.
+of the backward pass. Each computes in its own default, which for e5core is bfloat16 (autocast)
+where the CPU has it, and for sentence-transformers float32; --dtype puts both in the same.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from ceiling import Ceiling
 from contestants import peak_megabytes
 from workloads import count_tokens, flop, log_uniform, model_folder
 
-from e5core import EncoderConfig, SentencePieceTokenizer
+from e5core import Encoder, EncoderConfig, SentencePieceTokenizer
 from e5core.cli.program import Parser, run_program
 from e5core.formats.files import write_json
 from e5core.parity.samples import text_of_length
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--pairs", type=int, default=512, help="the batch")
     parser.add_argument("--steps", type=int, default=1, help="steps that are timed")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of both engines")
     parser.add_argument("--memory", action="store_true", help="compare small and large batches")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures there")
@@ -68,22 +70,26 @@ def run(options: argparse.Namespace) -> int:
     ceiling = Ceiling(config, options.threads, "cpu")
     print(f"{len(pairs)} pairs, {sum(lengths)} tokens", file=sys.stderr)
     figures: dict[str, dict[str, float]] = {}
-    print(f"{'':24}{'s':>8} {'tokens/s':>9} {'of ceiling':>10} {'peak MB':>8}")
+    print(f"{'':31}{'s':>8} {'tokens/s':>9} {'of ceiling':>10} {'peak MB':>8}")
     for name in options.engines:
-        rates = [ceiling("float32")]
-        seconds, peak = measure(name, folder, pairs, options.steps, options.threads)
-        rates.append(ceiling("float32"))
+        dtype = options.dtype or default_dtype(name)
+        rates = [ceiling(dtype)]
+        seconds, peak = measure(name, folder, pairs, options.steps, options.threads, dtype)
+        rates.append(ceiling(dtype))
         share = FORWARDS * flop(config, lengths) / seconds / 1e9 / statistics.mean(rates)
         speed = sum(lengths) / seconds
         figures[name] = {"seconds": seconds, "speed": speed, "share": share, "peak_mb": peak}
-        print(f"{name:24}{seconds:8.1f} {speed:9.0f} {share:10.0%} {peak:8.0f}", flush=True)
+        print(
+            f"{name:22}{dtype:>9}{seconds:8.1f} {speed:9.0f} {share:10.0%} {peak:8.0f}", flush=True
+        )
     lines = bars(figures)
     if options.memory:
         peaks = {}
         for count in FEW_AND_MANY:
             few = make_pairs(tokenizer, [14] * 2 * count)
-            _, peaks[count] = measure("e5core", folder, few, 1, options.threads)
-            print(f"e5core, {count:5} pairs {'':17} {'':10} {peaks[count]:8.0f}", flush=True)
+            dtype = options.dtype or default_dtype("e5core")
+            _, peaks[count] = measure("e5core", folder, few, 1, options.threads, dtype)
+            print(f"e5core, {count:5} pairs {'':24} {'':10} {peaks[count]:8.0f}", flush=True)
         few_pairs, many = FEW_AND_MANY
         what = f"memory of {many} pairs : of {few_pairs}"
         lines.append(verdict(what, peaks[many] / peaks[few_pairs], FLAT, False))
@@ -104,12 +110,20 @@ def make_pairs(tokenizer: SentencePieceTokenizer, lengths: Sequence[int]) -> lis
     return pairs
 
 
+def default_dtype(name: str) -> str:
+    """What an engine computes in if nobody says it."""
+    if name != "e5core":
+        return "float32"
+    encoder = Encoder(EncoderConfig("bert", 8, 8, 1, 2, 8, 8, 0, 2, 1e-12))
+    return str(encoder.kernels.fastest_training_dtype(encoder.device)).removeprefix("torch.")
+
+
 def measure(
-    name: str, folder: Path, pairs: list[tuple[str, str]], steps: int, threads: int
+    name: str, folder: Path, pairs: list[tuple[str, str]], steps: int, threads: int, dtype: str
 ) -> tuple[float, float]:
     """Seconds of a step, and the most memory in MB, of an engine in a process of its own."""
     ours, theirs = get_context("spawn").Pipe()
-    options = (theirs, name, folder, pairs, steps, threads)
+    options = (theirs, name, folder, pairs, steps, threads, dtype)
     process = get_context("spawn").Process(target=work, args=options)
     process.start()
     theirs.close()
@@ -128,15 +142,16 @@ def work(
     pairs: list[tuple[str, str]],
     steps: int,
     threads: int,
+    dtype: str,
 ) -> None:
     """A worker's life."""
     import torch
 
     torch.set_num_threads(threads)
-    connection.send((ENGINES[name](folder, pairs, steps), peak_megabytes()))
+    connection.send((ENGINES[name](folder, pairs, steps, dtype), peak_megabytes()))
 
 
-def train_e5core(folder: Path, pairs: list[tuple[str, str]], steps: int) -> float:
+def train_e5core(folder: Path, pairs: list[tuple[str, str]], steps: int, dtype: str) -> float:
     """Steps of the public `train`, as its log times them; it has warmed up on a chunk before."""
     import json
 
@@ -148,14 +163,16 @@ def train_e5core(folder: Path, pairs: list[tuple[str, str]], steps: int) -> floa
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
         train(
             folder, data, output, batch_size=len(pairs), steps=steps, prompts="e5",
-            save_every=steps, show_progress=False,
+            save_every=steps, show_progress=False, precision=dtype,
         )  # fmt: skip
         lines = (output / "training.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
     return statistics.median(line["tokens"] / line["tokens_per_second"] for line in told)
 
 
-def train_sentence_transformers(folder: Path, pairs: list[tuple[str, str]], steps: int) -> float:
+def train_sentence_transformers(
+    folder: Path, pairs: list[tuple[str, str]], steps: int, dtype: str
+) -> float:
     """Steps of their loss with AdamW, without their trainer; a smaller batch warms up."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -178,7 +195,8 @@ def train_sentence_transformers(folder: Path, pairs: list[tuple[str, str]], step
             for prefix, side in zip(("query: ", "passage: "), sides, strict=True)
         ]
         features = [model.tokenize(side) for side in texts]
-        loss(features, torch.empty(0)).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss(features, torch.empty(0)).backward()  # which encodes once more
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()

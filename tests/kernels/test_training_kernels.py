@@ -106,13 +106,17 @@ def test_dropout_of_attention_keeps_its_mean():
     assert (mean - exact).abs().mean() < 0.03
 
 
+def dropped_ones(probability, *shape, dtype=torch.float32):
+    return training.add_dropped(torch.zeros(shape), torch.ones(shape, dtype=dtype), probability)
+
+
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
-def test_dropout_drops_as_many_as_it_should_and_keeps_the_mean(probability):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dropout_drops_as_many_as_it_should_and_keeps_the_mean(probability, dtype):
     torch.manual_seed(0)
-    x = torch.ones(400, 512)
-    dropped = training.dropout(x, probability)
+    dropped = dropped_ones(probability, 400, 512, dtype=dtype)
     share = (dropped == 0).float().mean().item()
-    assert share == pytest.approx(probability, abs=5 * (probability / x.numel()) ** 0.5)
+    assert share == pytest.approx(probability, abs=5 * (probability / dropped.numel()) ** 0.5)
     kept = dropped[dropped != 0]
     assert (kept == kept[0]).all()
     assert kept[0].item() == pytest.approx(1 / (1 - probability), rel=1e-3)
@@ -124,21 +128,44 @@ def test_dropout_drops_as_many_as_it_should_and_keeps_the_mean(probability):
 def test_torchs_generator_decides_the_masks():
     def draw(seed):
         torch.manual_seed(seed)
-        return training.keep_mask((3, 50), 0.5), training.keep_mask((3, 50), 0.5)
+        return training.draw_keeps((3, 50), 0.5), training.draw_keeps((3, 50), 0.5)
 
     assert torch.equal(draw(1)[0], draw(1)[0])
     assert not torch.equal(*draw(1))
     assert not torch.equal(draw(1)[0], draw(2)[0])
-    x = states(4, 6)
-    assert training.dropout(x, 0.0) is x
+
+
+def test_without_dropout_all_is_added():
+    x, residual = states(4, 6), states(4, 6, 1)
+    assert torch.equal(training.add_dropped(residual, x, 0.0), residual + x)
 
 
 def test_the_gradient_of_dropout_has_its_mask():
     torch.manual_seed(0)
-    x = states(20, 30).requires_grad_()
-    dropped = training.dropout(x, 0.25)
+    x, residual = states(20, 30).requires_grad_(), torch.zeros(20, 30, dtype=torch.float64)
+    residual.requires_grad_()
+    dropped = training.add_dropped(residual, x, 0.25)
     dropped.sum().backward()
     torch.testing.assert_close(x.grad, (dropped != 0).double() * (dropped / x).max())
+    assert (residual.grad == 1).all()
+
+
+def test_products_under_autocast_have_gradients_of_the_weights_dtype():
+    x, modules = states(40, 48).float().requires_grad_(), linears(48, 24, 24, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = training.linear(x, modules)
+        theirs = select("plain").linear(x, modules)
+    assert y.dtype == theirs.dtype == torch.bfloat16
+    torch.testing.assert_close(y, theirs)
+    weights = states(40, 48, 1).to(torch.bfloat16)
+
+    def gradients(y):
+        wanted = [x, *(p for module in modules for p in module.parameters())]
+        return torch.autograd.grad((y * weights).sum(), wanted)
+
+    for found, other in zip(gradients(y), gradients(theirs), strict=True):
+        assert found.dtype == torch.float32
+        assert (found - other).abs().max() < 0.01 * other.abs().max()
 
 
 def test_they_run_where_gradients_flow_on_a_cpu_alone(monkeypatch):
@@ -160,6 +187,6 @@ def test_they_run_where_gradients_flow_on_a_cpu_alone(monkeypatch):
     kernels.attention(qkv, cu_seqlens, 4, 0.0)
     with torch.autocast("cpu", torch.bfloat16):
         kernels.linear(x, modules)
-    assert used == ["attention"]
+    assert used == ["attention", "linear"]
     kernels.linear(x, modules)
-    assert used == ["attention", "linear"] or not training._onednn_is_right()
+    assert used == ["attention", "linear", "linear"] or not training._onednn_is_right()

@@ -43,6 +43,15 @@ def test_names_of_others_are_understood(fields):
     assert (row.query, row.positives, row.negatives) == ("q", ["p"], ["n", "m"])
 
 
+def test_fields_that_are_not_read_are_told(tmp_path):
+    """A field that is spelled wrong would otherwise be left out without a word."""
+    row = {"query": "q", "pos": ["p"], "negs": ["n"], "negative_1": "m", "pos_scores": [1]}
+    file = write_rows(tmp_path / "rows.jsonl", [row | {"neg_scores": [2]}, row | {"id": 3}])
+    data = read(file)
+    assert data.unread == {"negs", "id"}
+    assert len(data.examples[0].negatives) == 1
+
+
 def test_a_title_stands_before_its_text():
     row = read_row({"query": "q", "positive_passages": [{"title": "T", "text": "body"}]})
     assert row.positives == ["T body"]

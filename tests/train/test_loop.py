@@ -274,10 +274,31 @@ def test_an_output_that_is_there_is_kept(folder, pairs, tmp_path):
     with pytest.raises(FileExistsError, match="is there already"):
         train(folder, pairs, tmp_path / "out", steps=1, **FEW)
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
-    train(folder, pairs, tmp_path / "out", steps=1, force=True, **FEW)
-    assert not (tmp_path / "out" / "mine.txt").exists()
     with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
         train(folder, pairs, tmp_path / "no" / "out", steps=1, **FEW)
+
+
+def test_force_replaces_models_alone(folder, pairs, tmp_path):
+    """No file or folder of another kind, and nothing that the run itself reads."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    for name in ("file", "notes"):
+        with pytest.raises(FileExistsError, match="is not a model's folder"):
+            train(folder, pairs, tmp_path / name, steps=1, force=True, **FEW)
+    inside = folder / "rows.jsonl"
+    inside.write_bytes(pairs.read_bytes())
+    for data in (pairs, inside):
+        with pytest.raises(ValueError, match="which the result replaces; name another output"):
+            train(folder, data, folder, steps=1, force=True, **FEW)
+    with pytest.raises(ValueError, match="which the result replaces"):
+        train(folder, pairs, tmp_path, steps=1, force=True, **FEW)
+    assert (tmp_path / "file").read_text() == (tmp_path / "notes" / "diary.txt").read_text()
+    assert (folder / "model.safetensors").is_file()
+    (tmp_path / "out").mkdir()
+    for steps in (1, 2):  # an empty folder, then a model's
+        train(folder, pairs, tmp_path / "out", steps=steps, force=True, **FEW)
+    assert len((tmp_path / "out" / "training.jsonl").read_text().splitlines()) >= 2
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(
@@ -500,6 +521,7 @@ def test_a_dry_run_says_what_would_be_done(folder, pairs, tmp_path, capsys):
     assert "9 examples of 1 files: 36 texts" in said
     assert "queries begin with 'query: ', passages with 'passage: '" in said
     assert "; 0.0% of the texts are cut\n" in said
+    assert "not read" not in said
     assert "6 steps, 3 an epoch, of up to 3 examples" in said
     assert "2.0 hard negatives" in said
     assert " GB, about " in said
@@ -546,6 +568,8 @@ def test_a_reranker_s_pairs_are_counted_where_they_are_cut(folder, tmp_path, cap
         (["--evaluate-every", "2"], "evaluate_every is 2, but there are no held-out rows"),
         (["--reranker", "--prompts", "e5"], "prompts is 'e5', but a reranker reads texts as they"),
         (["--contrastive-weight", "0"], "are both 0"),
+        (["--weight-decay", "inf"], "weight_decay is inf, expected 0 or more"),
+        (["--warmup", "nan"], "warmup is nan, expected 0 or more"),
     ],
 )
 def test_faults_are_one_line(folder, pairs, tmp_path, capsys, flags, reason):
