@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from e5core.checkpoint.save import save_checkpoint
+from e5core.pipeline import Reduction
 from e5core.reranker import Reranker
 from e5core.texts.pairs import PAIR_SPECIALS, fit_pair
 from e5core.train.cached import rows_of_all
@@ -30,6 +31,7 @@ class RankingTask:
         """like: the folder or hub id that the tokenizer is from."""
         self.model = model
         self.pipeline = model.pipeline
+        self.pipeline.reduce = _without_autocast(self.pipeline.reduce)
         self.encoder = model.encoder
         self.tokenizer = model.tokenizer
         self.module: nn.Module = nn.ModuleDict({"encoder": model.encoder, "head": model.head})
@@ -133,3 +135,13 @@ class RankingTask:
 
     def _pair(self, query: list[int], passage: list[int]) -> list[int]:
         return fit_pair(query, passage, self.model.max_length, "longest", 0)
+
+
+def _without_autocast(reduce: Reduction) -> Reduction:
+    """The same in the dtype of the head, since logits that are rounded tie."""
+
+    def wide(states: Tensor, cu_seqlens: Tensor) -> Tensor:
+        with torch.autocast(states.device.type, enabled=False):
+            return reduce(states, cu_seqlens)
+
+    return wide

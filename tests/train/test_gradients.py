@@ -160,6 +160,16 @@ def test_autocast_is_finite_and_near_float32(folder, pairs, precision):
         assert cosine > 0.98, name
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_the_logits_of_a_reranker_are_not_rounded(folder, pairs, precision):
+    task = tiny_task(folder, reranker=True, precision=precision)
+    data = read_rows(task, pairs)
+    sequences, _ = task.pairs(data.batch(range(9), 0, 0, 2), data)
+    logits, _ = cached_rows(task.pipeline, sequences, 50, precision=precision)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.to(getattr(torch, precision)).float()).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.3])
 def test_what_a_guide_ranks_above_the_positive_is_no_negative(folder, pairs, tmp_path, margin):
     guide = write_tiny_model(tmp_path / "guide", "bert", seed=4)
