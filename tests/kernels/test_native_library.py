@@ -224,13 +224,22 @@ def test_a_library_is_replaced_in_one_step(hook, tree, monkeypatch):
         assert old.read() == (FOLDER / LIBRARY).read_bytes()
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_the_hook_goes_on_without_a_compiler(hook, tree, monkeypatch, compiler):
-    monkeypatch.setenv("CXX", compiler)
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "no-program"])
+def test_the_hook_goes_on_without_a_compiler(hook, tree, tmp_path, monkeypatch, compiler):
+    if compiler == "no-program":
+        (tmp_path / compiler).touch(mode=0o755)
+        compiler = tmp_path / compiler
+    monkeypatch.setenv("CXX", str(compiler))
     path = tree / "e5core/kernels/native" / LIBRARY
     path.write_text("of an earlier source")
     assert hook.build_module(tree).build() == []
     assert not path.exists()
+
+
+def test_an_empty_name_of_a_compiler_is_none(tree, hook, monkeypatch):
+    monkeypatch.setenv("CXX", " ")
+    monkeypatch.setenv("PATH", "")
+    assert hook.build_module(tree).build() == []
 
 
 @usable

@@ -57,6 +57,7 @@ TEXTS = {
     ("serving.md", "[Unit]"): "a unit of systemd",
     ("serving.md", "FROM python:3.11-slim"): "a container file",
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",
+    ("performance.md", "bash scripts/build_wheel.sh"): "tests/programs/test_wheel.py",
     ("training.md", "torchrun --nproc-per-node 8"): "tests/train/test_ranks.py",
 }
 # Commands that need more than this machine has, and the file in which continuous integration

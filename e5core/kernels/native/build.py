@@ -100,7 +100,7 @@ def complain(message: str) -> None:
 
 def compile_library(instructions: InstructionSet, path: Path) -> bool:
     """Compile one library beside its place, and put it there if that succeeds."""
-    compiler = os.environ.get("CXX", "g++").split()
+    compiler = os.environ.get("CXX", "").split() or ["g++"]
     if shutil.which(compiler[0]) is None:
         complain(f"{path.name} is not compiled: there is no {compiler[0]}; install it, or set CXX")
         return False
@@ -122,9 +122,14 @@ def compile_library(instructions: InstructionSet, path: Path) -> bool:
              "-c", str(source / "cpu.cpp"), "-o", cpu],
             ["-shared", encoder, cpu, "-o", whole],
         ):  # fmt: skip
-            done = subprocess.run([*compiler, *step], capture_output=True, text=True)
+            try:
+                done = subprocess.run([*compiler, *step], capture_output=True)
+            except OSError as error:  # a file that is no program, for example
+                complain(f"{path.name} is not compiled, {compiler[0]} does not run: {error}")
+                return False
             if done.returncode:
-                complain(f"{path.name} is not compiled, {compiler[0]} failed:\n{done.stderr}")
+                said = done.stderr.decode(errors="replace")
+                complain(f"{path.name} is not compiled, {compiler[0]} failed:\n{said}")
                 return False
         Path(whole).replace(path)
     return True
