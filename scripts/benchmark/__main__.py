@@ -2,17 +2,21 @@ import sys
 
 import benchmark
 import neighbours
+import reranking
 import searching
 import serving
 import training
+import tuning
+
+PROGRAMS = {
+    "neighbours": neighbours.main,
+    "rerank": reranking.main,
+    "search": searching.main,
+    "serve": serving.main,
+    "training": training.main,
+    "tune": tuning.main,
+}
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["search"]:
-        sys.exit(searching.main(sys.argv[2:]))
-    if sys.argv[1:2] == ["neighbours"]:
-        sys.exit(neighbours.main(sys.argv[2:]))
-    if sys.argv[1:2] == ["training"]:
-        sys.exit(training.main(sys.argv[2:]))
-    if sys.argv[1:2] == ["serve"]:
-        sys.exit(serving.main(sys.argv[2:]))
-    sys.exit(benchmark.main())
+    program = PROGRAMS.get(sys.argv[1] if len(sys.argv) > 1 else "")
+    sys.exit(program(sys.argv[2:]) if program else benchmark.main())

@@ -3,18 +3,23 @@
     python scripts/benchmark                     real e5-small, every library that is installed
     python scripts/benchmark --model large --engines e5core transformers
     python scripts/benchmark neighbours          the same beside a busy process, see --help there
+    python scripts/benchmark --engines native/avx2 native/avx512
+    python scripts/benchmark --instructions avx2 --bars      every library held to AVX2
     python scripts/benchmark search              an Index beside numpy and faiss, see --help there
 
-Rerankers have a program of their own: python scripts/benchmark/reranking.py.
+`rerank`, `serve`, `training` and `tune` are programs like `search` too.
 
 Every library and precision runs in a process of its own, which stays loaded; they work in turn,
 round by round, so that a machine that slows down slows them all. A ratio is the median of the
-rounds' ratios. Needs the extra `bench`; what is not installed is left out.
+rounds' ratios. Needs the extra `bench`; what is not installed is left out. With --instructions,
+e5core runs on the C++ for these alone, and the others are held to them by switches of their own.
+Those without one are left out, unless they are named, and count for no aim.
 
 FLOP of a text of n tokens in one layer: 2 n (4 H² + 2 H F) of the linear layers, H being
 hidden_size and F intermediate_size, and 4 n² H of attention; two for a multiplication and an
 addition. The ceiling is the fastest product of the layers' shapes that oneDNN (on a GPU: cuBLAS,
-8192 × 8192) gives in the same rounds; the share of it counts these FLOP alone.
+8192 × 8192) gives in the same rounds; the share of it counts these FLOP alone. With --instructions
+the ceiling in float32 is what multiply-add instructions reach on registers.
 """
 
 import argparse
@@ -26,7 +31,8 @@ from pathlib import Path
 
 from ceiling import Ceiling
 from contestants import Contestant, disagreement, run_rounds, start
-from engines import ENGINES
+from engines import ENGINES, OURS
+from instructions import SWITCHES, held_to
 from report import bars, figures, print_tables, shares_of_ceiling
 from workloads import TEXTS, count_tokens, model_folder, workload
 
@@ -38,7 +44,13 @@ from e5core.formats.files import write_json
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("benchmark", description=__doc__)
     parser.add_argument("--model", default="small", help="small, base, large or a folder")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument(
+        "--engines", nargs="+", choices=ENGINES,
+        help="default: e5core, and all others",
+    )  # fmt: skip
+    parser.add_argument(
+        "--instructions", choices=SWITCHES, help="hold every library to this instruction set"
+    )
     parser.add_argument(
         "--precisions", nargs="+", default=["float32", "bfloat16", "int8"],
         choices=["float32", "bfloat16", "int8", "float16"],
@@ -71,10 +83,11 @@ def run(options: argparse.Namespace) -> int:
     lengths = {name: count_tokens(tokenizer, batch) for name, batch in texts.items()}
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    contestants = start_all(options, folder, workload("mixed", tokenizer, 16))
-    ceiling = Ceiling(config, options.threads, options.device)
+    with held_to(options.instructions):
+        contestants = start_all(options, folder, workload("mixed", tokenizer, 16))
+        ceiling = Ceiling(config, options.threads, options.device, options.instructions)
     ceilings = run_rounds(contestants, ceiling, texts, options.rounds)
-    if any(c.label == "e5core float32" for c in contestants) and (bad := disagreement(contestants)):
+    if bad := disagreement(contestants):
         raise ValueError(f"the libraries do not compute the same: {bad}")
     print_tables(contestants, ceilings, lengths, config)
     if options.json:
@@ -82,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.bars:
         return 0
     shares = shares_of_ceiling(contestants, ceilings, lengths.get("mixed", []), config)
-    lines = bars(contestants, shares, options.model)
+    lines = bars(contestants, shares, options.model, options.instructions)
     print("\n" + "\n".join(lines))
     return 1 if any(line.startswith("missed") for line in lines) else 0
 
@@ -103,11 +116,13 @@ def check(options: argparse.Namespace) -> None:
 def start_all(options: argparse.Namespace, folder: Path, trial: list[str]) -> list[Contestant]:
     """The libraries that are installed, loaded; `trial` are texts to try batch sizes on."""
     contestants: list[Contestant] = []
-    for name in options.engines:
+    for name in options.engines or default_engines(options.instructions):
         engine = ENGINES[name]
         if importlib.util.find_spec(engine.package) is None:
             print(f"{name} is not installed: pip install 'e5core[bench]'", file=sys.stderr)
             continue
+        if options.instructions and not engine.has_switch:
+            print(f"{name} runs as ever: it has no switch for instructions", file=sys.stderr)
         for precision in options.precisions:
             if precision not in engine.precisions:
                 continue
@@ -127,9 +142,17 @@ def start_all(options: argparse.Namespace, folder: Path, trial: list[str]) -> li
                 print(f"{name} {precision} is left out: {found}", file=sys.stderr)
             else:
                 contestants.append(found)
-    if not any(c.engine == "e5core" for c in contestants):
+    if not any(c.engine in OURS for c in contestants):
         raise ValueError("e5core is not among the contestants")
     return contestants
+
+
+def default_engines(instructions: str | None) -> list[str]:
+    """e5core as it comes and all other libraries; or on the one instruction set, and all others
+    that can be held to it."""
+    ours = f"native/{instructions}" if instructions else "e5core"
+    others = (name for name in ENGINES if name not in OURS)
+    return [ours, *(name for name in others if ENGINES[name].has_switch or not instructions)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """The ceiling: the fastest matrix product of the layers' shapes on this machine."""
 
+import ctypes
 import multiprocessing
+import os
 import statistics
+import subprocess
+import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
@@ -11,16 +16,39 @@ from contestants import seconds_of
 
 from e5core import EncoderConfig
 
+# Twelve sums, as many as keep both multipliers of a core busy, of eight numbers each.
+PEAK = """
+typedef float Vector __attribute__((vector_size(32)));
+extern "C" float multiply_add(long times) {
+    Vector sums[12] = {}, x = Vector{} + 1e-9f;
+    for (long i = 0; i < times; i++) {
+        #pragma GCC unroll 12
+        for (int k = 0; k < 12; k++) {
+            __asm__ volatile("vfmadd231ps %1, %1, %0" : "+x"(sums[k]) : "x"(x));
+        }
+    }
+    for (int k = 1; k < 12; k++) sums[0] += sums[k];
+    return sums[0][0];
+}
+"""
+PEAK_TIMES = 5_000_000
+PEAK_COST = 2.0 * 12 * 8 * PEAK_TIMES  # FLOP of a thread
+
 
 class Ceiling:
-    """A process of its own that measures whenever it is asked for a precision."""
+    """A process of its own that measures whenever it is asked for a precision.
 
-    def __init__(self, config: EncoderConfig, threads: int, device: str) -> None:
+    instructions  if given, the ceiling of float32 is that of multiply-add on vectors of AVX2
+    """
+
+    def __init__(
+        self, config: EncoderConfig, threads: int, device: str, instructions: str | None = None
+    ) -> None:
         h, f = config.hidden_size, config.intermediate_size
         shapes = [(h, 3 * h), (h, h), (h, f), (f, h)]
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        options = (theirs, threads, device, shapes)
+        options = (theirs, threads, device, shapes, instructions)
         context.Process(target=measure_ceiling, args=options, daemon=True).start()
 
     def __call__(self, precision: str) -> float:
@@ -30,16 +58,22 @@ class Ceiling:
         return rate
 
 
-def measure_ceiling(connection: Connection, threads: int, device: str, shapes: Any) -> None:
+def measure_ceiling(
+    connection: Connection, threads: int, device: str, shapes: Any, instructions: str | None
+) -> None:
     """A worker's life: GFLOP/s of the fastest product, whenever asked for a precision."""
     import torch
 
     torch.set_num_threads(threads)
+    peak = avx2_peak() if instructions else None
     while True:
         try:
             precision = connection.recv()
         except EOFError:
             return
+        if peak and precision == "float32":
+            connection.send(gflops((partial(in_threads, peak, threads), threads * PEAK_COST)))
+            continue
         with torch.inference_mode():
             connection.send(max(gflops(rate) for rate in products(precision, device, shapes)))
 
@@ -70,6 +104,27 @@ def products(precision: str, device: str, shapes: Any) -> list[tuple[Callable[[]
         linear = torch.ops.mkldnn._linear_pointwise
         found.append((partial(linear, x.to(dtype), packed, None, "none", [], ""), cost))
     return found
+
+
+def avx2_peak() -> Callable[[], Any]:
+    """What one thread can reach with AVX2 and FMA: PEAK, compiled."""
+    compiler = os.environ.get("CXX", "").split() or ["g++"]
+    with tempfile.TemporaryDirectory() as scratch:
+        library = f"{scratch}/peak.so"
+        options = ["-O2", "-mavx2", "-mfma", "-shared", "-fPIC", "-x", "c++", "-", "-o", library]
+        subprocess.run([*compiler, *options], input=PEAK.encode(), check=True)
+        multiply_add = ctypes.CDLL(library).multiply_add
+    multiply_add.argtypes, multiply_add.restype = (ctypes.c_long,), ctypes.c_float
+    return partial(multiply_add, PEAK_TIMES)
+
+
+def in_threads(call: Callable[[], Any], count: int) -> None:
+    """The same call in several threads at a time. One into C lets the others run."""
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def gflops(product: tuple[Callable[[], Any], float]) -> float:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from engines import Engine, Vectors
+from engines import OURS, Engine, Vectors
 
 AGREES = 0.9999  # cosine between the float32 vectors of two libraries, or one of them is wrong
 
@@ -133,7 +133,8 @@ def start(
     batch_size  of libraries that pad; None tries theirs on the texts and takes the fastest
     """
     context = multiprocessing.get_context("spawn")
-    for stage in ("export", "load"):  # an export's memory is not the engine's
+    has_export = kind.export.__func__ is not Engine.export.__func__
+    for stage in ("export", "load")[not has_export :]:  # an export's memory is not the engine's
         ours, theirs = context.Pipe()
         options = (theirs, kind, folder, precision, threads, device)
         process = context.Process(target=work, args=options, daemon=True)
@@ -190,18 +191,29 @@ def run_rounds(
     return ceilings
 
 
-def ratio(ours: Contestant, other: Contestant, name: str) -> float:
-    """How many times faster `ours` is: the median of the rounds' ratios."""
+def ratios(ours: Contestant, other: Contestant, name: str) -> list[float]:
+    """How many times faster `ours` is, round by round."""
     pairs = zip(ours.seconds[name], other.seconds[name], strict=True)
-    return statistics.median(theirs / mine for mine, theirs in pairs)
+    return [theirs / mine for mine, theirs in pairs]
+
+
+def ratio(ours: Contestant, other: Contestant, name: str) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(ratios(ours, other, name))
 
 
 def disagreement(contestants: list[Contestant]) -> str | None:
     """Who has other float32 vectors than e5core: then there is nothing to compare."""
-    exact = {c.engine: c for c in contestants if c.precision == "float32"}
-    for other in exact.values():
-        for name, vectors in other.vectors.items():
-            cosine = float((vectors * exact["e5core"].vectors[name]).sum(axis=1).min())
+    reference = exact(contestants)
+    for other in contestants if reference else ():
+        for name, vectors in other.vectors.items() if other.precision == "float32" else ():
+            assert reference is not None
+            cosine = float((vectors * reference.vectors[name]).sum(axis=1).min())
             if not cosine > AGREES:
-                return f"{other.label} has a cosine of {cosine:.5f} to e5core float32 on {name}"
+                return f"{other.label} has a cosine of {cosine:.5f} to {reference.label} on {name}"
     return None
+
+
+def exact(contestants: list[Contestant]) -> Contestant | None:
+    """e5core in float32, which the vectors of all others are compared with."""
+    return next((c for c in contestants if c.engine in OURS and c.precision == "float32"), None)

@@ -5,13 +5,14 @@ their longest text, and the Hugging Face fast tokenizer. Exports are made once, 
 files that the peers share.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from exports import LIMIT, export_onnx, peer_folder
+from exports import LIMIT, export_gguf, export_onnx, peer_folder
 from workloads import PREFIX
 
 Vectors = npt.NDArray[np.float32]
@@ -24,6 +25,7 @@ class Engine:
     package: str  # what has to be installed
     precisions: tuple[str, ...]
     batch_sizes: tuple[int, ...] = (8, 32)  # tried once, the better one counts
+    has_switch = True  # one of instructions.py holds it to an instruction set
     first: Sequence[Any] = (PREFIX + "a first text",)  # what an engine is warmed up with
 
     @classmethod
@@ -67,6 +69,7 @@ class E5core(Engine):
     package = "e5core"
     precisions = ("float32", "bfloat16", "int8", "float16")
     batch_sizes = (0,)  # packed batches have a budget of tokens
+    kernels = "auto"
 
     def __init__(self, folder: Path, precision: str, threads: int, device: str) -> None:
         import torch
@@ -74,10 +77,38 @@ class E5core(Engine):
         from e5core import E5
 
         torch.set_num_threads(threads)
-        self.model = E5.from_pretrained(folder, dtype=precision, device=device)
+        self.model = E5.from_pretrained(
+            folder, dtype=precision, device=device, kernels=self.kernels
+        )
 
     def encode(self, texts: Sequence[str], batch_size: int) -> Vectors:
         return self.model.encode(texts, input_type=None, show_progress=False)
+
+
+class NativeAvx512(E5core):
+    """e5core on one instruction set of its C++, like the next ones."""
+
+    name = kernels = "native/avx512"
+    precisions = ("float32", "bfloat16", "int8")
+
+
+class NativeAvxvnni(NativeAvx512):
+    name = kernels = "native/avxvnni"
+
+
+class NativeAvx2(NativeAvx512):
+    name = kernels = "native/avx2"
+
+
+class NativeVariant(NativeAvx512):
+    """e5core on C++ that was compiled elsewhere; tuning.py says where, and for which CPUs."""
+
+    def __init__(self, folder: Path, precision: str, threads: int, device: str) -> None:
+        from e5core.kernels.native import library
+
+        library.FOLDER = Path(os.environ["E5CORE_VARIANT"])
+        self.kernels = f"native/{os.environ['E5CORE_INSTRUCTIONS']}"
+        super().__init__(folder, precision, threads, device)
 
 
 class SentenceTransformers(Engine):
@@ -153,6 +184,7 @@ class OnnxRuntime(Engine):
     name = "onnxruntime"
     package = "onnxruntime"
     precisions = ("float32", "int8")
+    has_switch = False
 
     @classmethod
     def file(cls, folder: Path, precision: str) -> Path:
@@ -195,6 +227,9 @@ class OpenVino(Engine):
     name = "openvino"
     package = "openvino"
     precisions = ("float32", "bfloat16")
+    # oneDNN's holds for a third of the matrix products. The others are MLAS's, as in ONNX Runtime,
+    # and LayerNorm keeps AVX-512 too (by the model's get_runtime_model(), 2026.4).
+    has_switch = False
 
     @classmethod
     def export(cls, folder: Path, precision: str) -> None:
@@ -250,14 +285,60 @@ class CTranslate2(Engine):
         )
 
 
+class LlamaCpp(Engine):
+    """Its own tokenizer. A batch is one sequence, in which attention masks other texts out."""
+
+    name = "llama.cpp"
+    package = "llama_cpp"
+    precisions = ("float32", "float16", "int8")  # Q8_0 as int8
+    batch_sizes = (1, 8, 32)
+    has_switch = False
+    tokens = 2048  # of a batch; the memory and time of attention grow with their square
+
+    @classmethod
+    def file(cls, folder: Path, precision: str) -> Path:
+        return peer_folder(folder) / f"model-{precision}.gguf"
+
+    @classmethod
+    def export(cls, folder: Path, precision: str) -> None:
+        file = cls.file(folder, precision)
+        if not file.is_file():
+            export_gguf(folder, file, precision)
+
+    def __init__(self, folder: Path, precision: str, threads: int, device: str) -> None:
+        import llama_cpp
+
+        self.model = llama_cpp.Llama(
+            str(self.file(folder, precision)),
+            embedding=True,
+            pooling_type=llama_cpp.LLAMA_POOLING_TYPE_MEAN,
+            n_ctx=self.tokens,
+            n_batch=self.tokens,
+            n_ubatch=self.tokens,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+        )
+
+    def encode_batch(self, texts: Sequence[str]) -> npt.NDArray[Any]:
+        return np.array(self.model.embed(list(texts)))
+
+
 ENGINES: dict[str, type[Engine]] = {
     engine.name: engine
     for engine in (
         E5core,
+        NativeAvx512,
+        NativeAvxvnni,
+        NativeAvx2,
         SentenceTransformers,
         Transformers,
         OnnxRuntime,
         OpenVino,
         CTranslate2,
+        LlamaCpp,
     )
 }
+
+# e5core itself, under each of its names.
+OURS = {name for name, engine in ENGINES.items() if issubclass(engine, E5core)}

@@ -1,7 +1,7 @@
 """Speed of e5core's reranker beside other libraries, on the same pairs and threads.
 
-    python scripts/benchmark/reranking.py --bars
-    python scripts/benchmark/reranking.py --model base --engines e5core transformers-single
+    python scripts/benchmark rerank --bars
+    python scripts/benchmark rerank --model base --engines e5core transformers-single
 
 Two workloads: pairs of mixed length as they come, 20 to 512 tokens, and one query with its
 passages, of which the latency counts. "transformers" pads batches of 32, "transformers-single"
@@ -176,7 +176,3 @@ def bars(contestants: list[Contestant]) -> list[str]:
             what = f"{ours.label} : {other.label} on pairs"
             lines.append(f"{verdict:7} {what}: {measured:.2f}, wanted {wanted:.2f}")
     return lines
-
-
-if __name__ == "__main__":
-    sys.exit(main())

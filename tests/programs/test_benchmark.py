@@ -2,18 +2,32 @@
 
 import json
 import math
+import os
+import platform
 import statistics
+import subprocess
+import sys
 
 import benchmark
+import ceiling
 import numpy as np
 import pytest
 import workloads
-from contestants import Contestant, disagreement, ratio
+from contestants import Contestant, disagreement, ratio, start
+from engines import ENGINES, OURS
+from exports import export_gguf
+from instructions import SWITCHES, held_to
 from report import bars
-from support.models import ROOT, TINY
+from safetensors.numpy import load_file
+from support.models import INSTRUCTION_SETS, ROOT, TINY
 from workloads import flop, workload
 
-from e5core import SentencePieceTokenizer
+from e5core import E5, SentencePieceTokenizer
+from e5core.kernels.native import BY_INSTRUCTIONS
+
+needs_avx2 = pytest.mark.skipif(
+    "native/avx2" not in INSTRUCTION_SETS, reason="there is no AVX2, or nothing was compiled"
+)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +118,133 @@ def test_a_run_of_two_libraries(make_tiny, tmp_path, capsys, monkeypatch, oracle
         assert row["load_seconds"] > 0
         assert row["peak_mb"] > 100 or math.isnan(row["peak_mb"])
     assert set(figures["ceilings_gflops"]) == {"float32"}
+
+
+def test_instruction_sets_are_engines_and_others_are_held_to_theirs():
+    of_x86 = {f"native/{name}" for name in BY_INSTRUCTIONS if not name.startswith("neon")}
+    assert {"e5core", *of_x86} == OURS
+    assert benchmark.default_engines(None) == ["e5core", *(n for n in ENGINES if n not in OURS)]
+    for name in SWITCHES:
+        assert benchmark.default_engines(name)[0] == f"native/{name}"
+        assert ENGINES[f"native/{name}"].kernels == f"native/{name}"
+        peers = benchmark.default_engines(name)[1:]
+        assert peers == ["sentence-transformers", "transformers", "ctranslate2"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the switches are those of x86")
+def test_the_switches_work_and_end_with_the_block():
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    before = dict(os.environ)
+    with held_to("avx2"):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "AVX2\n", done.stderr
+    assert os.environ == before
+    with held_to(None):
+        assert os.environ == before
+
+
+@needs_avx2
+def test_a_run_held_to_avx2(make_tiny, tmp_path, capsys, monkeypatch):
+    """The ceiling in float32 is that of multiply-add."""
+    seen = []
+
+    def watched(*arguments):
+        seen.append(os.environ.get("CT2_FORCE_CPU_ISA"))
+        return start(*arguments)
+
+    monkeypatch.setattr(benchmark, "start", watched)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "scripts" / "benchmark"))
+    file = tmp_path / "figures.json"
+    code = benchmark.main(
+        [
+            *("--model", str(make_tiny("bert")), "--instructions", "avx2"),
+            *("--engines", "native/avx2", "--precisions", "float32"),
+            *("--workloads", "short", "--texts", "4"),
+            *("--rounds", "1", "--threads", "1", "--json", str(file)),
+        ]
+    )
+    err = capsys.readouterr().err
+    assert code == 0, err
+    assert seen == ["AVX2"]
+    figures = json.loads(file.read_text())
+    assert [c["engine"] for c in figures["contestants"]] == ["native/avx2"]
+    assert figures["ceilings_gflops"]["float32"][0] > 1
+
+
+@needs_avx2
+def test_the_peak_is_that_of_a_core():
+    peak = ceiling.avx2_peak()
+    seconds = min(ceiling.seconds_of(peak) for _ in range(3))
+    assert 5 < ceiling.PEAK_COST / seconds / 1e9 < 1000  # of one thread
+
+
+def test_bars_of_one_instruction_set():
+    contestants = [
+        contestant("native/avx2", mixed=[1.0], short=[1.0], one=[1.0]),
+        contestant("native/avx2", "int8", mixed=[0.7], short=[0.8], one=[0.1]),
+        contestant("ctranslate2", mixed=[1.5], short=[1.2], one=[1.1]),
+        contestant("ctranslate2", "int8", mixed=[1.4], short=[1.2], one=[0.5]),
+        contestant("openvino", mixed=[1.3], short=[0.9], one=[1.0]),  # held by no switch
+    ]
+    assert bars(contestants, {}, "small", "avx2") == [
+        "held    native/avx2 float32 : ctranslate2 float32 on mixed: 1.50, wanted 1.40",
+        "missed  native/avx2 float32 : ctranslate2 float32 on one: 1.10, wanted 1.15",
+        "held    native/avx2 float32 : ctranslate2 float32 on short: 1.20, wanted 1.10",
+        "held    native/avx2 int8 : ctranslate2 int8 on mixed: 2.00, wanted 2.00",
+        "held    native/avx2 int8 : ctranslate2 int8 on one: 5.00, wanted 3.00",
+        "missed  native/avx2 int8 : ctranslate2 int8 on short: 1.50, wanted 2.00",
+        "held    native/avx2 int8 : native/avx2 float32 on mixed: 1.43, wanted 1.40",
+        "missed  native/avx2 int8 : native/avx2 float32 on short: 1.25, wanted 1.40",
+    ]
+    shares = {"native/avx2 float32": 0.9}
+    assert bars(contestants[:1], shares, "large", "avx2") == [
+        "held    native/avx2 float32, share of the peak: 0.90, wanted 0.85"
+    ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_a_gguf_file_has_the_weights_and_the_vocabulary(
+    make_tiny, tmp_path, monkeypatch, dialect, precision
+):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    # The package writes and reads the real table byte by byte, which takes six seconds.
+    monkeypatch.setattr("exports.read_charsmap", lambda content: content[:99])
+    folder, file = make_tiny(dialect), tmp_path / "model.gguf"
+    export_gguf(folder, file, precision)
+    reader = gguf.GGUFReader(file)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    stored, config = load_file(folder / "model.safetensors"), TINY[dialect]
+    assert len(tensors) == 5 + 16 * config.num_hidden_layers
+    for theirs, ours in {
+        "token_embd.weight": "embeddings.word_embeddings.weight",
+        "position_embd.weight": "embeddings.position_embeddings.weight",
+        "blk.1.attn_k.weight": "encoder.layer.1.attention.self.key.weight",
+        "blk.2.ffn_down.weight": "encoder.layer.2.output.dense.weight",
+        "blk.0.layer_output_norm.bias": "encoder.layer.0.output.LayerNorm.bias",
+    }.items():
+        found, expected = tensors[theirs].data.astype(np.float32), stored[ours]
+        expected = expected[config.first_position :] if "position" in theirs else expected
+        # These matrices are too narrow for Q8_0, and are in float16 then.
+        assert np.abs(found - expected).max() <= (0 if precision == "float32" else 2e-3)
+    pieces = reader.get_field("tokenizer.ggml.tokens").contents()
+    assert len(pieces) == config.vocab_size
+    tokenizer = SentencePieceTokenizer(folder / "sentencepiece.bpe.model")
+    assert [pieces[i] for i in tokenizer.encode("the é")] == ["<s>", "▁the", "▁", "é", "</s>"]
+    assert reader.get_field("tokenizer.ggml.model").contents() == "t5"
+    charsmap = reader.get_field("tokenizer.ggml.precompiled_charsmap").contents()
+    assert bytes(charsmap) == (folder / "sentencepiece.bpe.model").read_bytes()[:99]
+
+
+def test_llama_cpp_computes_the_same(make_tiny, monkeypatch, tmp_path, oracle, dialect):
+    """Where it is installed: continuous integration does not compile it."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    monkeypatch.setattr("exports.EXPORTS", tmp_path / "exports")
+    folder, engine = make_tiny(dialect), ENGINES["llama.cpp"]
+    texts = ["query: the café", "passage: a", "query:日本 я ß"]
+    engine.export(folder, "float32")
+    found = engine(folder, "float32", 1, "cpu").encode(texts, 2)
+    expected = E5.from_pretrained(folder).encode(texts, input_type=None)
+    assert (found * expected).sum(axis=1).min() > 0.999
 
 
 @pytest.mark.parametrize(

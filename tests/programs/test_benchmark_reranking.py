@@ -1,4 +1,4 @@
-"""scripts/benchmark/reranking.py on tiny models, with every library that it compares."""
+"""`scripts/benchmark rerank` on tiny models, with every library that it compares."""
 
 import json
 
