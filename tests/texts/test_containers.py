@@ -24,6 +24,12 @@ def of(module: str, make: Callable[[Any], Any]) -> Any:
     return make(pytest.importorskip(module, reason=f"{module} is not installed"))
 
 
+def array_of_strings() -> Any:
+    if not hasattr(np.dtypes, "StringDType"):
+        pytest.skip("numpy has strings of its own from 2.0 on")
+    return np.array(TEXTS, np.dtypes.StringDType())
+
+
 ORDERED: dict[str, Callable[[], Any]] = {
     "list": lambda: TEXTS,
     "tuple": lambda: tuple(TEXTS),
@@ -34,9 +40,7 @@ ORDERED: dict[str, Callable[[], Any]] = {
     "values": lambda: dict(enumerate(TEXTS)).values(),
     "array": lambda: np.array(TEXTS),
     "array of objects": lambda: np.array(TEXTS, dtype=object),
-    "array of numpy's strings": lambda: of(
-        "numpy.dtypes", lambda d: np.array(TEXTS, d.StringDType())
-    ),
+    "array of numpy's strings": array_of_strings,
     "numpy strings": lambda: [np.str_(text) for text in TEXTS],
     "column of an array": lambda: np.array([TEXTS, TEXTS]).T[:, 0],
     "pandas Series": lambda: of("pandas", lambda pd: pd.Series(TEXTS, index=["columns", "x"])),
