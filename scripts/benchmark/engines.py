@@ -6,6 +6,7 @@ files that the peers share.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -319,9 +320,11 @@ class LlamaCpp(Engine):
             n_threads_batch=threads,
             verbose=False,
         )
+        self.lock = threading.Lock()  # a model of it takes one call at a time
 
     def encode_batch(self, texts: Sequence[str]) -> npt.NDArray[Any]:
-        return np.array(self.model.embed(list(texts)))
+        with self.lock:
+            return np.array(self.model.embed(list(texts)))
 
 
 ENGINES: dict[str, type[Engine]] = {

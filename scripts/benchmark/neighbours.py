@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmark import check, start_all
+from benchmark import check, default_engines, start_all
 from contestants import Contestant, WorkerError
 from engines import ENGINES
 from workloads import TEXTS, model_folder, workload
@@ -66,7 +66,7 @@ class Figures:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("benchmark neighbours", description=__doc__)
     parser.add_argument("--model", default="small", help="small, base, large or a folder")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=default_engines(None))
     parser.add_argument(
         "--precisions", nargs="+", default=["float32", "int8"],
         choices=["float32", "bfloat16", "int8", "float16"],
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--bars", action="store_true", help="hold the figures against the aims")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures there")
-    parser.set_defaults(run=run, device="cpu")
+    parser.set_defaults(run=run, device="cpu", instructions=None)
     return run_program(parser, arguments)
 
 
