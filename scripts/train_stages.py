@@ -91,6 +91,7 @@ def check_same(options: argparse.Namespace) -> None:
     made_from = {
         "files": [identify(file) for file in files],
         "negatives": options.negatives,
+        "depth": options.depth,
         "teacher": options.teacher,
     }
     note = options.output / "stages.json"
