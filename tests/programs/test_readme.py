@@ -59,6 +59,7 @@ TEXTS = {
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",
     ("performance.md", "bash scripts/build_wheel.sh"): "tests/programs/test_wheel.py",
     ("training.md", "torchrun --nproc-per-node 8"): "tests/train/test_ranks.py",
+    ("training.md", "python scripts/ray_train.py"): "tests/train/test_ray.py",
 }
 # Commands that need more than this machine has, and the file in which continuous integration
 # runs the same conversion.
