@@ -59,13 +59,15 @@ addEventListener("load", async () => {
 </script></body>"""
 
 
-# What a sentence must not do to the page that shows it.
+# What sentences must not do to the page that holds them, nor to what hovering shows.
 MARKUP = "</script><script>document.title = 'taken over'</script><b>"
+IMAGE = "<img src=x onerror=\"document.title = 'taken over'\">"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_a_page_in_a_browser(tmp_path: Path) -> None:
-    texts = ["Good day.", "Where is it?", "Guten Tag.", "Wo ist es?", "Bonjour.", MARKUP]
+    day = f"Good day. {IMAGE}"
+    texts = [day, "Where is it?", "Guten Tag.", "Wo ist es?", "Bonjour.", MARKUP]
     languages = ["en", "en", "de", "de", "fr", "fr"]
     sentences = parallel(texts, languages, ["day", "where"] * 3)
     vectors = np.random.default_rng(0).standard_normal((3, 2, 8)).astype(np.float32)
@@ -92,6 +94,6 @@ def test_a_page_in_a_browser(tmp_path: Path) -> None:
     assert 0.85 < report["height"] < 0.98
     # The first point is the first sentence of the first language.
     shown = " ".join(report["shown"].split())
-    assert shown == "language English sentence Good day. translation Good day. group Good day."
+    assert shown == f"language English sentence {day} translation {day} group {day}"
     assert (report["before"], report["searched"]) == (0, 5)
     assert report["zoomed"]
