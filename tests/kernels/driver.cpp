@@ -258,9 +258,14 @@ void check_teams() {
         expect("beside 4 threads", second.size, 2);
         expect("beside 6 threads", third.size, 1);
     }
-    for (int late = 0; late < 2; late++) {
+    for (double late : {.5, .2, .5, .2}) {  // one call that waited is chance
         Team team(3, true);
-        expect("after late threads", team.size, 3 - late);
+        expect("after one late call", team.size, 3);
+        team.note_waiting(late, 1);
+    }
+    for (int expected : {3, 3, 2}) {
+        Team team(3, true);
+        expect("after late calls", team.size, expected);
         team.note_waiting(.5, 1);
     }
     expect("of a long call", Team(3, false).size, 3);

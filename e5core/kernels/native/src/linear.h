@@ -230,7 +230,7 @@ struct PanelShares {
     template <class Kind>
     static PanelShares of(const Linear& linear, int rows, int threads) {
         return {slices_of<Kind>(rows, units_of<Kind>(linear.inputs) * 4),
-                std::min(panels_of(linear.outputs), threads > 1 ? 4 * threads : 1)};
+                std::min(panels_of(linear.outputs), threads > 1 ? 2 * threads : 1)};
     }
     int count() const { return slices * parts; }
 };

@@ -64,11 +64,11 @@ struct Wait {
 std::atomic<int> threads_at_work{0};  // of all who call
 
 // The threads of one call. Those that other callers keep busy are left out. So is one more of a
-// short call after one that was spent on waiting for late threads: their cores are busy.
+// short call after two that were spent on waiting for late threads: their cores are busy.
 struct Team {
     static constexpr int CALLS = 25;  // after which one that was left out is tried again
     static constexpr double LATE = .3;
-    inline static thread_local int left_out = 0, calls = 0;
+    inline static thread_local int left_out = 0, calls = 0, late = 0;
     bool is_short;
     int size;
     double start = omp_get_wtime();
@@ -82,7 +82,10 @@ struct Team {
     ~Team() { threads_at_work -= size; }
 
     void note_waiting(double seconds, double total) {
-        if (is_short && size > 1 && seconds > LATE * total) left_out++, calls = 0;
+        if (!is_short || size == 1) return;
+        late = seconds > LATE * total ? late + 1 : 0;
+        // After that one more late call is enough, also when one that was left out is tried again.
+        if (late > 1) left_out++, calls = 0, late = 1;
     }
 };
 
