@@ -5,6 +5,7 @@ a batch may hold any mixture of them, because a row does not depend on its neigh
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class Pipeline:
         """
         self.encoder = encoder
         self.first_only = first_only or reduction == "cls"
+        self._reduction = reduction
         if isinstance(reduction, str):
             if reduction not in POOLINGS:
                 raise ValueError(f"pooling is {reduction!r}, expected one of {sorted(POOLINGS)}")
@@ -49,6 +51,10 @@ class Pipeline:
             reduction = encoder.kernels.pooling(reduction, plain, encoder.device)
         self.reduce = reduction
         self.size: int = getattr(reduction, "size", encoder.config.hidden_size)
+
+    def __reduce__(self) -> Any:
+        """A copy or a pickle is made of the parts anew: kernels' own pooling is of one process."""
+        return Pipeline, (self.encoder, self._reduction, self.first_only)
 
     def run(
         self,
