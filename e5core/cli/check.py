@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from e5core.checkpoint.folder import DTYPES
-from e5core.cli.program import Parser
+from e5core.cli.program import Parser, check_counts
 from e5core.parity.against_copy import against_copy
 from e5core.parity.against_published import against_published
 from e5core.parity.against_transformers import SAMPLE, against_transformers
@@ -89,8 +89,7 @@ def check(options: Namespace) -> Iterator[Case]:
             modes = " or ".join(other for other in OPTIONS if name in OPTIONS[other])
             flag = name.replace("_", "-")
             raise ValueError(f"--{flag} says nothing beside --against {mode}, only beside {modes}")
-    if options.sample is not None and options.sample < 1:
-        raise ValueError(f"--sample is {options.sample}, expected 1 or more")
+    check_counts(options, "sample")
     if mode == "transformers":
         return against_transformers(options.model, options.sample, options.max_length)
     if mode == "published":

@@ -19,7 +19,7 @@ from typing import Any
 
 from e5core.checkpoint.folder import AUTO, DTYPES, ModelFolder
 from e5core.cli.options import add_model_options, load_options
-from e5core.cli.program import Parser
+from e5core.cli.program import Parser, check_counts
 
 SYMMETRIC = ("query", "none")
 SIZES = ("small", "base", "large", "large-instruct", "none")
@@ -92,8 +92,7 @@ def _check(options: Namespace, tasks: list[Any]) -> None:
     from e5core.evaluate.reranking import of_retrieval
     from e5core.integrations.mteb import stored_name
 
-    if options.rerank_top < 1:
-        raise ValueError(f"--rerank-top is {options.rerank_top}, expected 1 or more")
+    check_counts(options, "rerank_top")
     if options.reranker and not of_retrieval(tasks):
         raise ValueError("none of the tasks is a retrieval, which --reranker could order anew")
     loading = load_options(options)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from e5core.bulk.sources import FORMATS, Source, read_rows
-from e5core.cli.program import Parser
+from e5core.cli.program import Parser, check_counts
 from e5core.texts.containers import is_blank
 from e5core.texts.errors import TextError
 
@@ -66,7 +66,7 @@ def read_passages(options: Namespace) -> Passages:
 
     Raises ValueError if there are none, if one holds no text, or if no hits are asked for.
     """
-    check_top_k(options)
+    check_counts(options, "top_k")
     source = Source(
         [options.passages],
         column=options.column,
@@ -79,11 +79,6 @@ def read_passages(options: Namespace) -> Passages:
     one_file = source.files == [options.passages]
     places = [f"line {row.line}" if one_file else f"{row.file}, line {row.line}" for row in rows]
     return Passages([row.text for row in rows], places, options.passages)
-
-
-def check_top_k(options: Namespace) -> None:
-    if options.top_k < 1:
-        raise ValueError(f"--top-k is {options.top_k}, expected 1 or more")
 
 
 @contextmanager

@@ -86,6 +86,14 @@ def run_program(parser: Parser, arguments: Sequence[str] | None) -> int:
     return code
 
 
+def check_counts(options: argparse.Namespace, *names: str) -> None:
+    """ValueError for the first of these options that is given and is less than 1."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+
+
 def _print_everything() -> None:
     """Let a console that knows fewer characters show the others by their numbers."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":

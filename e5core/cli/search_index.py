@@ -7,7 +7,8 @@ import numpy as np
 
 from e5core.bulk.queries import QueryOptions, query_model, read_passages
 from e5core.cli.options import load_options
-from e5core.cli.passages import Passages, check_top_k, naming_texts
+from e5core.cli.passages import Passages, naming_texts
+from e5core.cli.program import check_counts
 from e5core.vectors.index import Index
 from e5core.vectors.search import SearchResult
 
@@ -16,7 +17,7 @@ NO_TEXT = "(the text cannot be read any more where it was)"
 
 def search_index(options: Namespace, top: int) -> tuple[SearchResult, Passages]:
     """The `top` hits of each query, and the passages among them, by which the hits count."""
-    check_top_k(options)
+    check_counts(options, "top_k")
     path = Path(options.index)
     index = Index.open(path)
     if options.by_document and index.rows is None:

@@ -37,7 +37,7 @@ from report import bars, figures, print_tables, shares_of_ceiling
 from workloads import TEXTS, count_tokens, model_folder, workload
 
 from e5core import EncoderConfig, SentencePieceTokenizer
-from e5core.cli.program import Parser, run_program
+from e5core.cli.program import Parser, check_counts, run_program
 from e5core.formats.files import write_json
 
 
@@ -102,10 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Raise ValueError for an option that cannot be."""
-    for name in ("rounds", "threads", "texts", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+    check_counts(options, "rounds", "threads", "texts", "batch_size")
     if options.device != "cpu":
         import torch
 

@@ -25,7 +25,7 @@ from rerankers import RERANKERS, Logits, Pair
 from workloads import count_pair_tokens, flop, pairs_of_mixed_length, reranker_folder
 
 from e5core import EncoderConfig, SentencePieceTokenizer
-from e5core.cli.program import Parser, run_program
+from e5core.cli.program import Parser, check_counts, run_program
 from e5core.formats.files import write_json
 from e5core.parity.samples import QUERIES
 
@@ -57,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    for name in ("pairs", "passages", "rounds", "threads"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} is {getattr(options, name)}, expected 1 or more")
+    check_counts(options, "pairs", "passages", "rounds", "threads")
     if "e5core" not in options.engines:
         raise ValueError("e5core is not among the contestants")
     folder = reranker_folder(options.model)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from e5core.cli.program import Parser, run_program
+from e5core.cli.program import Parser, check_counts, run_program
 from e5core.formats.files import write_json
 
 # How many times as fast as the other an Index is to be: by queries, and by contestant.
@@ -44,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    for name in ("vectors", "size", "top_k", "rounds", "threads"):
-        if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {getattr(options, name)}, expected 1 or more")
+    check_counts(options, "vectors", "size", "top_k", "rounds", "threads")
     # The libraries read it when they are imported, so that they are in another process.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(options.threads))
     with multiprocessing.get_context("spawn").Pool(1) as pool:

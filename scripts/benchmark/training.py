@@ -30,7 +30,7 @@ from contestants import peak_megabytes
 from workloads import count_tokens, flop, log_uniform, model_folder
 
 from e5core import Encoder, EncoderConfig, SentencePieceTokenizer
-from e5core.cli.program import Parser, run_program
+from e5core.cli.program import Parser, check_counts, run_program
 from e5core.formats.files import write_json
 from e5core.parity.samples import text_of_length
 
@@ -57,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    for name in ("pairs", "steps", "threads"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name} is {getattr(options, name)}, expected 1 or more")
+    check_counts(options, "pairs", "steps", "threads")
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     folder = model_folder(options.model)

@@ -27,7 +27,7 @@ from engines import NativeVariant
 from workloads import TEXTS, model_folder, workload
 
 from e5core import SentencePieceTokenizer
-from e5core.cli.program import Parser, run_program
+from e5core.cli.program import Parser, check_counts, run_program
 from e5core.formats.files import write_json
 from e5core.kernels import why_not
 from e5core.kernels.native import BY_INSTRUCTIONS, build
@@ -72,10 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    for name in ("rounds", "threads", "texts"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} is {value}, expected 1 or more")
+    check_counts(options, "rounds", "threads", "texts")
     folder = model_folder(options.model)
     tokenizer = SentencePieceTokenizer(folder / "sentencepiece.bpe.model")
     texts = {
