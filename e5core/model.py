@@ -108,11 +108,7 @@ class E5:
     @classmethod
     def from_folder(cls, folder: ModelFolder, options: LoadOptions = LoadOptions()) -> "E5":
         """Load a model from a folder that was opened and read already."""
-        if folder.config.num_labels:
-            raise ValueError(
-                f"{folder.name} is a cross-encoder, whose head scores pairs of texts; load it with "
-                "Reranker.from_pretrained (e5core rerank)"
-            )
+        folder.check_embeds()
         prompts = folder.prompts if options.prompts is None else check_prompts(options.prompts)
         limit = folder.max_length if options.max_length is None else options.max_length
         size = folder.truncate_dim if options.truncate_dim is None else options.truncate_dim

@@ -229,6 +229,12 @@ class ModelFolder:
         assert self.tensors is not None, "read with weights=False"
         return load.load_head(self.config, self.tensors)
 
+    def check_embeds(self) -> None:
+        """ValueError for a cross-encoder, which gives scores and no vectors."""
+        if self.config.num_labels:
+            way = "load it with Reranker.from_pretrained (e5core rerank)"
+            raise ValueError(f"{self.name} is a cross-encoder, whose head scores pairs; {way}")
+
     def load_pooling(self, device: torch.device) -> str | DensePooling:
         """The way from token states to a vector: a pooling's name, or the pooling and its Dense."""
         return DensePooling(self.pooling, self.dense, device) if self.dense else self.pooling

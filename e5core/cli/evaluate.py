@@ -96,8 +96,10 @@ def _check(options: Namespace, tasks: list[Any]) -> None:
     if options.reranker and not of_retrieval(tasks):
         raise ValueError("none of the tasks is a retrieval, which --reranker could order anew")
     loading = load_options(options)
-    for model in filter(None, (options.reranker, options.compare)):
-        ModelFolder.open(model, loading)
+    if options.reranker:
+        ModelFolder.open(options.reranker, loading).load_head()  # says so if it has none
+    if options.compare:
+        ModelFolder.open(options.compare, loading).check_embeds()
     same_dtype = options.compare_dtype in (None, options.dtype)
     if options.compare and same_dtype and options.compare != options.model:
         name = stored_name(options.model)

@@ -250,6 +250,6 @@ def _host(origin: str) -> str | None:
 def _no_route(call: Call, methods: list[str]) -> RefusedError:
     if methods:
         message = f"{call.path!r:.100} takes {' and '.join(methods)}, not {call.method}"
-        return RefusedError(405, message, code="method_not_allowed")
+        return RefusedError(405, message, code="method_not_allowed", methods=methods)
     message = f"there is no {call.method} {call.path!r:.100}; docs/serving.md lists the routes"
     return RefusedError(404, message, code="not_found")

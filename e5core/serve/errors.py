@@ -1,6 +1,7 @@
 """What a request is refused with. Every dialect writes it in its own form."""
 
 import math
+from collections.abc import Sequence
 
 RETRY_AFTER_LIMIT = 60.0  # seconds: the clients of Pinecone and OpenAI wait no longer
 
@@ -14,6 +15,7 @@ class RefusedError(Exception):
     param    the field of the request that is at fault
     wait     seconds after which it may be tried again
     close    whether the connection ends with this answer
+    methods  those that the path takes, if it does not take the request's
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class RefusedError(Exception):
         param: str | None = None,
         wait: float | None = None,
         close: bool = False,
+        methods: Sequence[str] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -33,6 +36,7 @@ class RefusedError(Exception):
         self.param = param
         self.wait = wait
         self.close = close
+        self.methods = methods
 
     @property
     def headers(self) -> dict[str, str]:
@@ -42,6 +46,8 @@ class RefusedError(Exception):
         pinecone 7.3). `retry-after-ms` is what the openai and cohere clients prefer.
         """
         headers = {"connection": "close"} if self.close else {}
+        if self.methods:  # RFC 9110, section 15.5.6, asks a 405 for it
+            headers["allow"] = ", ".join(self.methods)
         if self.wait is not None:
             seconds = min(max(self.wait, 0.1), RETRY_AFTER_LIMIT)
             headers["retry-after"] = str(math.ceil(seconds))

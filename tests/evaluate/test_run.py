@@ -378,6 +378,9 @@ def test_refusals_before_the_first_vector(
     missing = tmp_path / "missing"
     assert "missing" in said("--pairs", pairs, "--compare", missing)
     assert "missing" in said("--retrieval", folder, "--reranker", missing)
+    assert "no classification head" in said("--retrieval", folder, "--reranker", model)
+    reranker = write_tiny_reranker(tmp_path / "reranker", "bert")
+    assert "is a cross-encoder" in said("--pairs", pairs, "--compare", reranker)
     assert "invalid choice: 'int9'" in said("--pairs", pairs, "--compare-dtype", "int9")
     same = make_tiny(seed=1, name=f"other/{model.name}")
     assert "rename one of the folders" in said("--pairs", pairs, "--compare", same)
