@@ -147,11 +147,7 @@ class Loader:
         outcome = Outcome(shot, due)
         self.outcomes.append(outcome)
         try:
-            reader, writer = (
-                self._idle.pop()
-                if self._idle
-                else await asyncio.open_connection("127.0.0.1", self.port, limit=2**26)
-            )
+            reader, writer = await self._connect()
         except OSError:
             outcome.done = self.now
             return
@@ -167,6 +163,15 @@ class Loader:
             self._idle.append((reader, writer))
         else:
             writer.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The connection that was idle last, or a new one."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():  # the server closes what was idle for 75 s
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self.port, limit=2**26)
 
     async def _read(self, reader: asyncio.StreamReader, outcome: Outcome) -> bool:
         """Read an answer; returns whether the connection is kept."""

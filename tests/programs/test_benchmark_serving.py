@@ -1,5 +1,6 @@
 """scripts/benchmark serve on a tiny model: every scenario, with every answer checked."""
 
+import asyncio
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 import serving
-from loader import Loader, Outcome, Shot, percentile, poisson
+from loader import Loader, Outcome, Shot, percentile, poisson, post
 from support.serving import serving as in_a_thread
 
 from e5core.serve.app import App
@@ -100,6 +101,25 @@ def test_latency_counts_from_the_time_that_was_planned() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert np.isnan(percentile([], 0.5))
     assert Loader(0).seconds == 0.0
+
+
+def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def statuses() -> list[int]:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as closing:
+            loader, shot = Loader(closing.sockets[0].getsockname()[1]), Shot(post("/", b""), 1, 1)
+            for _ in range(2):
+                await loader.send(shot, loader.now)
+                await asyncio.sleep(0.1)
+            loader.close()
+            return [outcome.status for outcome in loader.outcomes]
+
+    assert asyncio.run(statuses()) == [200, 200]
 
 
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
