@@ -6,7 +6,7 @@ The output has the fields that `e5core train` reads: query, pos, neg and, with -
 pos_scores and neg_scores.
 """
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 from e5core.cli.options import add_model_options, load_options
@@ -36,10 +36,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--skip", type=int, default=0, help="the first candidates to pass over")
     parser.add_argument(
         "--margin",
-        type=float,
+        type=_margin,
         default=0.05,
         help="how much of the way from a usual candidate to the positive must lie between a "
-        "negative and the positive (default: 0.05)",
+        "negative and the positive; none if all answers are marked (default: 0.05)",
     )
     parser.add_argument(
         "--teacher", metavar="MODEL", help="a cross-encoder, whose scores decide and are written"
@@ -67,3 +67,11 @@ def run(options: Namespace) -> int:
         f"{mined.near} candidates were too near"
     )
     return 0
+
+
+def _margin(text: str) -> float | None:
+    try:
+        return None if text == "none" else float(text)
+    except ValueError:
+        expected = "none or a number from 0 to below 1"
+        raise ArgumentTypeError(f"{text!r} is found, expected {expected}") from None

@@ -54,7 +54,7 @@ def mine(
     negatives: int = 7,
     depth: int | None = None,
     skip: int = 0,
-    margin: float = 0.05,
+    margin: float | None = 0.05,
     teacher: str | Path | Reranker | None = None,
     show_progress: bool | None = None,
     **options: Any,
@@ -69,7 +69,7 @@ def mine(
     negatives  of each query, hardest first
     depth     the best candidates of a query that are looked at; 100, with a teacher 30
     skip      of these, the first so many are passed over: they may be answers that nobody marked
-    margin    see `far_enough`
+    margin    see `far_enough`. None takes all that is no positive, where all answers are marked
     teacher   a cross-encoder, whose logits decide what is too near, and are written
     options   fields of LoadOptions, for both models but for revision, prompts, max_length and
               truncate_dim, which are the retriever's
@@ -80,8 +80,8 @@ def mine(
     for name, value, least in (("negatives", negatives, 1), ("depth", count, 1), ("skip", skip, 0)):
         if value < least:
             raise ValueError(f"{name} is {value}, expected {least} or more")
-    if not 0 <= margin < 1:
-        raise ValueError(f"margin is {margin}, expected a number from 0 to below 1")
+    if margin is not None and not 0 <= margin < 1:
+        raise ValueError(f"margin is {margin}, expected none or a number from 0 to below 1")
     rows = list(_read_rows(_list(data)))
     texts = _distinct_passages(rows, None if passages is None else _list(passages), column)
     retriever = _retriever(model, options)
@@ -105,19 +105,20 @@ def mine(
     return Mined(len(rows), len(texts), found, short, near)
 
 
-def far_enough(scores: Scores, positive: float, margin: float) -> npt.NDArray[np.bool_]:
+def far_enough(scores: Scores, positive: float, margin: float | None) -> npt.NDArray[np.bool_]:
     """Which candidates of a query are negatives, and not answers that nobody marked.
 
     scores    [candidates] of a retriever or a teacher
     positive  the best score of the query's positives
-    margin    how much of the way from a usual candidate to the positive must lie between
+    margin    how much of the way from a usual candidate to the positive must lie between; None
+              where all answers are marked, so that every candidate is a negative
 
     A share of the score itself, such as 95% of it, says nothing for E5, whose cosines lie from .7
     to 1, nor for logits. So scores are counted from the median of the query's candidates: one is
     far enough if it is under median + (1 − margin) · (positive − median), and under the positive.
     """
-    if not len(scores):
-        return np.zeros(0, dtype=np.bool_)
+    if margin is None or not len(scores):
+        return np.ones(len(scores), dtype=np.bool_)
     usual = float(np.median(scores))
     return scores < min(positive, usual + (1 - margin) * (positive - usual))
 

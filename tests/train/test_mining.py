@@ -155,6 +155,26 @@ def test_what_is_too_near(scores, positive, expected):
     assert found.tolist() == [bool(value) for value in expected]
 
 
+def test_without_a_margin_the_nearest_are_negatives(folder, tmp_path, corpus, questions, capsys):
+    """Those above the positive too, which the retriever has taken for answers."""
+    output, model = tmp_path / "out.jsonl", E5.from_pretrained(folder)
+    arguments = ("--model", folder, "--data", questions[0], "--passages", corpus[0])
+    options = ("--output", output, "--negatives", 5, "--margin")
+    assert cli.main([str(a) for a in ("mine", *arguments, *options, "none")]) == 0
+    distinct, above = list(dict.fromkeys(corpus[1])), 0
+    passages = model.encode_passage(distinct)
+    for row, given in zip(mined_rows(output), questions[1], strict=True):
+        scores = passages @ model.encode_query(given["query"])
+        own = max(scores[distinct.index(text)] for text in given["pos"])
+        order = [i for i in np.argsort(-scores) if distinct[i] not in (*given["pos"], row["query"])]
+        assert row["neg"] == [distinct[i] for i in order][:5]
+        above += int((scores[order[:5]] > own).sum())
+    assert above
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([str(a) for a in ("mine", *arguments, *options, "some")])
+    assert "--margin: 'some' is found, expected none or a number" in capsys.readouterr().err
+
+
 def test_faults_name_what_is_wrong(folder, tmp_path, questions):
     for options, reason in (
         ({"negatives": 0}, "negatives is 0, expected 1 or more"),
