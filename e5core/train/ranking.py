@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from e5core.checkpoint.save import save_checkpoint
-from e5core.pipeline import Reduction
+from e5core.pipeline import Pipeline, Reduction
 from e5core.reranker import Reranker
 from e5core.texts.pairs import PAIR_SPECIALS, fit_pair
 from e5core.train.cached import rows_of_all
@@ -30,8 +30,8 @@ class RankingTask:
     def __init__(self, model: Reranker, settings: Settings, like: str) -> None:
         """like: the folder or hub id that the tokenizer is from."""
         self.model = model
-        self.pipeline = model.pipeline
-        self.pipeline.reduce = _without_autocast(self.pipeline.reduce)
+        logits = _without_autocast(model.pipeline.reduce)
+        self.pipeline = Pipeline(model.encoder, logits, first_only=True)
         self.encoder = model.encoder
         self.tokenizer = model.tokenizer
         self.module: nn.Module = nn.ModuleDict({"encoder": model.encoder, "head": model.head})
