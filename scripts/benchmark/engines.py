@@ -6,6 +6,7 @@ files that the peers share.
 """
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from exports import LIMIT, export_onnx, peer_folder
+from gguf_export import export_gguf
 from workloads import PREFIX
 
 Vectors = npt.NDArray[np.float32]
@@ -285,6 +287,47 @@ class CTranslate2(Engine):
         )
 
 
+class LlamaCpp(Engine):
+    """Its own tokenizer. A batch is one sequence, in which attention masks other texts out."""
+
+    name = "llama.cpp"
+    package = "llama_cpp"
+    precisions = ("float32", "float16", "int8")  # Q8_0 as int8
+    batch_sizes = (1, 8, 32)
+    has_switch = False
+    tokens = 2048  # of a batch; the memory and time of attention grow with their square
+
+    @classmethod
+    def file(cls, folder: Path, precision: str) -> Path:
+        return peer_folder(folder) / f"model-{precision}.gguf"
+
+    @classmethod
+    def export(cls, folder: Path, precision: str) -> None:
+        file = cls.file(folder, precision)
+        if not file.is_file():
+            export_gguf(folder, file, precision)
+
+    def __init__(self, folder: Path, precision: str, threads: int, device: str) -> None:
+        import llama_cpp
+
+        self.model = llama_cpp.Llama(
+            str(self.file(folder, precision)),
+            embedding=True,
+            pooling_type=llama_cpp.LLAMA_POOLING_TYPE_MEAN,
+            n_ctx=self.tokens,
+            n_batch=self.tokens,
+            n_ubatch=self.tokens,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+        )
+        self.lock = threading.Lock()  # a model of it takes one call at a time
+
+    def encode_batch(self, texts: Sequence[str]) -> npt.NDArray[Any]:
+        with self.lock:
+            return np.array(self.model.embed(list(texts)))
+
+
 ENGINES: dict[str, type[Engine]] = {
     engine.name: engine
     for engine in (
@@ -297,6 +340,7 @@ ENGINES: dict[str, type[Engine]] = {
         OnnxRuntime,
         OpenVino,
         CTranslate2,
+        LlamaCpp,
     )
 }
 

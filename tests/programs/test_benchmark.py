@@ -15,12 +15,14 @@ import pytest
 import workloads
 from contestants import Contestant, disagreement, ratio, start
 from engines import ENGINES, OURS
+from gguf_export import export_gguf
 from instructions import SWITCHES, held_to
 from report import bars
+from safetensors.numpy import load_file
 from support.models import INSTRUCTION_SETS, ROOT, TINY
 from workloads import flop, workload
 
-from e5core import SentencePieceTokenizer
+from e5core import E5, SentencePieceTokenizer
 from e5core.kernels.native import BY_INSTRUCTIONS
 
 needs_avx2 = pytest.mark.skipif(
@@ -198,6 +200,51 @@ def test_bars_of_one_instruction_set():
     assert bars(contestants[:1], shares, "large", "avx2") == [
         "held    native/avx2 float32, share of the peak: 0.90, wanted 0.85"
     ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_a_gguf_file_has_the_weights_and_the_vocabulary(
+    make_tiny, tmp_path, monkeypatch, dialect, precision
+):
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    # The package writes and reads the real table byte by byte, which takes six seconds.
+    monkeypatch.setattr("gguf_export.read_charsmap", lambda content: content[:99])
+    folder, file = make_tiny(dialect), tmp_path / "model.gguf"
+    export_gguf(folder, file, precision)
+    reader = gguf.GGUFReader(file)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    stored, config = load_file(folder / "model.safetensors"), TINY[dialect]
+    assert len(tensors) == 5 + 16 * config.num_hidden_layers
+    for theirs, ours in {
+        "token_embd.weight": "embeddings.word_embeddings.weight",
+        "position_embd.weight": "embeddings.position_embeddings.weight",
+        "blk.1.attn_k.weight": "encoder.layer.1.attention.self.key.weight",
+        "blk.2.ffn_down.weight": "encoder.layer.2.output.dense.weight",
+        "blk.0.layer_output_norm.bias": "encoder.layer.0.output.LayerNorm.bias",
+    }.items():
+        found, expected = tensors[theirs].data.astype(np.float32), stored[ours]
+        expected = expected[config.first_position :] if "position" in theirs else expected
+        # These matrices are too narrow for Q8_0, and are in float16 then.
+        assert np.abs(found - expected).max() <= (0 if precision == "float32" else 2e-3)
+    pieces = reader.get_field("tokenizer.ggml.tokens").contents()
+    assert len(pieces) == config.vocab_size
+    tokenizer = SentencePieceTokenizer(folder / "sentencepiece.bpe.model")
+    assert [pieces[i] for i in tokenizer.encode("the é")] == ["<s>", "▁the", "▁", "é", "</s>"]
+    assert reader.get_field("tokenizer.ggml.model").contents() == "t5"
+    charsmap = reader.get_field("tokenizer.ggml.precompiled_charsmap").contents()
+    assert bytes(charsmap) == (folder / "sentencepiece.bpe.model").read_bytes()[:99]
+
+
+def test_llama_cpp_computes_the_same(make_tiny, monkeypatch, tmp_path, oracle, dialect):
+    """Where it is installed: continuous integration does not compile it."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    monkeypatch.setattr("exports.EXPORTS", tmp_path / "exports")
+    folder, engine = make_tiny(dialect), ENGINES["llama.cpp"]
+    texts = ["query: the café", "passage: a", "query:日本 я ß"]
+    engine.export(folder, "float32")
+    found = engine(folder, "float32", 1, "cpu").encode(texts, 2)
+    expected = E5.from_pretrained(folder).encode(texts, input_type=None)
+    assert (found * expected).sum(axis=1).min() > 0.999
 
 
 @pytest.mark.parametrize(
