@@ -2,7 +2,6 @@
 
 import ctypes
 import multiprocessing
-import os
 import statistics
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 from contestants import seconds_of
 
 from e5core import EncoderConfig
+from e5core.kernels.native import build
 
 # Twelve sums, as many as keep both multipliers of a core busy, of eight numbers each. Each is a
 # variable of its own: an array of them would lie in memory, at half the speed.
@@ -110,11 +110,10 @@ def products(precision: str, device: str, shapes: Any) -> list[tuple[Callable[[]
 
 def avx2_peak() -> Callable[[], Any]:
     """What one thread can reach with AVX2 and FMA: PEAK, compiled."""
-    compiler = os.environ.get("CXX", "").split() or ["g++"]
     with tempfile.TemporaryDirectory() as scratch:
         library = f"{scratch}/peak.so"
         options = [*PEAK_OPTIONS, "-shared", "-fPIC", "-x", "c++", "-", "-o", library]
-        subprocess.run([*compiler, *options], input=PEAK.encode(), check=True)
+        subprocess.run([*build.compiler_command(), *options], input=PEAK.encode(), check=True)
         multiply_add = ctypes.CDLL(library).multiply_add
     multiply_add.argtypes, multiply_add.restype = (ctypes.c_long,), ctypes.c_float
     return partial(multiply_add, PEAK_TIMES)

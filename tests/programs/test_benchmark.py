@@ -23,7 +23,7 @@ from support.models import INSTRUCTION_SETS, ROOT, TINY
 from workloads import flop, workload
 
 from e5core import E5, SentencePieceTokenizer
-from e5core.kernels.native import BY_INSTRUCTIONS
+from e5core.kernels.native import BY_INSTRUCTIONS, build
 
 needs_avx2 = pytest.mark.skipif(
     "native/avx2" not in INSTRUCTION_SETS, reason="there is no AVX2, or nothing was compiled"
@@ -177,7 +177,7 @@ def test_the_peak_is_that_of_a_core():
     seconds = min(ceiling.seconds_of(peak) for _ in range(3))
     assert 5 < ceiling.PEAK_COST / seconds / 1e9 < 1000  # of one thread
     # Sums that lie in memory would halve it.
-    command = ["g++", *ceiling.PEAK_OPTIONS, "-S", "-x", "c++", "-", "-o", "-"]
+    command = [*build.compiler_command(), *ceiling.PEAK_OPTIONS, "-S", "-x", "c++", "-", "-o", "-"]
     assembly = subprocess.run(command, input=ceiling.PEAK, capture_output=True, text=True).stdout
     loop = assembly[assembly.index("vfmadd231ps") : assembly.rindex("vfmadd231ps")]
     assert loop.count("vfmadd231ps") == 11

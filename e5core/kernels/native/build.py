@@ -98,9 +98,14 @@ def complain(message: str) -> None:
     print(f"e5core: {message}", file=sys.stderr)
 
 
+def compiler_command() -> list[str]:
+    """The compiler and its first options: what CXX names, or g++."""
+    return os.environ.get("CXX", "").split() or ["g++"]
+
+
 def compile_library(instructions: InstructionSet, path: Path) -> bool:
     """Compile one library beside its place, and put it there if that succeeds."""
-    compiler = os.environ.get("CXX", "").split() or ["g++"]
+    compiler = compiler_command()
     if shutil.which(compiler[0]) is None:
         complain(f"{path.name} is not compiled: there is no {compiler[0]}; install it, or set CXX")
         return False
