@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,18 +28,14 @@ class PackedBatch:
     max_seqlen: int
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on a device. A GPU queues the copy, and the CPU does not wait for it."""
-        queued = torch.device(device).type == "cuda" and not self.input_ids.is_cuda
-
-        def moved(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if queued else tensor).to(device, non_blocking=queued)
-
-        return PackedBatch(
-            moved(self.input_ids),
-            moved(self.position_ids),
-            moved(self.cu_seqlens),
-            self.max_seqlen,
-        )
+        """The same batch on a device. To a GPU it is one copy, for which the CPU does not wait."""
+        parts = [self.input_ids, self.position_ids, self.cu_seqlens]
+        if torch.device(device).type == "cuda" and not self.input_ids.is_cuda:
+            joined = torch.cat([part.view(torch.uint8) for part in parts]).pin_memory()
+            pieces = joined.to(device, non_blocking=True).split([part.nbytes for part in parts])
+            parts = [piece.view(part.dtype) for piece, part in zip(pieces, parts, strict=True)]
+        input_ids, position_ids, cu_seqlens = (part.to(device) for part in parts)
+        return PackedBatch(input_ids, position_ids, cu_seqlens, self.max_seqlen)
 
 
 def pack(texts: Sequence[Sequence[int]], config: EncoderConfig) -> PackedBatch:
@@ -51,29 +48,30 @@ def pack(texts: Sequence[Sequence[int]], config: EncoderConfig) -> PackedBatch:
     """
     if not texts:
         raise ValueError("there is no text to pack")
-    for index, ids in enumerate(texts):
-        if not 0 < len(ids) <= config.max_length:
-            raise TextError(
-                f"{{}} has {len(ids)} tokens, the model takes 1 to {config.max_length}; "
-                "cut it first",
-                index,
-            )
-        if min(ids) < 0 or max(ids) >= config.vocab_size:
-            culprit = next(i for i in ids if not 0 <= i < config.vocab_size)
-            raise TextError(
-                f"{{}} has the id {culprit}, the vocabulary has rows 0 to "
-                f"{config.vocab_size - 1}; tokenize with the tokenizer of this model",
-                index,
-            )
-    lengths = [len(ids) for ids in texts]
-    first = config.first_position
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    if not 0 < lengths.min() <= lengths.max() <= config.max_length:
+        index = int(np.argmax((lengths < 1) | (lengths > config.max_length)))
+        raise TextError(
+            f"{{}} has {lengths[index]} tokens, the model takes 1 to {config.max_length}; "
+            "cut it first",
+            index,
+        )
+    ends = lengths.cumsum()
+    input_ids = np.fromiter(chain.from_iterable(texts), np.int64, ends[-1])
+    if input_ids.min() < 0 or input_ids.max() >= config.vocab_size:
+        place = int(np.argmax((input_ids < 0) | (input_ids >= config.vocab_size)))
+        raise TextError(
+            f"{{}} has the id {input_ids[place]}, the vocabulary has rows 0 to "
+            f"{config.vocab_size - 1}; tokenize with the tokenizer of this model",
+            int(np.searchsorted(ends, place, side="right")),
+        )
+    starts = ends - lengths
+    position_ids = np.arange(ends[-1]) - np.repeat(starts - config.first_position, lengths)
     return PackedBatch(
-        input_ids=torch.tensor([i for ids in texts for i in ids], dtype=torch.int64),
-        position_ids=torch.tensor(
-            [p for length in lengths for p in range(first, first + length)], dtype=torch.int64
-        ),
-        cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-        max_seqlen=max(lengths),
+        torch.from_numpy(input_ids),
+        torch.from_numpy(position_ids),
+        torch.from_numpy(np.append(starts, ends[-1]).astype(np.int32)),
+        int(lengths.max()),
     )
 
 

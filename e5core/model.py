@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from e5core.texts.containers import note_blank, one, several
 from e5core.texts.cutting import check_truncate, cut, describe_limit
 from e5core.texts.errors import TextError
 from e5core.texts.passages import Passage, split_text
-from e5core.texts.slices import prefetch, slices
+from e5core.texts.tokenizing import tokenized
 from e5core.texts.windows import Windows, windows
 from e5core.tokenizer import SentencePieceTokenizer
 from e5core.vectors.stack import kept, stack
@@ -192,7 +193,7 @@ class E5:
         blank: list[bool] = []
         total = len(texts) if isinstance(texts, Sequence) else None
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
-            for ids in self._tokenized(note_blank(texts, blank), prefix):
+            for ids in self._tokenized(note_blank(texts, blank), prefix, total):
                 pooled = self._pool(ids, prefix, truncate, max_tokens, advance)[:, :size]
                 self._check_vectors(pooled, first=len(counts))
                 vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
@@ -210,36 +211,11 @@ class E5:
         prefix = prefix_for(self.prompts, input_type)
         return split_text(one(text), self.tokenizer, prefix, tokens, overlap, self.max_length)
 
-    def _tokenized(self, texts: Iterable[str], prefix: str) -> Iterator[list[list[int]]]:
-        """The ids of each text, slice by slice; beside a GPU a thread tokenizes the next slice.
-
-        On a CPU both would want the same cores, and tokenizing is 0.3% of the work.
-        """
-
-        def tokenized() -> Iterator[list[list[int]]]:
-            first = 0
-            for some in slices(texts):
-                yield self._tokenize(some, prefix, first)
-                first += len(some)
-
-        return tokenized() if self.encoder.device.type == "cpu" else prefetch(tokenized())
-
-    def _tokenize(self, texts: list[str], prefix: str, first: int) -> list[list[int]]:
-        """Ids of each text with its prefix; errors count texts from `first`."""
-        ids = []
-        for index, text in enumerate(texts, first):
-            try:
-                ids.append(self._encode(prefix, text))
-            except ValueError as error:
-                raise TextError(f"{{}}: {error}", index) from None
-        return ids
-
-    def _encode(self, prefix: str, text: str) -> list[int]:
-        try:
-            return self.tokenizer.encode(prefix + text)
-        except ValueError:
-            self.tokenizer.encode(text)  # its error counts the characters that the caller gave
-            raise
+    def _tokenized(
+        self, texts: Iterable[str], prefix: str, total: int | None
+    ) -> Iterator[list[list[int]]]:
+        ahead = self.encoder.device.type != "cpu"
+        return tokenized(self.tokenizer, texts, prefix, ahead, total)
 
     def _pool(
         self, ids: list[list[int]], prefix: str, truncate: str, max_tokens: int, advance: Any
@@ -247,26 +223,22 @@ class E5:
         """Pooled states [texts, hidden_size] of one slice, on the CPU, not normalised."""
         if truncate != "window":
             sequences = [cut(text_ids, self.max_length) for text_ids in ids]
-            rows = self.pipeline.run(sequences, max_tokens, lambda batch: advance(len(batch)))
+            rows = self.pipeline.run(sequences, max_tokens, lambda batch: advance(len(batch)), True)
             return rows.float().cpu()
         lead = self.tokenizer.encode_pieces(prefix)
         parts = Windows([windows(text_ids, self.max_length, lead) for text_ids in ids])
         rows = self.pipeline.run(
-            parts.sequences, max_tokens, lambda batch: advance(parts.count_texts(batch))
+            parts.sequences, max_tokens, lambda batch: advance(parts.count_texts(batch)), True
         )
         return parts.average(rows.float().cpu())
 
     def _refuse_long(self, texts: list[str], prefix: str) -> None:
-        long: dict[int, int] = {}  # index → tokens
-        seen = 0
-        for some in slices(texts):
-            for ids in self._tokenize(some, prefix, first=seen):
-                if len(ids) > self.max_length:
-                    long[seen] = len(ids)
-                seen += 1
+        slices = self._tokenized(texts, prefix, len(texts))
+        counts = enumerate(len(ids) for ids in chain.from_iterable(slices))
+        long = {index: tokens for index, tokens in counts if tokens > self.max_length}
         if long:
-            counts = ", ".join(f"{{}} has {tokens} tokens" for tokens in long.values())
-            raise TextError(f"{counts}; {describe_limit(self.max_length)}", *long)
+            found = ", ".join(f"{{}} has {tokens} tokens" for tokens in long.values())
+            raise TextError(f"{found}; {describe_limit(self.max_length)}", *long)
 
     def _check_vectors(self, pooled: Tensor, first: int) -> None:
         """Raise TextError if a vector is zero, or has a NaN or an infinity."""

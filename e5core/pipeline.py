@@ -4,6 +4,7 @@ Everything that computes stands on this: texts, pairs and requests are sequences
 a batch may hold any mixture of them, because a row does not depend on its neighbours.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ class Pipeline:
         sequences: Sequence[Sequence[int]],
         max_tokens: int | None = None,
         advance: Callable[[Sequence[int]], object] = lambda indices: None,
+        halve: bool = False,
     ) -> Tensor:
         """The row of each sequence, in the caller's order.
 
@@ -68,30 +70,46 @@ class Pipeline:
         max_tokens  tokens of one forward pass; a longer sequence still goes whole. None takes
                     what suits the device
         advance     called after each forward pass with the indices of the sequences that it had
+        halve       go on with batches of half as many tokens where the device has no memory for
+                    one, instead of raising torch.OutOfMemoryError. A single sequence raises it
         returns     [sequences, …] float32 or wider, on the encoder's device. Gradients flow if
                     the caller has them on and the kernels are trainable
 
         Raises TextError for ids that the encoder cannot take.
         """
-        device = self.encoder.device
-        batches = plan_batches([len(ids) for ids in sequences], self.budget(max_tokens))
+        lengths = [len(ids) for ids in sequences]
+        batches = deque(plan_batches(lengths, self.budget(max_tokens)))
         if not batches:
-            return torch.empty(0, self.size, device=device)
-        rows = []
-        for batch in batches:
+            return torch.empty(0, self.size, device=self.encoder.device)
+        rows, order = [], []
+        while batches:
+            batch = batches.popleft()
             try:
-                packed = pack([sequences[i] for i in batch], self.encoder.config).to(device)
+                rows.append(self._run([sequences[i] for i in batch]))
             except TextError as error:
                 raise error.renumbered(batch.__getitem__) from None
-            # The rows stay on the device: a copy would wait for it.
-            states, starts = self.encoder(packed, self.first_only), packed.cu_seqlens
-            if self.first_only:  # what is left are sequences of one token
-                starts = torch.arange(len(starts), dtype=starts.dtype, device=device)
-            rows.append(self.reduce(states, starts))
+            except torch.OutOfMemoryError:
+                if not halve or len(batch) == 1:
+                    raise
+                left = [i for some in (batch, *batches) for i in some]
+                half = sum(lengths[i] for i in batch) // 2
+                plan = plan_batches([lengths[i] for i in left], half)
+                batches = deque([left[i] for i in some] for some in plan)
+                continue
+            order += batch
             advance(batch)
+        if order == list(range(len(order))):
+            return torch.cat(rows)
         # Where each sequence's row lies among those of all batches, one after another.
-        order = torch.tensor([i for batch in batches for i in batch])
-        return torch.cat(rows)[order.argsort().to(device)]
+        return torch.cat(rows)[torch.tensor(order).argsort().to(self.encoder.device)]
+
+    def _run(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """The rows of one forward pass. They stay on the device: a copy would wait for it."""
+        packed = pack(sequences, self.encoder.config).to(self.encoder.device)
+        states, starts = self.encoder(packed, self.first_only), packed.cu_seqlens
+        if self.first_only:  # what is left are sequences of one token
+            starts = torch.arange(len(starts), dtype=starts.dtype, device=starts.device)
+        return self.reduce(states, starts)
 
     def budget(self, max_tokens: int | None) -> int:
         """The tokens of one forward pass: those asked for, or what suits the device.

@@ -158,7 +158,9 @@ class Reranker:
             for sequences, whole in pair_slices(
                 pairs, self.tokenizer.encode_pieces, self.max_length, truncate
             ):
-                rows = self.pipeline.run(sequences, max_tokens, lambda batch: advance(len(batch)))
+                rows = self.pipeline.run(
+                    sequences, max_tokens, lambda batch: advance(len(batch)), halve=True
+                )
                 logits.append(rows.float().cpu())
                 self._check_scores(logits[-1], first=len(counts))
                 counts += whole

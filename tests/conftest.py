@@ -20,10 +20,6 @@ from support.models import (
 from e5core import E5
 from e5core.kernels import threads
 
-if not torch.cuda.is_available():
-    # Triton reads it when it is imported: its kernels then run on CPU tensors.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 # Started in the background by a shell, pytest would ignore interrupts, and so would the programs
 # whose end by Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,6 +43,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run every case of the tests marked exhaustive, as .ci/run does, not a sample",
     )
+    parser.addoption(
+        "--gpu",
+        action="store_true",
+        help="let tests see the NVIDIA GPU, for tests/gpu and the tests of its kernels: all others "
+        "are about a CPU, and e5core takes a GPU that it finds",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if not torch.cuda.is_available():
+        # Triton reads it when it is imported: its kernels then run on CPU tensors.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch's fused attention over groups of texts of equal length, and what trains fast on a CPU."""
+"""What trains fast, on a CPU and on a GPU, and PyTorch's fused attention for the rest."""
 
 from itertools import groupby
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels import training
+from e5core.kernels.cuda import flash
 from e5core.kernels.plain import Kernels, Pooling, Prepared, text_lengths
 
 
@@ -14,7 +15,12 @@ class SdpaKernels(Kernels):
     name = "sdpa"
 
     def linear(self, x: Tensor, weights: Prepared) -> Tensor:
-        return training.linear(x, weights) if training.multiplies(x) else super().linear(x, weights)
+        if training.multiplies(x):
+            return training.linear(x, weights)
+        if x.is_cuda and len(weights) > 1:  # weights are smaller than the products are
+            weight = torch.cat([linear.weight for linear in weights])
+            return F.linear(x, weight, torch.cat([linear.bias for linear in weights]))
+        return super().linear(x, weights)
 
     def linear_residual_norm(
         self, x: Tensor, weights: Prepared, residual: Tensor, norm: nn.LayerNorm, dropout: float
@@ -27,15 +33,20 @@ class SdpaKernels(Kernels):
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         if training.is_for(qkv):
             return training.attention(qkv, text_lengths(cu_seqlens, max_seqlen), dropout)
+        if flash.takes(qkv.device, qkv.dtype, qkv.shape[-1]):
+            return flash.attention(qkv, cu_seqlens, max_seqlen, dropout)
         return grouped_attention(qkv, cu_seqlens, max_seqlen, dropout)
 
     def fastest_training_dtype(self, device: torch.device) -> torch.dtype:
-        if device.type == "cpu" and self.dtype == torch.float32 and training.has_bfloat16():
-            return torch.bfloat16
-        return self.dtype
+        fast = training.has_bfloat16() if device.type == "cpu" else _multiplies_bfloat16(device)
+        return torch.bfloat16 if fast and self.dtype == torch.float32 else self.dtype
 
     def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
         return segment_mean if name == "mean" and device.type == "cuda" else plain
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= flash.CAPABILITY
 
 
 def grouped_attention(

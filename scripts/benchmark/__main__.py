@@ -1,6 +1,7 @@
 import sys
 
 import benchmark
+import gpu
 import neighbours
 import reranking
 import searching
@@ -9,6 +10,7 @@ import training
 import tuning
 
 PROGRAMS = {
+    "gpu": gpu.main,
     "neighbours": neighbours.main,
     "rerank": reranking.main,
     "search": searching.main,

@@ -125,7 +125,7 @@ def test_ties_are_in_the_order_of_the_input(reranker: Reranker) -> None:
 def test_equal_sigmoids_are_no_ties(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
     """At 20 the sigmoid is 1 in float32: logits decide."""
     logits = torch.tensor([20.0, 30.0, 25.0, 40.0])
-    monkeypatch.setattr(reranker.pipeline, "run", lambda *arguments: logits)
+    monkeypatch.setattr(reranker.pipeline, "run", lambda *_, **__: logits)
     best = reranker.rank("query", ["a", "b", "c", "d"], normalize=True)
     assert best.indices.tolist() == [3, 1, 2, 0]
     assert best.scores.tolist() == [1.0] * 4
@@ -135,7 +135,9 @@ def test_normalize_is_the_sigmoid_in_float64(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = np.array([-800.0, -90, -17.25, -5.65234375, 0, 1e-8, 3, 16, 17.5], np.float32)
-    monkeypatch.setattr(reranker.pipeline, "run", lambda *arguments: torch.from_numpy(logits))
+    monkeypatch.setattr(
+        reranker.pipeline, "run", lambda *arguments, **options: torch.from_numpy(logits)
+    )
     with np.errstate(over="raise"):
         found = reranker.score("query", ["a"] * len(logits), normalize=True)
     from math import exp
@@ -229,7 +231,9 @@ def test_pairs_are_read_as_they_are_needed(
     read, scored = [], []
     run = reranker.pipeline.run
     monkeypatch.setattr(
-        reranker.pipeline, "run", lambda *given: (scored.append(len(read)), run(*given))[1]
+        reranker.pipeline,
+        "run",
+        lambda *given, **o: (scored.append(len(read)), run(*given, **o))[1],
     )
 
     def pairs() -> Iterator[tuple[str, str]]:

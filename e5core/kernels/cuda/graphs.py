@@ -1,4 +1,4 @@
-"""One query on a GPU without its launch overhead: all layers as one CUDA graph.
+"""One text on a GPU without its launch overhead: all layers as one CUDA graph.
 
 A layer launches about ten kernels, each of which takes the CPU longer than a short text takes
 the GPU. A graph is recorded once for a number of tokens and replayed with new content, so a
@@ -8,6 +8,7 @@ text is filled up to the next size in SIZES by a second text that nobody reads.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,31 +19,38 @@ SIZES = (16, 32, 64, 128, 256, 512)
 WARM_UPS = 3  # runs before recording, as torch.cuda.CUDAGraph asks for
 
 
-def fill(x: Tensor, cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """The states of one text with a second text behind it, `tokens` tokens together.
+class Filled:
+    """Where the states of a text lie, with a second text behind it, `size` tokens together.
 
-    x           [own, hidden_size]
-    cu_seqlens  [2] int32
-    returns     [tokens, hidden_size] and [3] int32; the second text repeats the first token of
-                the first one, and may be empty
+    x           [size, hidden_size]  the second text has whatever was there before
+    cu_seqlens  [3] int32            the second text may be empty
     """
-    own = x.shape[0]
-    filled = torch.cat([x, x[:1].expand(tokens - own, -1)])
-    return filled, torch.tensor([0, own, tokens], dtype=torch.int32).to(cu_seqlens)
+
+    def __init__(self, size: int, like: Tensor) -> None:
+        with torch.inference_mode(False):  # tensors that can be written in any mode
+            self.x = torch.zeros(size, like.shape[1], dtype=like.dtype, device=like.device)
+            self.cu_seqlens = torch.zeros(3, dtype=torch.int32, device=like.device)
+            # A row for each number of tokens, so that no number has to come from the CPU.
+            own = torch.arange(size + 1, dtype=torch.int32, device=like.device)
+            self._rows = torch.stack([0 * own, own, torch.full_like(own, size)], dim=1)
+
+    def put(self, x: Tensor) -> None:
+        """Take the states [own, hidden_size] of a text."""
+        self.x[: len(x)].copy_(x)
+        self.cu_seqlens.copy_(self._rows[len(x)])
 
 
 @dataclass(frozen=True)
 class Recorded:
     graph: torch.cuda.CUDAGraph
-    x: Tensor
-    cu_seqlens: Tensor
+    filled: Filled
     output: Tensor
 
 
 class RecordedStack:
     """Layers on a GPU that take one text as a recorded graph, and several as always.
 
-    Graphs are recorded when their size first occurs. Safe to share between threads.
+    Graphs are recorded when their size first occurs. Safe to share between threads and streams.
     """
 
     def __init__(self, layers: Sequence[Layer], kernels: Kernels) -> None:
@@ -50,6 +58,8 @@ class RecordedStack:
         self._kernels = kernels
         self._recorded: dict[int, Recorded] = {}
         self._lock = threading.Lock()
+        self._pool: Any = None  # the memory of all graphs
+        self._read: torch.cuda.Event | None = None  # when the last output was read
 
     def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """The hidden states behind the last layer, from those before the first one.
@@ -60,30 +70,37 @@ class RecordedStack:
         size = next((size for size in SIZES if own <= size), None)
         if size is None or cu_seqlens.shape[0] != 2:
             return self._run(x, cu_seqlens, max_seqlen)
-        filled = fill(x, cu_seqlens, size)
-        with self._lock:
+        with self._lock, torch.cuda.device_of(x):
+            if self._read is not None:  # another stream may still be at work
+                torch.cuda.current_stream().wait_event(self._read)
             recorded = self._recorded.get(size)
             if recorded is None:
-                recorded = self._recorded[size] = self._record(*filled)
-            recorded.x.copy_(filled[0])
-            recorded.cu_seqlens.copy_(filled[1])
+                recorded = self._recorded[size] = self._record(size, x)
+            recorded.filled.put(x)
             recorded.graph.replay()
-            return recorded.output[:own].clone()
+            output = recorded.output[:own].clone()
+            self._read = torch.cuda.current_stream().record_event(self._read)
+            return output
 
     def _run(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         for layer in self._layers:
             x = layer(x, cu_seqlens, max_seqlen, self._kernels)
         return x
 
-    def _record(self, x: Tensor, cu_seqlens: Tensor) -> Recorded:
-        tokens = x.shape[0]
+    def _record(self, size: int, x: Tensor) -> Recorded:
+        """A graph for texts of up to `size` tokens. All graphs share the memory between layers."""
+        filled = Filled(size, x)
+        filled.put(x)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
-                self._run(x, cu_seqlens, tokens)
+                self._run(filled.x, filled.cu_seqlens, size)
         torch.cuda.current_stream().wait_stream(stream)
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self._run(x, cu_seqlens, tokens)
-        return Recorded(graph, x, cu_seqlens, output)
+        # Other threads may compute meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = self._run(filled.x, filled.cu_seqlens, size)
+        return Recorded(graph, filled, output)

@@ -1,27 +1,24 @@
 """An NVIDIA GPU in bfloat16 and float16: cuBLAS, flash attention over packed texts, Triton.
 
-What the installed torch lacks is left to torch's own operators: variable-length attention
-(torch 2.10 and newer, compute capability 8.0 and newer) to fused attention over groups of texts
-of equal length, the Triton kernels to torch's GELU and LayerNorm.
+What is missing is left to torch's own operators: flash attention, which needs a GPU of compute
+capability 8.0 or newer, to fused attention over groups of texts of equal length, the Triton kernels
+to torch's GELU and LayerNorm.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels import probe
+from e5core.kernels.cuda import flash
 from e5core.kernels.cuda.graphs import RecordedStack
 from e5core.kernels.plain import InferenceKernels, Layer, Pooling, Stack, StaysHere
 from e5core.kernels.sdpa import grouped_attention, segment_mean
-
-FLASH_CAPABILITY = (8, 0)  # Ampere: FlashAttention 2 needs it
-FLASH_HEAD_SIZE = (8, 256)  # its multiple and its limit
 
 LARGEST_ERROR = 64  # of any number when the operations are tried, in units of the dtype's eps
 
@@ -42,7 +39,6 @@ class CudaKernels(InferenceKernels):
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__(dtype)
         self.triton = _triton_kernels()
-        self.varlen = _varlen_attention()
 
     @classmethod
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -77,7 +73,7 @@ class CudaKernels(InferenceKernels):
     def linear_gelu(self, x: Tensor, weights: CudaLinear) -> Tensor:
         if self.triton is None:
             return super().linear_gelu(x, weights)
-        output: Tensor = self.triton.bias_gelu(F.linear(x, weights.weight), weights.bias)
+        output: Tensor = self.triton.bias_gelu_(F.linear(x, weights.weight), weights.bias)
         return output
 
     def infer_linear_residual_norm(
@@ -86,21 +82,18 @@ class CudaKernels(InferenceKernels):
         if self.triton is None:
             return self.layer_norm(residual + self.linear(x, weights), norm)
         product = F.linear(x, weights.weight)
-        output: Tensor = self.triton.residual_norm(product, weights.bias, residual, norm)
+        output: Tensor = self.triton.residual_norm_(product, weights.bias, residual, norm)
         return output
 
     def infer_attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        """With flash attention max_seqlen is taken at its word: to check it would wait for the
-        GPU once a layer."""
-        if self.varlen is None or not _flash_takes(qkv):
-            return grouped_attention(qkv, cu_seqlens, max_seqlen)
-        query, key, value = qkv.unbind(1)
-        output: Tensor = self.varlen(
-            query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen
-        )
-        return output
+        flashes = flash.takes(qkv.device, qkv.dtype, qkv.shape[-1])
+        return (flash.attention if flashes else grouped_attention)(qkv, cu_seqlens, max_seqlen)
 
-    def stack(self, layers: Sequence[Layer]) -> Stack:
+    def stack(self, layers: Sequence[Layer]) -> Stack | None:
+        """Recorded graphs, unless attention reads the lengths: no graph can wait for the CPU."""
+        device = layers[0].weights.qkv.weight.device
+        if not flash.takes(device, self.dtype, layers[0].head_size):
+            return None
         return RecordedStack(layers, self)
 
     def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
@@ -113,13 +106,6 @@ class CudaKernels(InferenceKernels):
         return segment_mean if self.triton is None else self.triton.mean_pool
 
 
-def _flash_takes(qkv: Tensor) -> bool:
-    multiple, limit = FLASH_HEAD_SIZE
-    head_size = qkv.shape[-1]
-    capable = qkv.is_cuda and torch.cuda.get_device_capability(qkv.device) >= FLASH_CAPABILITY
-    return capable and head_size % multiple == 0 and head_size <= limit
-
-
 @cache
 def _triton_kernels() -> ModuleType | None:
     try:
@@ -127,15 +113,6 @@ def _triton_kernels() -> ModuleType | None:
     except ImportError:  # torch brings triton on Linux; elsewhere it may be missing
         return None
     return triton
-
-
-@cache
-def _varlen_attention() -> Any:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn
 
 
 @cache

@@ -1,9 +1,10 @@
 """The element-wise steps of the encoder on a GPU, each one pass over its memory, in Triton.
 
 A GPU does them as fast as it reads and writes, so what counts is how often the hidden states
-travel: bias and GELU, or bias, residual and LayerNorm, go once instead of three times. Sums and
-statistics are in float32 whatever the dtype. With TRITON_INTERPRET=1, set before this file is
-imported, they run on CPU tensors, which is how they are tested everywhere.
+travel: bias and GELU, or bias, residual and LayerNorm, go once instead of three times, and in the
+place of the product that they follow, which nobody else reads. Sums and statistics are in float32
+whatever the dtype. With TRITON_INTERPRET=1, set before this file is imported, they run on CPU
+tensors, which is how they are tested everywhere.
 """
 
 # Triton compiles the bodies of its kernels; their arguments have no types of Python's.
@@ -14,18 +15,20 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-GELU_BLOCK = 1024  # numbers a program
+GELU_ROWS, GELU_COLUMNS = 4, 512  # tokens and features that a program of _bias_gelu takes
 POOL_ROWS, POOL_COLUMNS = 32, 128  # tokens and features that a program of _mean_pool adds at once
 
 
 @triton.jit
-def _bias_gelu(x, bias, out, numbers, features, block: tl.constexpr):
-    place = tl.program_id(0) * block + tl.arange(0, block)
-    inside = place < numbers
-    value = tl.load(x + place, mask=inside).to(tl.float32)
-    value += tl.load(bias + place % features, mask=inside).to(tl.float32)
+def _bias_gelu(x, bias, tokens, features, rows: tl.constexpr, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    inside = (row < tokens)[:, None] & (column < features)[None, :]
+    place = row[:, None] * features + column[None, :]
+    shift = tl.load(bias + column, mask=column < features).to(tl.float32)
+    value = tl.load(x + place, mask=inside).to(tl.float32) + shift[None, :]
     gelu = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))  # 1 / sqrt(2)
-    tl.store(out + place, gelu.to(out.dtype.element_ty), mask=inside)
+    tl.store(x + place, gelu.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -41,7 +44,7 @@ def _normalized(row, inside, weight, bias, column, features, eps):
 
 @triton.jit
 def _residual_norm(
-    x, x_bias, residual, weight, bias, out, features, eps, block: tl.constexpr
+    x, x_bias, residual, weight, bias, features, eps, block: tl.constexpr
 ):  # fmt: skip
     column = tl.arange(0, block)
     inside = column < features
@@ -50,7 +53,7 @@ def _residual_norm(
     row += tl.load(x_bias + column, mask=inside).to(tl.float32)
     row += tl.load(residual + place, mask=inside).to(tl.float32)
     row = _normalized(row, inside, weight, bias, column, features, eps)
-    tl.store(out + place, row.to(out.dtype.element_ty), mask=inside)
+    tl.store(x + place, row.to(x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -86,27 +89,27 @@ def _mean_pool(states, cu_seqlens, out, features, rows: tl.constexpr, block: tl.
     tl.store(out + text * features + column, total / (stop - start), mask=inside)
 
 
-def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """GELU(x + bias) with erf; x [tokens, features], bias [features]."""
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    grid = (triton.cdiv(x.numel(), GELU_BLOCK),)
+def bias_gelu_(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU(x + bias) with erf, in the place of x; x [tokens, features], bias [features]."""
+    tokens, features = x.shape
+    grid = (triton.cdiv(tokens, GELU_ROWS), triton.cdiv(features, GELU_COLUMNS))
     with torch.cuda.device_of(x):
-        _bias_gelu[grid](x, bias, out, x.numel(), x.shape[-1], block=GELU_BLOCK)
-    return out
+        _bias_gelu[grid](x, bias, tokens, features, rows=GELU_ROWS, block=GELU_COLUMNS)
+    return x
 
 
-def residual_norm(x: Tensor, x_bias: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """LayerNorm(x + x_bias + residual); x and residual [tokens, features], x_bias [features]."""
-    x, residual = x.contiguous(), residual.contiguous()
-    out = torch.empty_like(x)
+def residual_norm_(x: Tensor, x_bias: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """LayerNorm(x + x_bias + residual), in the place of x.
+
+    x and residual are [tokens, features], x_bias is [features].
+    """
     features = x.shape[-1]
     with torch.cuda.device_of(x):
         _residual_norm[(x.shape[0],)](
-            x, x_bias, residual, norm.weight, norm.bias, out, features, norm.eps,
+            x, x_bias, residual.contiguous(), norm.weight, norm.bias, features, norm.eps,
             block=triton.next_power_of_2(features),
         )  # fmt: skip
-    return out
+    return x
 
 
 def embed_norm(
@@ -140,5 +143,8 @@ def mean_pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
     texts, features = cu_seqlens.shape[0] - 1, hidden_states.shape[1]
     out = torch.empty(texts, features, dtype=torch.float32, device=hidden_states.device)
     grid = (texts, triton.cdiv(features, POOL_COLUMNS))
-    _mean_pool[grid](hidden_states, cu_seqlens, out, features, rows=POOL_ROWS, block=POOL_COLUMNS)
+    with torch.cuda.device_of(hidden_states):
+        _mean_pool[grid](
+            hidden_states, cu_seqlens, out, features, rows=POOL_ROWS, block=POOL_COLUMNS
+        )
     return out
