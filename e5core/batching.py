@@ -11,6 +11,8 @@ from torch import Tensor
 from e5core.config import EncoderConfig
 from e5core.texts.errors import TextError
 
+STAGED = 65536  # bytes, as the CUDA documentation says: API synchronization behavior
+
 
 @dataclass(frozen=True)
 class PackedBatch:
@@ -28,10 +30,12 @@ class PackedBatch:
     max_seqlen: int
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on a device. To a GPU it is one copy, for which the CPU does not wait."""
+        """The same batch on a device. To a GPU it is one copy, for which the CPU does not wait:
+        a small one is staged by the driver, a large one has to be in pinned memory."""
         parts = [self.input_ids, self.position_ids, self.cu_seqlens]
         if torch.device(device).type == "cuda" and not self.input_ids.is_cuda:
-            joined = torch.cat([part.view(torch.uint8) for part in parts]).pin_memory()
+            joined = torch.cat([part.view(torch.uint8) for part in parts])
+            joined = joined.pin_memory() if joined.nbytes > STAGED else joined
             pieces = joined.to(device, non_blocking=True).split([part.nbytes for part in parts])
             parts = [piece.view(part.dtype) for piece, part in zip(pieces, parts, strict=True)]
         input_ids, position_ids, cu_seqlens = (part.to(device) for part in parts)

@@ -1,7 +1,7 @@
 """Texts to vectors: the whole path in one class."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from e5core.texts.containers import note_blank, one, several
 from e5core.texts.cutting import check_truncate, cut, describe_limit
 from e5core.texts.errors import TextError
 from e5core.texts.passages import Passage, split_text
+from e5core.texts.slices import one_behind
 from e5core.texts.tokenizing import tokenized
 from e5core.texts.windows import Windows, windows
 from e5core.tokenizer import SentencePieceTokenizer
@@ -193,8 +194,11 @@ class E5:
         blank: list[bool] = []
         total = len(texts) if isinstance(texts, Sequence) else None
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
-            for ids in self._tokenized(note_blank(texts, blank), prefix, total):
-                pooled = self._pool(ids, prefix, truncate, max_tokens, advance)[:, :size]
+            noted, device = note_blank(texts, blank), self.encoder.device
+            slices = tokenized(self.tokenizer, device, noted, prefix, total)
+            rows = ((ids, self._pool(ids, prefix, truncate, max_tokens, advance)) for ids in slices)
+            for ids, pooled in one_behind(rows):  # a GPU works on the next slice meanwhile
+                pooled = pooled.cpu()[:, :size]
                 self._check_vectors(pooled, first=len(counts))
                 vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
                 counts += map(len, ids)
@@ -211,20 +215,14 @@ class E5:
         prefix = prefix_for(self.prompts, input_type)
         return split_text(one(text), self.tokenizer, prefix, tokens, overlap, self.max_length)
 
-    def _tokenized(
-        self, texts: Iterable[str], prefix: str, total: int | None
-    ) -> Iterator[list[list[int]]]:
-        ahead = self.encoder.device.type != "cpu"
-        return tokenized(self.tokenizer, texts, prefix, ahead, total)
-
     def _pool(
         self, ids: list[list[int]], prefix: str, truncate: str, max_tokens: int, advance: Any
     ) -> Tensor:
-        """Pooled states [texts, hidden_size] of one slice, on the CPU, not normalised."""
+        """Pooled states [texts, hidden_size] of one slice, not normalised."""
         if truncate != "window":
             sequences = [cut(text_ids, self.max_length) for text_ids in ids]
-            rows = self.pipeline.run(sequences, max_tokens, lambda batch: advance(len(batch)), True)
-            return rows.float().cpu()
+            rows = self.pipeline.run(sequences, max_tokens, lambda done: advance(len(done)), True)
+            return rows.float()
         lead = self.tokenizer.encode_pieces(prefix)
         parts = Windows([windows(text_ids, self.max_length, lead) for text_ids in ids])
         rows = self.pipeline.run(
@@ -233,7 +231,7 @@ class E5:
         return parts.average(rows.float().cpu())
 
     def _refuse_long(self, texts: list[str], prefix: str) -> None:
-        slices = self._tokenized(texts, prefix, len(texts))
+        slices = tokenized(self.tokenizer, self.encoder.device, texts, prefix, len(texts))
         counts = enumerate(len(ids) for ids in chain.from_iterable(slices))
         long = {index: tokens for index, tokens in counts if tokens > self.max_length}
         if long:

@@ -2,36 +2,39 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
+
 from e5core.texts.errors import TextError
 from e5core.texts.slices import prefetch, slices
 from e5core.tokenizer import SentencePieceTokenizer
 
-# Texts that are worth a thread of their own while a GPU computes, and threads of SentencePiece's.
-FEWEST_AHEAD, THREADS = 256, 4
+# While a GPU computes, threads of SentencePiece's tokenize slices of so many characters, about
+# three forward passes, if there are so many texts.
+FEWEST_AHEAD, THREADS, CHARACTERS_AHEAD = 256, 4, 400_000
 
 Ids = list[list[int]]
 
 
 def tokenized(
     tokenizer: SentencePieceTokenizer,
+    device: torch.device,
     texts: Iterable[str],
     prefix: str,
-    ahead: bool = False,
     total: int | None = None,
 ) -> Iterator[Ids]:
     """The ids of each text with the prefix in front, in slices of bounded size.
 
-    ahead  tokenize the next slice on threads while the caller works on one. On a CPU both would
-           want the same cores, and tokenizing is 0.3% of the work
-    total  the number of texts, if it is known
+    device  that computes. Beside a GPU threads tokenize the next slice while the caller works on
+            one; on a CPU both would want the same cores, and tokenizing is 0.3% of the work
+    total   the number of texts, if it is known
 
     Raises TypeError or TextError naming the text at fault.
     """
-    ahead = ahead and not (total is not None and total < FEWEST_AHEAD)
+    ahead = device.type != "cpu" and (total is None or total >= FEWEST_AHEAD)
 
     def found() -> Iterator[Ids]:
         first = 0
-        for some in slices(texts):
+        for some in slices(texts, CHARACTERS_AHEAD if ahead else None):
             yield _tokenize(tokenizer, some, prefix, first, THREADS if ahead else 1)
             first += len(some)
 

@@ -135,9 +135,7 @@ def test_normalize_is_the_sigmoid_in_float64(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = np.array([-800.0, -90, -17.25, -5.65234375, 0, 1e-8, 3, 16, 17.5], np.float32)
-    monkeypatch.setattr(
-        reranker.pipeline, "run", lambda *arguments, **options: torch.from_numpy(logits)
-    )
+    monkeypatch.setattr(reranker.pipeline, "run", lambda *_, **__: torch.from_numpy(logits))
     with np.errstate(over="raise"):
         found = reranker.score("query", ["a"] * len(logits), normalize=True)
     from math import exp
@@ -268,8 +266,8 @@ def test_a_score_that_is_no_number(
     run = reranker.pipeline.run
     calls: list[int] = []
 
-    def spoilt(sequences: Any, *rest: Any) -> torch.Tensor:
-        rows = run(sequences, *rest).clone()
+    def spoilt(sequences: Any, *rest: Any, **options: Any) -> torch.Tensor:
+        rows = run(sequences, *rest, **options).clone()
         calls.append(len(sequences))
         if len(calls) == 2:
             rows[0] = rows[-1] = bad

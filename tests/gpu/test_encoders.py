@@ -62,7 +62,7 @@ def test_texts_of_every_kind_of_length(geometry, dtype, measured):
     encoder, found = check(geometry, dtype, ids)
     # Alone each text gives the same up to what products of other shapes round.
     alone = torch.cat([states(encoder, [text]) for text in ids])
-    scale = {"float32": 1e-5, "bfloat16": 0.3, "float16": 0.04}[dtype]
+    scale = {"float32": 1e-4, "bfloat16": 0.3, "float16": 0.04}[dtype]
     measured(f"{geometry} {dtype}: alone and together differ by {(alone - found).abs().max():.1e}")
     assert (alone - found).abs().max() <= scale
 

@@ -86,6 +86,12 @@ class CudaKernels(InferenceKernels):
         return output
 
     def infer_attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+        tile = None
+        if self.triton is not None and _triton_attention().takes(qkv.shape[-1]):
+            tile = _triton_attention().tile_for(max_seqlen)
+        if tile is not None:
+            context: Tensor = _triton_attention().attention(qkv, cu_seqlens, max_seqlen, tile)
+            return context
         flashes = flash.takes(qkv.device, qkv.dtype, qkv.shape[-1])
         return (flash.attention if flashes else grouped_attention)(qkv, cu_seqlens, max_seqlen)
 
@@ -113,6 +119,13 @@ def _triton_kernels() -> ModuleType | None:
     except ImportError:  # torch brings triton on Linux; elsewhere it may be missing
         return None
     return triton
+
+
+@cache
+def _triton_attention() -> ModuleType:
+    from e5core.kernels.cuda import attention
+
+    return attention
 
 
 @cache
