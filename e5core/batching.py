@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from e5core.config import EncoderConfig
+from e5core.kernels.cuda.copies import copy_all
 from e5core.texts.errors import TextError
-
-STAGED = 65536  # bytes, as the CUDA documentation says: API synchronization behavior
 
 
 @dataclass(frozen=True)
@@ -30,16 +29,9 @@ class PackedBatch:
     max_seqlen: int
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on a device. To a GPU it is one copy, for which the CPU does not wait:
-        a small one is staged by the driver, a large one has to be in pinned memory."""
-        parts = [self.input_ids, self.position_ids, self.cu_seqlens]
-        if torch.device(device).type == "cuda" and not self.input_ids.is_cuda:
-            joined = torch.cat([part.view(torch.uint8) for part in parts])
-            joined = joined.pin_memory() if joined.nbytes > STAGED else joined
-            pieces = joined.to(device, non_blocking=True).split([part.nbytes for part in parts])
-            parts = [piece.view(part.dtype) for piece, part in zip(pieces, parts, strict=True)]
-        input_ids, position_ids, cu_seqlens = (part.to(device) for part in parts)
-        return PackedBatch(input_ids, position_ids, cu_seqlens, self.max_seqlen)
+        """The same batch on a device. A GPU queues the copy, and the CPU does not wait for it."""
+        parts = copy_all([self.input_ids, self.position_ids, self.cu_seqlens], device)
+        return PackedBatch(parts[0], parts[1], parts[2], self.max_seqlen)
 
 
 def pack(texts: Sequence[Sequence[int]], config: EncoderConfig) -> PackedBatch:

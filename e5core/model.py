@@ -1,7 +1,7 @@
 """Texts to vectors: the whole path in one class."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.encoder import Encoder
+from e5core.kernels.cuda.copies import queue_to_cpu
 from e5core.pipeline import Pipeline, Reduction
 from e5core.pooling import l2_normalize
 from e5core.progress import progress_bar
@@ -194,18 +195,16 @@ class E5:
         blank: list[bool] = []
         total = len(texts) if isinstance(texts, Sequence) else None
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
-            noted, device = note_blank(texts, blank), self.encoder.device
-            slices = tokenized(self.tokenizer, device, noted, prefix, total)
+            slices = self._tokenized(note_blank(texts, blank), prefix)
             rows = ((ids, self._pool(ids, prefix, truncate, max_tokens, advance)) for ids in slices)
-            for ids, pooled in one_behind(rows):  # a GPU works on the next slice meanwhile
-                pooled = pooled.cpu()[:, :size]
+            for ids, wait in one_behind(rows):  # a GPU works on the next slice meanwhile
+                pooled = wait()[:, :size]
                 self._check_vectors(pooled, first=len(counts))
                 vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
                 counts += map(len, ids)
         token_counts = np.array(counts, dtype=np.int64)
         truncated = (token_counts > self.max_length) & (truncate == "end")
-        stacked = stack(vectors, len(counts), size)
-        shaped = stacked[0] if single else stacked
+        shaped = stack(vectors, len(counts), size)[0 if single else ...]
         return EmbedResult(shaped, token_counts, truncated, np.array(blank, dtype=np.bool_))
 
     def split(
@@ -215,23 +214,27 @@ class E5:
         prefix = prefix_for(self.prompts, input_type)
         return split_text(one(text), self.tokenizer, prefix, tokens, overlap, self.max_length)
 
+    def _tokenized(self, texts: Iterable[str], prefix: str) -> Iterator[list[list[int]]]:
+        return tokenized(self.tokenizer, self.encoder.device, texts, prefix)
+
     def _pool(
         self, ids: list[list[int]], prefix: str, truncate: str, max_tokens: int, advance: Any
-    ) -> Tensor:
-        """Pooled states [texts, hidden_size] of one slice, not normalised."""
+    ) -> Callable[[], Tensor]:
+        """Pooled states [texts, hidden_size] of one slice, not normalised, on the CPU later."""
         if truncate != "window":
             sequences = [cut(text_ids, self.max_length) for text_ids in ids]
             rows = self.pipeline.run(sequences, max_tokens, lambda done: advance(len(done)), True)
-            return rows.float()
+            return queue_to_cpu(rows.float())
         lead = self.tokenizer.encode_pieces(prefix)
         parts = Windows([windows(text_ids, self.max_length, lead) for text_ids in ids])
         rows = self.pipeline.run(
             parts.sequences, max_tokens, lambda batch: advance(parts.count_texts(batch)), True
         )
-        return parts.average(rows.float().cpu())
+        wait = queue_to_cpu(rows.float())
+        return lambda: parts.average(wait())
 
     def _refuse_long(self, texts: list[str], prefix: str) -> None:
-        slices = tokenized(self.tokenizer, self.encoder.device, texts, prefix, len(texts))
+        slices = self._tokenized(texts, prefix)
         counts = enumerate(len(ids) for ids in chain.from_iterable(slices))
         long = {index: tokens for index, tokens in counts if tokens > self.max_length}
         if long:
@@ -240,12 +243,12 @@ class E5:
 
     def _check_vectors(self, pooled: Tensor, first: int) -> None:
         """Raise TextError if a vector is zero, or has a NaN or an infinity."""
-        good = pooled.isfinite().all(dim=1) & pooled.any(dim=1)
-        if not good.all():
-            bad = (~good).nonzero().flatten().tolist()
+        rows = pooled.numpy()  # whose calls take less time than torch's for one text
+        bad = np.flatnonzero(~(np.isfinite(rows).all(axis=1) & rows.any(axis=1)))
+        if len(bad):
             raise TextError(
                 f"the vectors of {len(bad)} texts, the first of them {{}}, are zero or not finite "
                 f"in {self.encoder.dtype}; check the weights, or load them with "
                 'dtype="float32" (--dtype float32)',
-                first + bad[0],
+                first + int(bad[0]),
             )

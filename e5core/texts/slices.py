@@ -1,7 +1,7 @@
-"""A stream of texts in slices of bounded size, and the next one ahead of time."""
+"""A stream of texts in slices of bounded size, and what is made of them one behind."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any, TypeVar
 
 from e5core.texts.containers import describe_item
@@ -15,35 +15,28 @@ SLICE_TEXTS = 4096
 SLICE_CHARACTERS = 4_000_000
 
 
-def slices(texts: Iterable[str], most_characters: int | None = None) -> Iterator[list[str]]:
+def slices(texts: Iterable[str], characters: Iterable[int] | None = None) -> Iterator[list[str]]:
     """Cut a stream of texts into lists of bounded size, in order.
 
-    most_characters  that start another text; None takes SLICE_CHARACTERS
+    characters  a number for each slice, which is whole when it has so many; there have to be
+                enough of them. None takes SLICE_CHARACTERS for all
 
     Raises TypeError, naming the text, if one is not a str.
     """
-    most_characters = most_characters or SLICE_CHARACTERS
+    limits = repeat(SLICE_CHARACTERS) if characters is None else iter(characters)
+    most = next(limits)
     some: list[str] = []
-    characters = 0
+    size = 0
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(describe_item(index, text))
         some.append(text)
-        characters += len(text)
-        if len(some) == SLICE_TEXTS or characters >= most_characters:
+        size += len(text)
+        if len(some) == SLICE_TEXTS or size >= most:
             yield some
-            some, characters = [], 0
+            some, size, most = [], 0, next(limits)
     if some:
         yield some
-
-
-def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the same items in the same order; a thread makes the next one meanwhile."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        pending = executor.submit(next, items, _END)
-        while (item := pending.result()) is not _END:
-            pending = executor.submit(next, items, _END)
-            yield item
 
 
 def one_behind(items: Iterable[Item]) -> Iterator[Item]:

@@ -1,16 +1,20 @@
 """Texts with a prefix to ids, slice by slice."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 
 import torch
 
 from e5core.texts.errors import TextError
-from e5core.texts.slices import prefetch, slices
+from e5core.texts.slices import slices
 from e5core.tokenizer import SentencePieceTokenizer
 
-# While a GPU computes, threads of SentencePiece's tokenize slices of so many characters, about
-# three forward passes, if there are so many texts.
-FEWEST_AHEAD, THREADS, CHARACTERS_AHEAD = 256, 4, 400_000
+# Beside a GPU, which computes a slice while the next one is tokenized on several threads: the first
+# ones are small, since nothing computes yet, and the others have a few forward passes. Tokenizing
+# in a thread of Python's is slower: it holds up the one that calls the GPU (2026-11).
+THREADS = 8
+CHARACTERS = 64_000, 128_000, 256_000, 512_000
+FEWEST = 64  # texts for which SentencePiece starts threads
 
 Ids = list[list[int]]
 
@@ -20,32 +24,25 @@ def tokenized(
     device: torch.device,
     texts: Iterable[str],
     prefix: str,
-    total: int | None = None,
 ) -> Iterator[Ids]:
     """The ids of each text with the prefix in front, in slices of bounded size.
 
-    device  that computes. Beside a GPU threads tokenize the next slice while the caller works on
-            one; on a CPU both would want the same cores, and tokenizing is 0.3% of the work
-    total   the number of texts, if it is known
+    device  that computes
 
     Raises TypeError or TextError naming the text at fault.
     """
-    ahead = device.type != "cpu" and (total is None or total >= FEWEST_AHEAD)
-
-    def found() -> Iterator[Ids]:
-        first = 0
-        for some in slices(texts, CHARACTERS_AHEAD if ahead else None):
-            yield _tokenize(tokenizer, some, prefix, first, THREADS if ahead else 1)
-            first += len(some)
-
-    return prefetch(found()) if ahead else found()
+    beside = device.type != "cpu"
+    first = 0
+    for some in slices(texts, chain(CHARACTERS, repeat(CHARACTERS[-1])) if beside else None):
+        yield _tokenize(tokenizer, some, prefix, first, THREADS if beside else 1)
+        first += len(some)
 
 
 def _tokenize(
     tokenizer: SentencePieceTokenizer, texts: Sequence[str], prefix: str, first: int, threads: int
 ) -> Ids:
     """The ids of each text; errors count texts from `first`."""
-    if threads > 1:
+    if threads > 1 and len(texts) >= FEWEST:
         try:
             return tokenizer.encode_all([prefix + text for text in texts], threads)
         except (ValueError, TypeError, RuntimeError):

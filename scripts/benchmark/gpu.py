@@ -42,7 +42,6 @@ PADDED = 32
 ST_BATCH_SIZES = (32, 128, 512)
 TEXTS = {"large": 2048, "base": 4096, "small": 8192}  # of a round, unless --texts says so
 AGREES = 0.995  # mean cosine between the vectors of two libraries in bfloat16
-ONE = 50  # single queries of a round
 
 # What e5core set out to reach.
 SHARE, BUSY = {"large": 0.6}, {"small": 0.5}
@@ -68,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", default=list(TEXTS), help="sizes or folders")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--texts", type=int, help="texts of a round")
+    parser.add_argument("--queries", type=int, default=50, help="single ones of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", action="store_true", help="e5core alone")
     parser.add_argument("--bars", action="store_true", help="hold the figures against the aims")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     import torch
 
-    check_counts(options, "rounds", "texts")
+    check_counts(options, "rounds", "texts", "queries")
     if not torch.cuda.is_available():
         raise ValueError("torch finds no CUDA here, and this measures an NVIDIA GPU")
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
@@ -120,7 +120,7 @@ def measure_model(name: str, options: argparse.Namespace) -> dict[str, Any]:
     )
     random.Random(0).shuffle(texts)
     lengths = count_tokens(tokenizer, texts)
-    singles = workload("one", tokenizer, ONE)
+    singles = workload("one", tokenizer, options.queries)
     contestants = [load(kind, folder, options.dtype) for kind in kinds(options.alone)]
     contestants = [c for c in contestants if c is not None]
     for contestant in contestants:

@@ -208,7 +208,7 @@ def train_sentence_transformers(
         from exports import peer_folder
 
         settings = {"attn_implementation": attention}
-        model = SentenceTransformer(str(peer_folder(folder)), device, model_kwargs=settings)
+        model = SentenceTransformer(str(peer_folder(folder)), device=device, model_kwargs=settings)
         model.max_seq_length = LIMIT
     else:
         model = SentenceTransformer(str(folder), device="cpu")

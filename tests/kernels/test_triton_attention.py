@@ -8,11 +8,11 @@ from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from e5core.kernels.cuda.attention import TILES, Tile, attention, takes, tile_for
+from e5core.kernels.cuda.attention import LARGEST, TILES, Tile, attention, takes, tile_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = [3, 70, 0, 1, 16, 200, 33, 64, 128]
-KINDS = [tile for _, tile in TILES] + [Tile(64, 32, 4, 2), Tile(32, 64, 2, 2)]
+KINDS = [*(tile for _, tile in TILES), LARGEST, Tile(32, 64, 2, 2)]
 
 
 def texts(size, dtype=torch.float32, lengths=LENGTHS):
@@ -65,4 +65,4 @@ def test_tiles_are_as_small_as_texts_are():
     assert [longest for longest, _ in TILES] == sorted(longest for longest, _ in TILES)
     for longest, tile in TILES:
         assert tile_for(longest) == tile
-    assert tile_for(TILES[-1][0] + 1) is None
+    assert tile_for(TILES[-1][0] + 1) == LARGEST

@@ -1,11 +1,10 @@
-"""An NVIDIA GPU in bfloat16 and float16: cuBLAS, flash attention over packed texts, Triton.
+"""An NVIDIA GPU in bfloat16 and float16: cuBLAS, and kernels in Triton over packed texts.
 
-What is missing is left to torch's own operators: flash attention, which needs a GPU of compute
-capability 8.0 or newer, to fused attention over groups of texts of equal length, the Triton kernels
-to torch's GELU and LayerNorm.
+Without Triton torch does the same: FlashAttention 2 where the GPU has it, else fused attention over
+groups of texts of equal length, and its own GELU and LayerNorm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -19,6 +18,8 @@ from e5core.kernels.cuda import flash
 from e5core.kernels.cuda.graphs import RecordedStack
 from e5core.kernels.plain import InferenceKernels, Layer, Pooling, Stack, StaysHere
 from e5core.kernels.sdpa import grouped_attention, segment_mean
+
+Attention = Callable[[Tensor, Tensor, int], Tensor]
 
 LARGEST_ERROR = 64  # of any number when the operations are tried, in units of the dtype's eps
 
@@ -86,20 +87,20 @@ class CudaKernels(InferenceKernels):
         return output
 
     def infer_attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
-        tile = None
-        if self.triton is not None and _triton_attention().takes(qkv.shape[-1]):
-            tile = _triton_attention().tile_for(max_seqlen)
-        if tile is not None:
-            context: Tensor = _triton_attention().attention(qkv, cu_seqlens, max_seqlen, tile)
-            return context
-        flashes = flash.takes(qkv.device, qkv.dtype, qkv.shape[-1])
-        return (flash.attention if flashes else grouped_attention)(qkv, cu_seqlens, max_seqlen)
+        attend = self._attention(qkv.device, qkv.shape[-1]) or grouped_attention
+        return attend(qkv, cu_seqlens, max_seqlen)
+
+    def _attention(self, device: torch.device, head_size: int) -> Attention | None:
+        """The fastest attention that does not read the lengths, which waits for the GPU."""
+        if self.triton is not None and _triton_attention().takes(head_size):
+            ours: Attention = _triton_attention().attention
+            return ours
+        return flash.attention if flash.takes(device, self.dtype, head_size) else None
 
     def stack(self, layers: Sequence[Layer]) -> Stack | None:
-        """Recorded graphs, unless attention reads the lengths: no graph can wait for the CPU."""
         device = layers[0].weights.qkv.weight.device
-        if not flash.takes(device, self.dtype, layers[0].head_size):
-            return None
+        if device.type != "cuda" or self._attention(device, layers[0].head_size) is None:
+            return None  # a graph cannot wait
         return RecordedStack(layers, self)
 
     def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
