@@ -13,6 +13,7 @@ from torch import Tensor
 
 from e5core.batching import pack, plan_batches
 from e5core.encoder import Encoder
+from e5core.kernels.cuda.copies import copy_all
 from e5core.pooling import POOLINGS
 from e5core.texts.errors import TextError
 
@@ -101,7 +102,8 @@ class Pipeline:
         if order == list(range(len(order))):
             return torch.cat(rows)
         # Where each sequence's row lies among those of all batches, one after another.
-        return torch.cat(rows)[torch.tensor(order).argsort().to(self.encoder.device)]
+        (places,) = copy_all([torch.tensor(order).argsort()], self.encoder.device)
+        return torch.cat(rows)[places]
 
     def _run(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """The rows of one forward pass. They stay on the device: a copy would wait for it."""

@@ -1,6 +1,6 @@
 """A query and passages to scores: a cross-encoder on packed pairs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,12 @@ from torch import Tensor
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.options import LoadOptions
 from e5core.encoder import ClassificationHead, Encoder
+from e5core.kernels.cuda.copies import queue_to_cpu
 from e5core.pipeline import Pipeline
 from e5core.progress import progress_bar
 from e5core.texts.errors import PairError
 from e5core.texts.pairs import PAIR_SPECIALS, check_truncate_pair, pair_slices, pair_with
+from e5core.texts.slices import one_behind
 from e5core.tokenizer import SentencePieceTokenizer
 
 Scores = npt.NDArray[np.float32]
@@ -155,13 +157,10 @@ class Reranker:
         lengths: list[int] = []
         total = len(pairs) if isinstance(pairs, Sequence) else None
         with progress_bar(total, show_progress, " pairs") as advance, torch.inference_mode():
-            for sequences, whole in pair_slices(
-                pairs, self.tokenizer.encode_pieces, self.max_length, truncate
-            ):
-                rows = self.pipeline.run(
-                    sequences, max_tokens, lambda batch: advance(len(batch)), halve=True
-                )
-                logits.append(rows.float().cpu())
+            slices = pair_slices(pairs, self.tokenizer.encode_pieces, self.max_length, truncate)
+            rows = ((ids, whole, self._queue(ids, max_tokens, advance)) for ids, whole in slices)
+            for sequences, whole, wait in one_behind(rows):  # as in E5.embed
+                logits.append(wait())
                 self._check_scores(logits[-1], first=len(counts))
                 counts += whole
                 lengths += map(len, sequences)
@@ -169,6 +168,10 @@ class Reranker:
         token_counts = np.array(counts, dtype=np.int64)
         truncated = np.array(lengths, dtype=np.int64) < token_counts
         return ScoreResult(sigmoid(scores) if normalize else scores, token_counts, truncated)
+
+    def _queue(self, ids: list[list[int]], most: int, advance: Any) -> Callable[[], Tensor]:
+        rows = self.pipeline.run(ids, most, lambda done: advance(len(done)), halve=True)
+        return queue_to_cpu(rows.float())
 
     def _logits(self, hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
         """The logit [pairs] of each sequence, from the state of its first token."""

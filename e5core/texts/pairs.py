@@ -11,7 +11,7 @@ PAIR_SPECIALS = 4  # tokens of a pair beside the pieces of its two texts
 
 # Pairs are tokenized, sorted by length and scored in slices that end after this many tokens, so
 # that memory does not grow with the input.
-SLICE_TOKENS = 1_000_000
+SLICE_TOKENS = 250_000
 
 
 def join_pair(query: Sequence[int], passage: Sequence[int]) -> list[int]:

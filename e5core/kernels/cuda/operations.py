@@ -104,13 +104,17 @@ class CudaKernels(InferenceKernels):
         return RecordedStack(layers, self)
 
     def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
-        """The mean without a wait for the GPU: a text without tokens gives NaN.
+        """Without a wait for the GPU: the mean of a text without tokens is NaN, and not refused.
 
         Normalisation follows later, once the windows of long texts are averaged.
         """
-        if name != "mean":
-            return plain
+        if name == "cls":
+            return _first_states
         return segment_mean if self.triton is None else self.triton.mean_pool
+
+
+def _first_states(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
+    return hidden_states[cu_seqlens[:-1].long()].float()
 
 
 @cache
