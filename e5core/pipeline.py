@@ -100,7 +100,7 @@ class Pipeline:
             order += batch
             advance(batch)
         if order == list(range(len(order))):
-            return torch.cat(rows)
+            return torch.cat(rows) if rows[1:] else rows[0]
         # Where each sequence's row lies among those of all batches, one after another.
         (places,) = copy_all([torch.tensor(order).argsort()], self.encoder.device)
         return torch.cat(rows)[places]
