@@ -37,7 +37,7 @@ class PackedBatch:
 def pack(texts: Sequence[Sequence[int]], config: EncoderConfig) -> PackedBatch:
     """Lay the token ids of several texts one after another.
 
-    texts  the ids of each text, `<s>` and `</s>` included
+    texts  the ids of each text, `<s>` and `</s>` included, in lists or arrays
 
     Raises ValueError if there is no text, and TextError if one has no tokens, has more than
     `config.max_length`, or has an id outside the vocabulary.
@@ -53,7 +53,8 @@ def pack(texts: Sequence[Sequence[int]], config: EncoderConfig) -> PackedBatch:
             index,
         )
     ends = lengths.cumsum()
-    input_ids = np.fromiter(chain.from_iterable(texts), np.int64, ends[-1])
+    flat, are_arrays = chain.from_iterable(texts), isinstance(texts[0], np.ndarray)
+    input_ids = np.concatenate(texts) if are_arrays else np.fromiter(flat, np.int64, ends[-1])
     if input_ids.min() < 0 or input_ids.max() >= config.vocab_size:
         place = int(np.argmax((input_ids < 0) | (input_ids >= config.vocab_size)))
         raise TextError(
@@ -64,7 +65,7 @@ def pack(texts: Sequence[Sequence[int]], config: EncoderConfig) -> PackedBatch:
     starts = ends - lengths
     position_ids = np.arange(ends[-1]) - np.repeat(starts - config.first_position, lengths)
     return PackedBatch(
-        torch.from_numpy(input_ids),
+        torch.from_numpy(input_ids.astype(np.int64, copy=False)),
         torch.from_numpy(position_ids),
         torch.from_numpy(np.append(starts, ends[-1]).astype(np.int32)),
         int(lengths.max()),

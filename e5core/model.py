@@ -21,7 +21,7 @@ from e5core.pooling import l2_normalize
 from e5core.progress import progress_bar
 from e5core.prompts import check_prompts, prefix_for
 from e5core.texts.containers import note_blank, one, several
-from e5core.texts.cutting import check_truncate, cut, describe_limit
+from e5core.texts.cutting import check_truncate, cut_all, describe_limit
 from e5core.texts.errors import TextError
 from e5core.texts.passages import Passage, split_text
 from e5core.texts.slices import one_behind
@@ -214,15 +214,20 @@ class E5:
         prefix = prefix_for(self.prompts, input_type)
         return split_text(one(text), self.tokenizer, prefix, tokens, overlap, self.max_length)
 
-    def _tokenized(self, texts: Iterable[str], prefix: str) -> Iterator[list[list[int]]]:
+    def _tokenized(self, texts: Iterable[str], prefix: str) -> Iterator[Sequence[Sequence[int]]]:
         return tokenized(self.tokenizer, self.encoder.device, texts, prefix)
 
     def _pool(
-        self, ids: list[list[int]], prefix: str, truncate: str, max_tokens: int, advance: Any
+        self,
+        ids: Sequence[Sequence[int]],
+        prefix: str,
+        truncate: str,
+        max_tokens: int,
+        advance: Any,
     ) -> Callable[[], Tensor]:
         """Pooled states [texts, hidden_size] of one slice, not normalised, on the CPU later."""
         if truncate != "window":
-            sequences = [cut(text_ids, self.max_length) for text_ids in ids]
+            sequences = cut_all(ids, self.max_length)
             rows = self.pipeline.run(sequences, max_tokens, lambda done: advance(len(done)), True)
             return queue_to_cpu(rows.float())
         lead = self.tokenizer.encode_pieces(prefix)

@@ -96,15 +96,12 @@ class SentencePieceTokenizer:
                 "which UTF-8 cannot encode; clean it, for example with "
                 'text.encode("utf-8", "replace").decode()'
             ) from None
-        return _to_ids(pieces)
+        return [p + FAIRSEQ_OFFSET if p != SP_UNKNOWN else UNKNOWN for p in pieces]
 
-    def encode_all(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """The ids of several texts on several threads of SentencePiece's own.
-
-        Raises what SentencePiece raises for a text that it cannot encode; `encode` says which.
-        """
-        pieces = self._processor.Encode(texts, num_threads=threads)
-        return [[BOS, *_to_ids(some), EOS] for some in pieces]
+    def piece_numbers(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """SentencePiece's own numbers of the pieces of several texts, on threads of its own."""
+        pieces: list[list[int]] = self._processor.Encode(list(texts), num_threads=threads)
+        return pieces
 
     def count(self, text: str) -> int:
         """The number of tokens of a text, `<s>` and `</s>` included."""
@@ -124,7 +121,3 @@ class SentencePieceTokenizer:
             elif i > UNKNOWN and i != self.mask_id:
                 pieces.append(int(i) - FAIRSEQ_OFFSET)
         return str(self._processor.DecodeIds(pieces))
-
-
-def _to_ids(pieces: Sequence[int]) -> list[int]:
-    return [p + FAIRSEQ_OFFSET if p != SP_UNKNOWN else UNKNOWN for p in pieces]

@@ -20,3 +20,8 @@ def describe_limit(max_length: int) -> str:
 def cut(ids: Sequence[int], max_length: int) -> list[int]:
     """Keep `<s>`, the first `max_length - 2` pieces and `</s>`, as the published models do."""
     return list(ids) if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
+
+
+def cut_all(texts: Sequence[Sequence[int]], max_length: int) -> list[Sequence[int]]:
+    """The ids of each text, cut if there are too many; those of all others as they are."""
+    return [ids if len(ids) <= max_length else cut(ids, max_length) for ids in texts]

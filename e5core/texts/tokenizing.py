@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, repeat
+from typing import cast
 
+import numpy as np
 import torch
 
 from e5core.texts.errors import TextError
 from e5core.texts.slices import slices
-from e5core.tokenizer import SentencePieceTokenizer
+from e5core.tokenizer import BOS, EOS, FAIRSEQ_OFFSET, SP_UNKNOWN, UNKNOWN, SentencePieceTokenizer
 
 # Beside a GPU, which computes a slice while the next one is tokenized on several threads: the first
 # ones are small, since nothing computes yet, and the others have a few forward passes. Tokenizing
@@ -16,7 +18,7 @@ THREADS = 8
 CHARACTERS = 64_000, 128_000, 256_000, 512_000
 FEWEST = 64  # texts for which SentencePiece starts threads
 
-Ids = list[list[int]]
+Ids = Sequence[Sequence[int]]
 
 
 def tokenized(
@@ -44,7 +46,7 @@ def _tokenize(
     """The ids of each text; errors count texts from `first`."""
     if threads > 1 and len(texts) >= FEWEST:
         try:
-            return tokenizer.encode_all([prefix + text for text in texts], threads)
+            return _to_arrays(tokenizer.piece_numbers([prefix + text for text in texts], threads))
         except (ValueError, TypeError, RuntimeError):
             pass  # one by one, so that the error names the text
     ids = []
@@ -54,6 +56,23 @@ def _tokenize(
         except ValueError as error:
             raise TextError(f"{{}}: {error}", index) from None
     return ids
+
+
+def _to_arrays(pieces: Sequence[Sequence[int]]) -> Ids:
+    """The ids of each text, `<s>` and `</s>` included, as arrays of numpy's.
+
+    They take a third of the time of lists: all texts are numbered anew at once.
+    """
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces)) + 2
+    stops = lengths.cumsum()
+    starts = stops - lengths
+    ids, inner = np.empty(stops[-1], np.int64), np.ones(stops[-1], np.bool_)
+    for places, special in ((starts, BOS), (stops - 1, EOS)):
+        ids[places], inner[places] = special, False
+    found = np.fromiter(chain.from_iterable(pieces), np.int64, len(ids) - 2 * len(pieces))
+    ids[inner] = np.where(found == SP_UNKNOWN, UNKNOWN, found + FAIRSEQ_OFFSET)
+    arrays = [ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
+    return cast(Ids, arrays)  # which are sequences of integers in all but name
 
 
 def _encode(tokenizer: SentencePieceTokenizer, prefix: str, text: str) -> list[int]:

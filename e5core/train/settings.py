@@ -45,7 +45,8 @@ class Settings:
     dropout       in place of the config's; None leaves it
     chunk_tokens  tokens whose graph is in memory at a time; None takes what suits the device
     precision     of the products: "float32", "bfloat16" or "float16" (autocast), or "float64". None
-                  is "bfloat16" on a CPU that multiplies in it twice as fast, else "float32"
+                  is "bfloat16" on a CPU that multiplies in it twice as fast and on a GPU that has
+                  it, else "float32"
     seed          of everything that is drawn
     save_every    steps after which all is safe on the disk
     evaluate_every  steps after which held-out pairs are ranked; None is once an epoch

@@ -331,7 +331,7 @@ def ceiling(dtype: str, size: int = 8192, times: int = 10) -> float:
 
 def packed_batches(model: E5, texts: Sequence[str]) -> list[Any]:
     """What the forward passes of a call get, on the GPU beforehand."""
-    ids = [some[: model.max_length] for some in model.tokenizer.encode_all(list(texts), 8)]
+    ids = [model.tokenizer.encode(text)[: model.max_length] for text in texts]
     batches = []
     for first in range(0, len(ids), SLICE):
         some = ids[first : first + SLICE]

@@ -1,7 +1,8 @@
 """Packing, ordering and cutting a stream."""
 
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,7 @@ from support.models import TINY
 from e5core import pack
 from e5core.batching import plan_batches
 from e5core.texts import slices as slicing
-from e5core.texts.slices import slices
+from e5core.texts.slices import one_behind, slices
 
 
 def test_pack_lays_texts_end_to_end(dialect):
@@ -72,3 +73,43 @@ def test_slices_read_no_further_than_they_need(monkeypatch):
 def test_slices_name_what_is_no_text():
     with pytest.raises(TypeError, match="text 2 is None of type NoneType, expected str"):
         list(slices(["a", "b", None]))
+
+
+def test_arrays_are_packed_like_lists(dialect):
+    lists = [[0, 7, 2], [0, 2], [0, 8, 9, 2]]
+    for kinds in ([np.int64] * 3, [np.int32, np.int64, list]):
+        arrays = [
+            ids if kind is list else np.array(ids, kind)
+            for ids, kind in zip(lists, kinds, strict=True)
+        ]
+        found, expected = pack(arrays, TINY[dialect]), pack(lists, TINY[dialect])
+        assert torch.equal(found.input_ids, expected.input_ids)
+        assert found.input_ids.dtype == torch.int64
+        assert torch.equal(found.position_ids, expected.position_ids)
+    with pytest.raises(ValueError, match="text 1 has the id 120"):
+        pack([np.array([0, 2]), np.array([0, 120, 2])], TINY[dialect])
+
+
+def test_slices_that_grow():
+    texts = ["aa"] * 12
+    found = [len(some) for some in slices(texts, chain((2, 4), repeat(6)))]
+    assert found == [1, 2, 3, 3, 3]
+
+
+def test_one_behind_yields_an_item_when_the_next_one_is_made():
+    made: list[int] = []
+    stream = one_behind(made.append(i) or i for i in range(4))
+    seen = []
+    for item in stream:
+        seen.append((item, len(made)))
+    assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
+    assert list(one_behind([])) == []
+
+
+def test_one_behind_loses_nothing_before_an_error():
+    def items():
+        yield 1
+        raise ValueError("the second")
+
+    with pytest.raises(ValueError, match="the second"):
+        list(one_behind(items()))

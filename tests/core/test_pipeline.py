@@ -92,3 +92,44 @@ def test_bad_arguments(arguments: tuple[object, ...], message: str) -> None:
     pooling, *budget = arguments
     with pytest.raises(ValueError, match=message):
         Pipeline(tiny_encoder("bert"), pooling).run(SEQUENCES, *budget)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("most", [1, 62, 70, 90, 10**6])
+def test_out_of_memory_halves_the_batch(
+    dialect: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that has memory for so many tokens of several texts, and for any one text."""
+    encoder = tiny_encoder(dialect).double()
+    forward = encoder.forward
+    tokens: list[int] = []
+
+    def limited(batch, *rest):
+        if len(batch.input_ids) > most and len(batch.cu_seqlens) > 2:
+            raise torch.OutOfMemoryError("full")
+        tokens.append(len(batch.input_ids))
+        return forward(batch, *rest)
+
+    seen: list[int] = []
+    with torch.inference_mode():
+        expected = Pipeline(encoder).run(SEQUENCES, 10_000)
+        monkeypatch.setattr(encoder, "forward", limited)
+        found = Pipeline(encoder).run(SEQUENCES, 10_000, seen.extend, halve=True)
+        assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+        assert sorted(seen) == list(range(len(SEQUENCES)))
+        assert sum(tokens) == sum(map(len, SEQUENCES))
+        if most < sum(tokens):
+            with pytest.raises(torch.OutOfMemoryError, match="full"):
+                Pipeline(encoder).run(SEQUENCES, 10_000)
+
+
+def test_one_sequence_that_has_no_memory_is_an_error(
+    dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = tiny_encoder(dialect)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(encoder, "forward", full)
+    with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError, match="full"):
+        Pipeline(encoder).run(SEQUENCES, halve=True)

@@ -1,5 +1,6 @@
 """scripts/benchmark on tiny models, with e5core and transformers."""
 
+import importlib.util
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 
 import benchmark
 import ceiling
+import gpu
 import numpy as np
 import pytest
 import workloads
@@ -278,3 +280,40 @@ def test_wrong_vectors_are_not_compared():
     assert disagreement([right]) is None
     found = disagreement([right, wrong])
     assert found == "onnxruntime float32 has a cosine of 0.80000 to e5core float32 on mixed"
+
+
+def test_the_gpu_program_says_that_there_is_none(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu.main(["--models", "small"]) == 2
+    assert "torch finds no CUDA here" in capsys.readouterr().err
+
+
+def test_bars_of_a_gpu():
+    rows = [
+        {"name": "e5core", "share": 0.65, "one_ms": 2.5, "ratio": 1.0},
+        {"name": "transformers", "ratio": 3.1},
+        {"name": "ST unpadded", "ratio": 1.2},
+    ]
+    found = [line.split()[0] for line in gpu.bars("large", {"rows": rows, "busy": 0.9})]
+    assert found == ["held", "missed", "held", "missed"]
+    assert gpu.bars("small", {"rows": rows, "busy": 0.4})[0].startswith(
+        "missed  small share of the"
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn"), reason="flash_attn is installed")
+def test_transformers_takes_the_stand_in_for_flash_attn(tmp_path):
+    """In a process of its own: transformers looks for packages when it is imported."""
+    program = (
+        "import sys; from pathlib import Path; from flash_stand_in import provide_flash_attn; "
+        "assert provide_flash_attn(Path(sys.argv[1])); "
+        "import transformers.utils.import_utils as utils; "
+        "utils.is_torch_cuda_available = lambda: True; "
+        "assert utils.is_flash_attn_2_available(); "
+        "from transformers.modeling_flash_attention_utils import lazy_import_flash_attention; "
+        "(_, varlen, *_), _ = lazy_import_flash_attention('flash_attention_2'); "
+        "print(varlen.__module__, varlen.__name__)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    found = subprocess.run(command, cwd=ROOT / "scripts/benchmark", capture_output=True, text=True)
+    assert found.stdout.strip() == "flash_attn flash_attn_varlen_func", found.stderr

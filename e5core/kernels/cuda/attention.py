@@ -29,14 +29,15 @@ def _take(
         value = tl.load(place + width, mask=there[:, None], other=0.0)
     else:
         key, value = tl.load(place), tl.load(place + width)
-    scores = tl.dot(query, tl.trans(key)) * scale
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale  # of float32 in tests
     if cut:
         scores = tl.where(there[None, :], scores, float("-inf"))
     highest = tl.maximum(largest, tl.max(scores, axis=1))
     weights = tl.exp2(scores - highest[:, None])
     shrink = tl.exp2(largest - highest)
     total = total * shrink + tl.sum(weights, axis=1)
-    sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None])
+    sums *= shrink[:, None]
+    sums = tl.dot(weights.to(value.dtype), value, sums, input_precision="ieee")
     return highest, total, sums
 
 
