@@ -80,7 +80,9 @@ def run(options: Namespace) -> int:
     if options.reranker:
         _rerank(options, encoder, tasks, found, results)
     if options.compare or options.compare_dtype:
-        other = replace(loading, dtype=options.compare_dtype or loading.dtype)
+        revision = None if options.compare else loading.revision
+        dtype = options.compare_dtype or loading.dtype
+        other = replace(loading, dtype=dtype, revision=revision)
         second = StoringEncoder(options.compare or options.model, other, *given)
         with closing(second):
             _compare(encoder, second, tasks, found, results)
@@ -167,8 +169,7 @@ def _rerank(
     from e5core.evaluate.table import print_reranking
 
     chosen = of_retrieval(tasks)
-    loading = replace(load_options(options), prompts=None, truncate_dim=None, max_length=None)
-    reranker = open_reranker(options.reranker, loading)
+    reranker = open_reranker(options.reranker, load_options(options).for_another())
     for task, before in zip(tasks, found, strict=True):
         if task in chosen:
             after = rerank_task(reranker, task, encoder, results, options.rerank_top)

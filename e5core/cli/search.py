@@ -6,7 +6,6 @@ the cross-encoder.
 """
 
 from argparse import Namespace
-from dataclasses import replace
 
 from e5core.cli.options import DEFAULT_MODEL, add_model_options, load_options
 from e5core.cli.passages import Passages, add_passages, naming_texts, print_hits, read_passages
@@ -58,8 +57,7 @@ def run(options: Namespace) -> int:
     passages = None if options.index is not None else read_passages(options)
     reranker = None
     if options.reranker is not None:  # loaded before any work, which an error would waste
-        load = replace(load_options(options), revision=None, prompts=None, max_length=None)
-        load = replace(load, truncate_dim=None)
+        load = load_options(options).for_another()
         reranker = Reranker.from_pretrained(options.reranker, **vars(load))
     if passages is None:
         found, passages = search_index(options, top)

@@ -10,7 +10,7 @@ import argparse
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def load_models(options: Namespace) -> tuple[Models, Any]:
     The first embedding model is the one that made the index.
     """
     load = load_options(options)
-    load_reranker = replace(load, prompts=None, truncate_dim=None, max_length=None)
+    load_reranker = load.for_another()
     asked = named_models(options.served or [])
     own = [row for row in asked if row[0] == "--model"]
     if not asked and options.index is None:
