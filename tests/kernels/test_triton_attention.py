@@ -59,8 +59,21 @@ def test_scores_of_any_size():
 
 
 def test_tiles_are_as_small_as_texts_are():
-    assert [takes(size) for size in (8, 16, 24, 32, 64)] == [False, True, False, True, True]
+    device = torch.device(DEVICE)
+    wanted = [takes(device, torch.float16, size) for size in (8, 16, 24, 32)]
+    assert wanted == [False, True, False, True]
     assert [longest for longest, _ in TILES] == sorted(longest for longest, _ in TILES)
     for longest, tile in TILES:
         assert tile_for(longest) == tile
     assert tile_for(TILES[-1][0] + 1) == LARGEST
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_a_tile_that_fails_or_is_wrong_is_not_taken(monkeypatch, fault):
+    def broken(qkv, cu_seqlens, max_seqlen, tile):
+        if fault == "raises" and tile == LARGEST:
+            raise RuntimeError("out of resource: shared memory")
+        return attention(qkv, cu_seqlens, max_seqlen, tile) + (tile == TILES[1][1])
+
+    monkeypatch.setattr("e5core.kernels.cuda.attention.attention", broken)
+    assert not takes.__wrapped__(torch.device(DEVICE), torch.float16, 16)

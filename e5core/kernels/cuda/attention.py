@@ -8,6 +8,7 @@ Source of the running softmax: Dao 2022, arXiv:2205.14135.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -15,23 +16,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from e5core.kernels.plain import Kernels
+
 LOG2_E = math.log2(math.e)
 HEAD_SIZES = 16, 32, 64, 128  # powers of two, as Triton's blocks are
+LARGEST_ERROR = 32  # of numbers of the size of 1 when tiles are tried, in units of the dtype's eps
 
 
 @triton.jit
-def _take(
-    query, place, there, largest, total, sums, scale, width, cut: tl.constexpr
+def _attend(
+    query, place, inside, largest, total, sums, scale, width, cut: tl.constexpr
 ):  # fmt: skip
-    """The running maximum, sum of weights and weighted sum, after some more keys and values."""
+    """The running maximum, sum of weights and weighted sum, after some more keys and values.
+
+    place   of the keys, with the values `width` numbers behind
+    inside  which of them are the text's, if it is `cut`
+    """
     if cut:
-        key = tl.load(place, mask=there[:, None], other=0.0)
-        value = tl.load(place + width, mask=there[:, None], other=0.0)
+        key = tl.load(place, mask=inside[:, None], other=0.0)
+        value = tl.load(place + width, mask=inside[:, None], other=0.0)
     else:
         key, value = tl.load(place), tl.load(place + width)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale  # of float32 in tests
     if cut:
-        scores = tl.where(there[None, :], scores, float("-inf"))
+        scores = tl.where(inside[None, :], scores, float("-inf"))
     highest = tl.maximum(largest, tl.max(scores, axis=1))
     weights = tl.exp2(scores - highest[:, None])
     shrink = tl.exp2(largest - highest)
@@ -41,35 +49,38 @@ def _take(
     return highest, total, sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _attention(
-    qkv, cu_seqlens, out, heads, scale, size: tl.constexpr, rows: tl.constexpr, keys: tl.constexpr
+    qkv, cu_seqlens, out, blocks, heads, scale, head_size: tl.constexpr, rows: tl.constexpr,
+    keys: tl.constexpr,
 ):  # fmt: skip
-    text, head = tl.program_id(2), tl.program_id(1)
+    # Blocks of one text and head stand side by side: they read the same keys and values.
+    program = tl.program_id(0)
+    head, text = program // blocks % heads, program // blocks // heads
     start = tl.load(cu_seqlens + text)
     length = tl.load(cu_seqlens + text + 1) - start
-    first = tl.program_id(0) * rows
+    first = program % blocks * rows
     if first < length:
-        row, column, other = first + tl.arange(0, rows), tl.arange(0, size), tl.arange(0, keys)
-        width = heads * size  # numbers of the query of a token, of all heads
-        queries = qkv + start.to(tl.int64) * 3 * width + head * size + column[None, :]
+        row, column, key = first + tl.arange(0, rows), tl.arange(0, head_size), tl.arange(0, keys)
+        width = heads * head_size  # of the queries of a token, and the keys, and the values
+        queries = qkv + start.to(tl.int64) * 3 * width + head * head_size + column[None, :]
         inside = (row < length)[:, None]
         query = tl.load(queries + row[:, None] * 3 * width, mask=inside, other=0.0)
         largest = tl.full((rows,), float("-inf"), tl.float32)
         total = tl.zeros((rows,), tl.float32)
-        sums = tl.zeros((rows, size), tl.float32)
-        place = queries + width + other[:, None] * 3 * width
+        sums = tl.zeros((rows, head_size), tl.float32)
+        place = queries + width + key[:, None] * 3 * width
         whole = length // keys * keys
         for begin in range(0, whole, keys):
-            largest, total, sums = _take(
-                query, place + begin * 3 * width, other, largest, total, sums, scale, width, False
+            largest, total, sums = _attend(
+                query, place + begin * 3 * width, key, largest, total, sums, scale, width, False
             )
         if whole < length:
-            largest, total, sums = _take(
-                query, place + whole * 3 * width, whole + other < length, largest, total, sums,
+            largest, total, sums = _attend(
+                query, place + whole * 3 * width, whole + key < length, largest, total, sums,
                 scale, width, True,
             )  # fmt: skip
-        results = out + (start.to(tl.int64) * heads + head) * size
+        results = out + (start.to(tl.int64) * heads + head) * head_size
         results += row[:, None] * width + column[None, :]
         tl.store(results, (sums / total[:, None]).to(out.dtype.element_ty), mask=inside)
 
@@ -94,9 +105,29 @@ def tile_for(max_seqlen: int) -> Tile:
     return next((tile for longest, tile in TILES if max_seqlen <= longest), LARGEST)
 
 
-def takes(head_size: int) -> bool:
-    """Whether a tile can have the features of a head."""
-    return head_size in HEAD_SIZES
+@cache
+def takes(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether heads of that size can be attended to there: every tile is tried, and has to be right.
+
+    A tile can be too large for the shared memory of a GPU.
+    """
+    if head_size not in HEAD_SIZES:
+        return False
+    for tile in (*(tile for _, tile in TILES), LARGEST):
+        lengths = torch.tensor([0, 1, tile.rows + 3])
+        bounds = lengths.cumsum(0).int().to(device)
+        longest = int(lengths.max())
+        qkv = torch.randn(1 + longest, 3, 1, head_size, device=device).to(dtype)
+        try:
+            found = attention(qkv, bounds, longest, tile)
+        except torch.OutOfMemoryError:
+            raise  # which says nothing about the tile
+        except Exception:  # whatever a compiler or a driver raises
+            return False
+        error = (found - Kernels().attention(qkv.double(), bounds, longest, 0.0)).abs().max()
+        if not error <= LARGEST_ERROR * torch.finfo(dtype).eps:
+            return False
+    return True
 
 
 def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, tile: Tile | None = None) -> Tensor:
@@ -106,12 +137,13 @@ def attention(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, tile: Tile | Non
     """
     tile = tile or tile_for(max_seqlen)
     qkv = qkv.contiguous()
-    tokens, _, heads, size = qkv.shape
-    out = torch.empty(tokens, heads, size, dtype=qkv.dtype, device=qkv.device)
-    grid = (triton.cdiv(max_seqlen, tile.rows), heads, cu_seqlens.shape[0] - 1)
+    tokens, _, heads, head_size = qkv.shape
+    out = torch.empty(tokens, heads, head_size, dtype=qkv.dtype, device=qkv.device)
+    blocks = triton.cdiv(max_seqlen, tile.rows)
     with torch.cuda.device_of(qkv):
-        _attention[grid](
-            qkv, cu_seqlens, out, heads, LOG2_E / math.sqrt(size), size=size, rows=tile.rows,
-            keys=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
+        _attention[(blocks * heads * (len(cu_seqlens) - 1),)](
+            qkv, cu_seqlens, out, blocks, heads, LOG2_E / math.sqrt(head_size),
+            head_size=head_size, rows=tile.rows, keys=tile.keys, num_warps=tile.warps,
+            num_stages=tile.stages,
         )  # fmt: skip
     return out

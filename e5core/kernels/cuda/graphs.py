@@ -7,7 +7,8 @@ text is filled up to the next size in SIZES by a second text that nobody reads.
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from e5core.kernels.plain import Kernels, Layer
 
 SIZES = (16, 32, 64, 128, 256, 512)
 WARM_UPS = 3  # runs before recording, as torch.cuda.CUDAGraph asks for
+
+_recording = threading.Lock()  # one graph at a time in a process, as torch asks for
 
 
 class Filled:
@@ -47,6 +50,28 @@ class Recorded:
     output: Tensor
 
 
+@dataclass
+class Device:
+    """What all graphs of a GPU share, so that they run one after another whatever the streams are.
+
+    They have the memory between layers in common, and cuBLAS' workspace, which is one for all that
+    is recorded on a stream.
+
+    read  when the output of the last one had been read; None before the first
+    """
+
+    stream: torch.cuda.Stream = field(default_factory=torch.cuda.Stream)
+    pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    read: torch.cuda.Event | None = None
+
+
+@cache
+def _shared(device: torch.device) -> Device:
+    with torch.cuda.device(device):
+        return Device()
+
+
 class RecordedStack:
     """Layers on a GPU that take one text as a recorded graph, and several as always.
 
@@ -57,9 +82,6 @@ class RecordedStack:
         self._layers = layers
         self._kernels = kernels
         self._recorded: dict[int, Recorded] = {}
-        self._lock = threading.Lock()
-        self._pool: Any = None  # the memory of all graphs
-        self._read: torch.cuda.Event | None = None  # when the last output was read
 
     def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
         """The hidden states behind the last layer, from those before the first one.
@@ -70,16 +92,17 @@ class RecordedStack:
         size = next((size for size in SIZES if own <= size), None)
         if size is None or cu_seqlens.shape[0] != 2:
             return self._run(x, cu_seqlens, max_seqlen)
-        with self._lock, torch.cuda.device_of(x):
-            if self._read is not None:  # another stream may still be at work
-                torch.cuda.current_stream().wait_event(self._read)
+        shared = _shared(x.device)
+        with shared.lock, torch.cuda.device_of(x):
+            if shared.read is not None:  # another stream may still be at work
+                torch.cuda.current_stream().wait_event(shared.read)
             recorded = self._recorded.get(size)
             if recorded is None:
-                recorded = self._recorded[size] = self._record(size, x)
+                recorded = self._recorded[size] = self._record(size, x, shared)
             recorded.filled.put(x)
             recorded.graph.replay()
             output = recorded.output[:own].clone()
-            self._read = torch.cuda.current_stream().record_event(self._read)
+            shared.read = torch.cuda.current_stream().record_event(shared.read)
             return output
 
     def _run(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -87,20 +110,18 @@ class RecordedStack:
             x = layer(x, cu_seqlens, max_seqlen, self._kernels)
         return x
 
-    def _record(self, size: int, x: Tensor) -> Recorded:
-        """A graph for texts of up to `size` tokens. All graphs share the memory between layers."""
+    def _record(self, size: int, x: Tensor, shared: Device) -> Recorded:
+        """A graph for texts of up to `size` tokens."""
         filled = Filled(size, x)
         filled.put(x)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        shared.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(shared.stream):
             for _ in range(WARM_UPS):
                 self._run(filled.x, filled.cu_seqlens, size)
-        torch.cuda.current_stream().wait_stream(stream)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.current_stream().wait_stream(shared.stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may compute meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        how: dict[str, Any] = {"pool": shared.pool, "capture_error_mode": "thread_local"}
+        with _recording, torch.cuda.graph(graph, stream=shared.stream, **how):
             output = self._run(filled.x, filled.cu_seqlens, size)
         return Recorded(graph, filled, output)

@@ -92,7 +92,7 @@ class CudaKernels(InferenceKernels):
 
     def _attention(self, device: torch.device, head_size: int) -> Attention | None:
         """The fastest attention that does not read the lengths, which waits for the GPU."""
-        if self.triton is not None and _triton_attention().takes(head_size):
+        if self.triton is not None and _triton_attention().takes(device, self.dtype, head_size):
             ours: Attention = _triton_attention().attention
             return ours
         return flash.attention if flash.takes(device, self.dtype, head_size) else None
@@ -110,6 +110,8 @@ class CudaKernels(InferenceKernels):
         """
         if name == "cls":
             return _first_states
+        if name != "mean":
+            return plain
         return segment_mean if self.triton is None else self.triton.mean_pool
 
 

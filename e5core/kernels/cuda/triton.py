@@ -7,7 +7,9 @@ whatever the dtype. With TRITON_INTERPRET=1, set before this file is imported, t
 tensors, which is how they are tested everywhere.
 """
 
-# Triton compiles the bodies of its kernels; their arguments have no types of Python's.
+# Triton compiles a kernel anew for numbers that are 1 or multiples of 16, and for pointers that are
+# aligned, unless it is told not to: the number of tokens is different in each batch.
+# It compiles the bodies of its kernels; their arguments have no types of Python's.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import torch
@@ -42,7 +44,7 @@ def _gelu(x):
     return x * tl.where(x < 0.0, tail, 1.0 - tail)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _bias_gelu(x, bias, tokens, features, rows: tl.constexpr, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     column = tl.program_id(1) * block + tl.arange(0, block)
@@ -64,7 +66,7 @@ def _normalized(x, inside, weight, bias, column, features, eps):
     return centred / tl.sqrt(variance + eps)[:, None] * scale[None, :] + shift[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _residual_norm(
     x, x_bias, residual, weight, bias, tokens, features, eps, rows: tl.constexpr,
     block: tl.constexpr,
@@ -80,7 +82,9 @@ def _residual_norm(
     tl.store(x + place, total.to(x.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["tokens"], do_not_specialize_on_alignment=["input_ids", "position_ids"]
+)
 def _embed_norm(
     input_ids, position_ids, word, position, token_type, weight, bias, out, tokens, features, eps,
     rows: tl.constexpr, block: tl.constexpr,
