@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from e5core.config import EncoderConfig
 from e5core.kernels.cuda.copies import copy_all
 from e5core.texts.errors import TextError
+from e5core.texts.ids import flatten
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,12 @@ def pack(texts: Sequence[Sequence[int]], config: EncoderConfig) -> PackedBatch:
             "cut it first",
             index,
         )
+    input_ids = flatten(texts, lengths, config.vocab_size)
     ends = lengths.cumsum()
-    flat, are_arrays = chain.from_iterable(texts), isinstance(texts[0], np.ndarray)
-    input_ids = np.concatenate(texts) if are_arrays else np.fromiter(flat, np.int64, ends[-1])
-    if input_ids.min() < 0 or input_ids.max() >= config.vocab_size:
-        place = int(np.argmax((input_ids < 0) | (input_ids >= config.vocab_size)))
-        raise TextError(
-            f"{{}} has the id {input_ids[place]}, the vocabulary has rows 0 to "
-            f"{config.vocab_size - 1}; tokenize with the tokenizer of this model",
-            int(np.searchsorted(ends, place, side="right")),
-        )
     starts = ends - lengths
     position_ids = np.arange(ends[-1]) - np.repeat(starts - config.first_position, lengths)
     return PackedBatch(
-        torch.from_numpy(input_ids.astype(np.int64, copy=False)),
+        torch.from_numpy(input_ids),
         torch.from_numpy(position_ids),
         torch.from_numpy(np.append(starts, ends[-1]).astype(np.int32)),
         int(lengths.max()),

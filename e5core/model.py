@@ -169,7 +169,8 @@ class E5:
                     every window has the prefix
         normalize   scale each vector to unit length
         truncate_dim  numbers of a vector that are kept before that; None takes the model's own
-        max_tokens_per_batch  tokens of one forward pass; a single longer text still goes whole
+        max_tokens_per_batch  tokens of one forward pass; a single longer text still goes whole.
+                    Where the device has no memory for them, half as many from then on
         show_progress  None shows a bar on a terminal and none elsewhere
 
         Raises TypeError or ValueError naming the text at fault.
@@ -197,7 +198,7 @@ class E5:
         with progress_bar(total, show_progress) as advance, torch.inference_mode():
             slices = self._tokenized(note_blank(texts, blank), prefix)
             rows = ((ids, self._pool(ids, prefix, truncate, max_tokens, advance)) for ids in slices)
-            for ids, wait in one_behind(rows):  # a GPU works on the next slice meanwhile
+            for ids, wait in one_behind(rows, self.encoder.device):
                 pooled = wait()[:, :size]
                 self._check_vectors(pooled, first=len(counts))
                 vectors.append((l2_normalize(pooled) if normalize else pooled).numpy())
@@ -228,12 +229,14 @@ class E5:
         """Pooled states [texts, hidden_size] of one slice, not normalised, on the CPU later."""
         if truncate != "window":
             sequences = cut_all(ids, self.max_length)
-            rows = self.pipeline.run(sequences, max_tokens, lambda done: advance(len(done)), True)
+            rows = self.pipeline.run(
+                sequences, max_tokens, lambda done: advance(len(done)), halve=True
+            )
             return queue_to_cpu(rows.float())
         lead = self.tokenizer.encode_pieces(prefix)
         parts = Windows([windows(text_ids, self.max_length, lead) for text_ids in ids])
         rows = self.pipeline.run(
-            parts.sequences, max_tokens, lambda batch: advance(parts.count_texts(batch)), True
+            parts.sequences, max_tokens, lambda done: advance(parts.count_texts(done)), halve=True
         )
         wait = queue_to_cpu(rows.float())
         return lambda: parts.average(wait())

@@ -46,6 +46,7 @@ class Pipeline:
         self.encoder = encoder
         self.first_only = first_only or reduction == "cls"
         self._reduction = reduction
+        self._most: int | None = None  # tokens of a pass, once the device had no memory for more
         if isinstance(reduction, str):
             if reduction not in POOLINGS:
                 raise ValueError(f"pooling is {reduction!r}, expected one of {sorted(POOLINGS)}")
@@ -93,8 +94,8 @@ class Pipeline:
                 if not halve or len(batch) == 1:
                     raise
                 left = [i for some in (batch, *batches) for i in some]
-                half = sum(lengths[i] for i in batch) // 2
-                plan = plan_batches([lengths[i] for i in left], half)
+                self._most = sum(lengths[i] for i in batch) // 2
+                plan = plan_batches([lengths[i] for i in left], self._most)
                 batches = deque([left[i] for i in some] for some in plan)
                 continue
             order += batch
@@ -119,7 +120,8 @@ class Pipeline:
         Raises ValueError if there are none.
         """
         if max_tokens is None:
-            return MAX_TOKENS_PER_BATCH.get(self.encoder.device.type, MAX_TOKENS_PER_BATCH["cpu"])
+            kind = self.encoder.device.type
+            max_tokens = MAX_TOKENS_PER_BATCH.get(kind, MAX_TOKENS_PER_BATCH["cpu"])
         if max_tokens < 1:
             raise ValueError(f"max_tokens_per_batch is {max_tokens}, expected 1 or more")
-        return max_tokens
+        return max_tokens if self._most is None else min(max_tokens, self._most)

@@ -159,7 +159,7 @@ class Reranker:
         with progress_bar(total, show_progress, " pairs") as advance, torch.inference_mode():
             slices = pair_slices(pairs, self.tokenizer.encode_pieces, self.max_length, truncate)
             rows = ((ids, whole, self._queue(ids, max_tokens, advance)) for ids, whole in slices)
-            for sequences, whole, wait in one_behind(rows):  # as in E5.embed
+            for sequences, whole, wait in one_behind(rows, self.encoder.device):
                 logits.append(wait())
                 self._check_scores(logits[-1], first=len(counts))
                 counts += whole

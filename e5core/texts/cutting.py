@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def check_truncate(truncate: str) -> None:
     """ValueError unless it is one of the ways to treat a text that is too long."""
@@ -23,5 +25,13 @@ def cut(ids: Sequence[int], max_length: int) -> list[int]:
 
 
 def cut_all(texts: Sequence[Sequence[int]], max_length: int) -> list[Sequence[int]]:
-    """The ids of each text, cut if there are too many; those of all others as they are."""
-    return [ids if len(ids) <= max_length else cut(ids, max_length) for ids in texts]
+    """The ids of each text, cut if there are too many. Arrays stay arrays."""
+
+    def fit(ids: Sequence[int]) -> Sequence[int]:
+        if len(ids) <= max_length:
+            return ids
+        if isinstance(ids, np.ndarray):
+            return np.append(ids[: max_length - 1], ids[-1])
+        return cut(ids, max_length)
+
+    return [fit(ids) for ids in texts]

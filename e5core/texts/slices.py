@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Any, TypeVar
 
+import torch
+
 from e5core.texts.containers import describe_item
 
 Item = TypeVar("Item")
-_END: Any = object()
+_NONE: Any = object()
 
 # Texts are tokenized, sorted by length and embedded in slices of at most this many texts
 # and about this many characters, so that memory does not grow with the input.
@@ -39,12 +41,20 @@ def slices(texts: Iterable[str], characters: Iterable[int] | None = None) -> Ite
         yield some
 
 
-def one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the same items in the same order, each when the next one has been made."""
-    last = _END
-    for item in items:
-        if last is not _END:
+def one_behind(items: Iterable[Item], device: torch.device) -> Iterator[Item]:
+    """Yield the same items in the same order, beside a GPU each when the next one is begun."""
+    if device.type == "cpu":
+        yield from items
+        return
+    last = _NONE
+    try:
+        for item in items:
+            if last is not _NONE:
+                yield last
+            last = item
+    except Exception:  # of the next item; the caller has not seen this one yet
+        if last is not _NONE:
             yield last
-        last = item
-    if last is not _END:
+        raise
+    if last is not _NONE:
         yield last

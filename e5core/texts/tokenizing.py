@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from e5core.kernels.threads import thread_count
 from e5core.texts.errors import TextError
 from e5core.texts.slices import slices
 from e5core.tokenizer import BOS, EOS, FAIRSEQ_OFFSET, SP_UNKNOWN, UNKNOWN, SentencePieceTokenizer
@@ -34,21 +35,30 @@ def tokenized(
     Raises TypeError or TextError naming the text at fault.
     """
     beside = device.type != "cpu"
+    threads = min(THREADS, thread_count()) if beside else None
     first = 0
     for some in slices(texts, chain(CHARACTERS, repeat(CHARACTERS[-1])) if beside else None):
-        yield _tokenize(tokenizer, some, prefix, first, THREADS if beside else 1)
+        yield _tokenize(
+            tokenizer, some, prefix, first, min(THREADS, thread_count()) if beside else 1
+        )
         first += len(some)
 
 
 def _tokenize(
-    tokenizer: SentencePieceTokenizer, texts: Sequence[str], prefix: str, first: int, threads: int
+    tokenizer: SentencePieceTokenizer,
+    texts: Sequence[str],
+    prefix: str,
+    first: int,
+    threads: int | None,
 ) -> Ids:
-    """The ids of each text; errors count texts from `first`."""
-    if threads > 1 and len(texts) >= FEWEST:
+    """The ids of each text; errors count texts from `first`. Without threads one by one."""
+    if threads is not None and len(texts) >= FEWEST:
         try:
-            return _to_arrays(tokenizer.piece_numbers([prefix + text for text in texts], threads))
+            pieces = tokenizer.piece_numbers([prefix + text for text in texts], threads)
         except (ValueError, TypeError, RuntimeError):
             pass  # one by one, so that the error names the text
+        else:
+            return _to_arrays(pieces)
     ids = []
     for index, text in enumerate(texts, first):
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +16,10 @@ def windows(ids: Sequence[int], max_length: int, prefix: Sequence[int] = ()) -> 
     The windows do not overlap; together they hold each piece of the text once.
     Raises ValueError if the prefix leaves no room for text.
     """
+    ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
     if len(ids) <= max_length:
-        return [list(ids)]
-    pieces = list(ids[1:-1])
+        return [ids]
+    pieces = ids[1:-1]
     lead = list(prefix) if pieces[: len(prefix)] == list(prefix) else []
     room = max_length - 2 - len(lead)
     if room < 1:

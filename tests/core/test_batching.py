@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.models import TINY
 
-from e5core import pack
+from e5core import TextError, pack
 from e5core.batching import plan_batches
 from e5core.texts import slices as slicing
 from e5core.texts.slices import one_behind, slices
@@ -96,20 +96,35 @@ def test_slices_that_grow():
     assert found == [1, 2, 3, 3, 3]
 
 
-def test_one_behind_yields_an_item_when_the_next_one_is_made():
-    made: list[int] = []
-    stream = one_behind(made.append(i) or i for i in range(4))
-    seen = []
-    for item in stream:
-        seen.append((item, len(made)))
-    assert seen == [(0, 2), (1, 3), (2, 4), (3, 4)]
-    assert list(one_behind([])) == []
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def test_one_behind_loses_nothing_before_an_error():
+def test_beside_a_gpu_an_item_comes_when_the_next_one_is_begun():
+    for device, wanted in (
+        (GPU, [(0, 2), (1, 3), (2, 4), (3, 4)]),
+        (CPU, [(i, i + 1) for i in range(4)]),
+    ):
+        made: list[int] = []
+        stream = one_behind((made.append(i) or i for i in range(4)), device)
+        assert [(item, len(made)) for item in stream] == wanted
+        assert list(one_behind([], device)) == []
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_no_item_is_lost_before_an_error(device):
     def items():
         yield 1
-        raise ValueError("the second")
+        yield 2
+        raise ValueError("the third")
 
-    with pytest.raises(ValueError, match="the second"):
-        list(one_behind(items()))
+    stream = one_behind(items(), device)
+    assert [next(stream), next(stream)] == [1, 2]
+    with pytest.raises(ValueError, match="the third"):
+        next(stream)
+
+
+def test_ids_of_more_than_64_bits(dialect):
+    for bad in (2**63, -(2**70)):
+        with pytest.raises(TextError, match=f"text 1 has the id {bad}, the vocabulary") as caught:
+            pack([[0, 2], [0, 5, bad, 2]], TINY[dialect])
+        assert caught.value.indices == (1,)

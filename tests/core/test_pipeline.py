@@ -113,10 +113,14 @@ def test_out_of_memory_halves_the_batch(
     with torch.inference_mode():
         expected = Pipeline(encoder).run(SEQUENCES, 10_000)
         monkeypatch.setattr(encoder, "forward", limited)
-        found = Pipeline(encoder).run(SEQUENCES, 10_000, seen.extend, halve=True)
+        pipeline = Pipeline(encoder)
+        found = pipeline.run(SEQUENCES, 10_000, seen.extend, halve=True)
         assert torch.allclose(found, expected, rtol=0, atol=1e-12)
         assert sorted(seen) == list(range(len(SEQUENCES)))
         assert sum(tokens) == sum(map(len, SEQUENCES))
+        # Of 147 tokens half, which again is halved where it is too many, and so it stays.
+        wanted = {1: 4, 62: 36, 70: 36, 90: 73, 10**6: 10_000}[most]
+        assert pipeline.budget(10_000) == wanted
         if most < sum(tokens):
             with pytest.raises(torch.OutOfMemoryError, match="full"):
                 Pipeline(encoder).run(SEQUENCES, 10_000)

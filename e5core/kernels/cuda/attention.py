@@ -107,17 +107,18 @@ def tile_for(max_seqlen: int) -> Tile:
 
 @cache
 def takes(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    """Whether heads of that size can be attended to there: every tile is tried, and has to be right.
+    """Whether every tile can take heads of that size there, and is right.
 
-    A tile can be too large for the shared memory of a GPU.
+    It can be too large for the shared memory of a GPU.
     """
     if head_size not in HEAD_SIZES:
         return False
+    generator = torch.Generator().manual_seed(0)
     for tile in (*(tile for _, tile in TILES), LARGEST):
         lengths = torch.tensor([0, 1, tile.rows + 3])
         bounds = lengths.cumsum(0).int().to(device)
         longest = int(lengths.max())
-        qkv = torch.randn(1 + longest, 3, 1, head_size, device=device).to(dtype)
+        qkv = torch.randn(1 + longest, 3, 1, head_size, generator=generator).to(device, dtype)
         try:
             found = attention(qkv, bounds, longest, tile)
         except torch.OutOfMemoryError:
