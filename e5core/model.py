@@ -169,8 +169,7 @@ class E5:
                     every window has the prefix
         normalize   scale each vector to unit length
         truncate_dim  numbers of a vector that are kept before that; None takes the model's own
-        max_tokens_per_batch  tokens of one forward pass; a single longer text still goes whole.
-                    Where the device has no memory for them, half as many from then on
+        max_tokens_per_batch  tokens of a pass, fewer if the device has no memory; no text is split
         show_progress  None shows a bar on a terminal and none elsewhere
 
         Raises TypeError or ValueError naming the text at fault.

@@ -158,7 +158,8 @@ class Kernels:
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         """softmax(query key^T / sqrt(head_size)) value within each text
 
-        returns [tokens, heads, head_size]. Raises ValueError if a text is longer than max_seqlen.
+        returns [tokens, heads, head_size]. Raises ValueError if a text is longer than max_seqlen,
+        except on a GPU, which would have to be waited for.
 
         Here each text is computed alone, so that none can see another, with the softmax in
         float32 or wider.

@@ -38,9 +38,7 @@ def tokenized(
     threads = min(THREADS, thread_count()) if beside else None
     first = 0
     for some in slices(texts, chain(CHARACTERS, repeat(CHARACTERS[-1])) if beside else None):
-        yield _tokenize(
-            tokenizer, some, prefix, first, min(THREADS, thread_count()) if beside else 1
-        )
+        yield _tokenize(tokenizer, some, prefix, first, threads)
         first += len(some)
 
 

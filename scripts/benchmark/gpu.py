@@ -11,8 +11,8 @@ and, with flash attention, unpadded, each in the batch size that is the fastest 
 flash_attn is not installed, torch's own flash attention stands in for it (flash_stand_in.py).
 
 The ceiling is a product of 8192 × 8192 in bfloat16, timed in every round. The share of it counts
-the FLOP of benchmark.py. "Busy" is the time that the GPU needs for the packed batches alone, by its
-own clock, over the time of the whole call.
+the FLOP of benchmark.py. "Busy" is the time that the GPU needs for the batches alone, packed 1,024
+texts at a time, by its own clock, over the time of the whole call.
 """
 
 import argparse
@@ -41,7 +41,9 @@ from e5core.pipeline import MAX_TOKENS_PER_BATCH
 PADDED, SLICE = 32, 1024
 ST_BATCH_SIZES = (32, 128, 512)
 TEXTS = {"large": 2048, "base": 4096, "small": 8192}  # of a round, unless --texts says so
-AGREES = 0.995  # mean cosine between the vectors of two libraries in bfloat16
+# Mean cosine between the vectors of two libraries in bfloat16. With random weights, which round worse
+# than trained ones, sentence-transformers' unpadded input was seen at .9955.
+AGREES = 0.99
 
 # What e5core set out to reach.
 SHARE, BUSY = {"large": 0.6}, {"small": 0.5}
@@ -290,7 +292,7 @@ def check_agreement(contestants: list[Contestant], texts: Sequence[str]) -> None
         cosine = float((ours * np.asarray(other.encode(texts), dtype=np.float32)).sum(1).mean())
         print(f"mean cosine of {other.name}: {cosine:.5f}", file=sys.stderr)
         if cosine < AGREES:
-            print(f"WRONG {other.name} does not compute the same: {cosine:.4f}")
+            raise ValueError(f"{other.name} does not compute the same: {cosine:.4f}")
 
 
 def seconds_of(call: Callable[..., Any], *arguments: Any) -> float:

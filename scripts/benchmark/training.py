@@ -12,7 +12,8 @@ flash attention on unpadded input, if need be torch's own (flash_stand_in.py), a
 torch has allocated there. The share of the ceiling counts
 four times the forward's FLOP a token: forward, forward again with its graph, and the two products
 of the backward pass. Each computes in its own default, which for e5core is bfloat16 (autocast)
-where the CPU has it, and for sentence-transformers float32; --dtype puts both in the same.
+where the CPU has it, and for sentence-transformers float32; on a GPU both are in bfloat16. --dtype
+puts both in the same.
 """
 
 import argparse
