@@ -41,8 +41,8 @@ from e5core.pipeline import MAX_TOKENS_PER_BATCH
 PADDED, SLICE = 32, 1024
 ST_BATCH_SIZES = (32, 128, 512)
 TEXTS = {"large": 2048, "base": 4096, "small": 8192}  # of a round, unless --texts says so
-# Mean cosine between the vectors of two libraries in bfloat16. With random weights, which round worse
-# than trained ones, sentence-transformers' unpadded input was seen at .9955.
+# Mean cosine between the vectors of two libraries in bfloat16. With random weights, which round
+# worse than trained ones, sentence-transformers' unpadded input was seen at .9955.
 AGREES = 0.99
 
 # What e5core set out to reach.

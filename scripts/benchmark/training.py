@@ -91,11 +91,11 @@ def run(options: argparse.Namespace) -> int:
         )
     lines = bars(figures)
     if options.memory:
-        peaks = {}
+        peaks, once = {}, argparse.Namespace(**{**vars(options), "steps": 1})
         for count in FEW_AND_MANY:
             few = make_pairs(tokenizer, [14] * 2 * count)
             dtype = options.dtype or default_dtype("e5core", options.device)
-            _, peaks[count] = measure("e5core", folder, few, options, dtype)
+            _, peaks[count] = measure("e5core", folder, few, once, dtype)
             print(f"e5core, {count:5} pairs {'':24} {'':10} {peaks[count]:8.0f}", flush=True)
         few_pairs, many = FEW_AND_MANY
         what = f"memory of {many} pairs : of {few_pairs}"
