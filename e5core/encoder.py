@@ -17,7 +17,7 @@ from e5core.config import EncoderConfig
 from e5core.kernels import Kernels, select
 from e5core.kernels.forking import one_thread_if_forked
 from e5core.kernels.int8_rows import dequantize_rows
-from e5core.kernels.plain import LayerWeights, Prepared, Stack, only_infer
+from e5core.kernels.plain import LayerWeights, Pause, Prepared, Stack, go_on, only_infer
 
 # Standard deviation of fresh weights, BERT's initializer_range.
 INITIAL_SPREAD = 0.02
@@ -185,11 +185,11 @@ class Encoder(nn.Module):
         """The dtype of the hidden states."""
         return self.embeddings.layers_dtype or self.embeddings.layer_norm.weight.dtype
 
-    def forward(self, batch: PackedBatch, first_only: bool = False) -> Tensor:
+    def forward(self, batch: PackedBatch, first_only: bool = False, pause: Pause = go_on) -> Tensor:
         """The last hidden states [tokens, hidden_size] of a batch on the encoder's device.
 
-        first_only  give those [texts, hidden_size] of each text's first token alone, which leaves
-                    out three quarters of the last layer's work
+        first_only  give those [texts, hidden_size] of first tokens alone: the last layer has less
+        pause       called after each layer, except by kernels that cannot wait
 
         Raises ValueError in training mode on kernels that only infer.
         """
@@ -200,10 +200,11 @@ class Encoder(nn.Module):
         place = batch.cu_seqlens, batch.max_seqlen
         stack = self.stack_before_last if first_only else self.stack
         if stack is not None:
-            x = stack(x, *place)
+            x = stack(x, *place, pause)
         else:
             for layer in islice(self.layers, len(self.layers) - first_only):
                 x = layer(x, *place, self.kernels)
+                pause()
         return self.layers[-1](x, *place, self.kernels, first_only=True) if first_only else x
 
     def parts(self) -> Iterator[Embeddings | EncoderLayer]:
@@ -223,8 +224,7 @@ class Encoder(nn.Module):
                  that are no name bring their own
         kernels  "auto" for the fastest that run here, or what kernels.select takes or returns
 
-        Raises ValueError if the kernels of that name cannot run here, or if earlier ones hold
-        the weights.
+        Raises ValueError if such kernels cannot run here, or if earlier ones hold the weights.
         """
         if isinstance(kernels, str):
             kernels = select(kernels, self.device, dtype, scores=self.config.num_labels > 0)

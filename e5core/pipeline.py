@@ -14,6 +14,7 @@ from torch import Tensor
 from e5core.batching import pack, plan_batches
 from e5core.encoder import Encoder
 from e5core.kernels.cuda.copies import copy_all
+from e5core.kernels.plain import Pause, go_on
 from e5core.pooling import POOLINGS
 from e5core.texts.errors import TextError
 
@@ -65,6 +66,7 @@ class Pipeline:
         max_tokens: int | None = None,
         advance: Callable[[Sequence[int]], object] = lambda indices: None,
         halve: bool = False,
+        pause: Pause = go_on,
     ) -> Tensor:
         """The row of each sequence, in the caller's order.
 
@@ -72,10 +74,11 @@ class Pipeline:
         max_tokens  tokens of one forward pass; a longer sequence still goes whole. None takes
                     what suits the device
         advance     called after each forward pass with the indices of the sequences that it had
-        halve       go on with batches of half as many tokens where the device has no memory for
-                    one, instead of raising torch.OutOfMemoryError. A single sequence raises it
-        returns     [sequences, …] float32 or wider, on the encoder's device. Gradients flow if
-                    the caller has them on and the kernels are trainable
+        halve       go on with half as many tokens where the device has no memory for several
+                    sequences, instead of raising torch.OutOfMemoryError
+        pause       as in Encoder.forward
+        returns     [sequences, …] float32 or wider, on the encoder's device. Gradients flow if the
+                    caller has them on and the kernels are trainable
 
         Raises TextError for ids that the encoder cannot take.
         """
@@ -87,7 +90,7 @@ class Pipeline:
         while batches:
             batch = batches.popleft()
             try:
-                rows.append(self._run([sequences[i] for i in batch]))
+                rows.append(self._run([sequences[i] for i in batch], pause))
             except TextError as error:
                 raise error.renumbered(batch.__getitem__) from None
             except torch.OutOfMemoryError:
@@ -102,14 +105,13 @@ class Pipeline:
             advance(batch)
         if order == list(range(len(order))):
             return torch.cat(rows) if rows[1:] else rows[0]
-        # Where each sequence's row lies among those of all batches, one after another.
         (places,) = copy_all([torch.tensor(order).argsort()], self.encoder.device)
         return torch.cat(rows)[places]
 
-    def _run(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+    def _run(self, sequences: Sequence[Sequence[int]], pause: Pause) -> Tensor:
         """The rows of one forward pass. They stay on the device: a copy would wait for it."""
         packed = pack(sequences, self.encoder.config).to(self.encoder.device)
-        states, starts = self.encoder(packed, self.first_only), packed.cu_seqlens
+        states, starts = self.encoder(packed, self.first_only, pause), packed.cu_seqlens
         if self.first_only:  # what is left are sequences of one token
             starts = torch.arange(len(starts), dtype=starts.dtype, device=starts.device)
         return self.reduce(states, starts)

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from e5core.kernels import onednn_int8, probe
 from e5core.kernels.cpu_attention import attend
 from e5core.kernels.onednn_int8 import Int8Linear
-from e5core.kernels.plain import InferenceKernels, Layer, Prepared, StaysHere, text_lengths
+from e5core.kernels.plain import (
+    InferenceKernels,
+    Layer,
+    Pause,
+    Prepared,
+    StaysHere,
+    go_on,
+    text_lengths,
+)
 from e5core.kernels.row_counts import fill_rows, own_rows, row_count
 
 # Rows that the layout is chosen for: a full batch. It is no slower for one query.
@@ -124,11 +132,14 @@ class FilledStack:
         self._layers = layers
         self._kernels = kernels
 
-    def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    def __call__(
+        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, pause: Pause = go_on
+    ) -> Tensor:
         """The last hidden states [tokens, hidden_size] of the first ones."""
         filled = fill_rows(x, row_count(x.shape[0]))
         for layer in self._layers:
             filled = layer(filled, cu_seqlens, max_seqlen, self._kernels)
+            pause()
         return own_rows(filled, x)
 
 

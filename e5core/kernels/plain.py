@@ -17,8 +17,17 @@ from torch import Tensor, nn
 # The result of `prepare`: every back-end has a type of its own for it.
 Prepared = Any
 
+# What a forward pass calls after each layer, and waits for.
+Pause = Callable[[], object]
+
+
+def go_on() -> None:
+    """No pause."""
+
+
 # All layers in one call: x [tokens, hidden_size], cu_seqlens, max_seqlen → x of the last layer.
-Stack = Callable[[Tensor, Tensor, int], Tensor]
+# Kernels that can wait between layers do so, if there is a pause.
+Stack = Callable[[Tensor, Tensor, int, Pause], Tensor]
 
 # Token states [tokens, hidden_size] and cu_seqlens → a row for each text.
 Pooling = Callable[[Tensor, Tensor], Tensor]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,10 @@ from e5core.reranker import Reranker
 
 Rows = npt.NDArray[np.float32]
 
-# Seconds of one forward pass. They bound how long a query waits for what runs already.
-TARGET_SECONDS = {"cpu": 0.05, "cuda": 0.02}
+# Seconds of one forward pass. On a GPU they bound how long a query waits for what runs already. On
+# a CPU it waits for a layer alone, see Worker, and a pass of .05 s would read the weights too often
+# and keep threads waiting for the one that has the longest text.
+TARGET_SECONDS = {"cpu": 0.2, "cuda": 0.02}
 
 # Tokens of the smallest budget. A CPU gains little beyond about eight texts in a batch, which are
 # so many; fewer would waste a large model's time.
@@ -75,12 +78,16 @@ class Pace:
         return tokens / self.tokens_per_second
 
 
+RunWithPauses = Callable[[Sequence[Sequence[int]], Callable[[], object]], Iterable[Rows]]
+
+
 class Engine:
     """Something that computes rows of sequences, such as a model's vectors or a reranker's logits.
 
     pace   is shared by the engines of one model
     probe  a sequence that the model takes, to see whether it computes at all
     run    from sequences of ids to a row of each, which must not depend on how they are batched
+    run_with_pauses  the same, with something to call between two layers; None if it cannot wait
     """
 
     def __init__(
@@ -88,10 +95,12 @@ class Engine:
         pace: Pace,
         probe: Sequence[int],
         run: Callable[[Sequence[Sequence[int]]], Iterable[Rows]],
+        run_with_pauses: RunWithPauses | None = None,
     ) -> None:
         self.pace = pace
         self.probe = probe
         self.run = run
+        self.run_with_pauses = run_with_pauses
 
     def warm_up(self, length: int) -> None:
         """Let it compute once, then measure it on LEAST_TOKENS tokens, or `length` if it is less.
@@ -111,26 +120,32 @@ def vectors_engine(model: E5, pace: Pace) -> Engine:
     """The vectors [sequences, dimension] as E5.embed gives them, of unit length."""
     pooled = pipeline_engine(model, pace)
 
-    def run(sequences: Sequence[Sequence[int]]) -> Iterable[Rows]:
-        rows: Rows = l2_normalize(
-            torch.as_tensor(pooled.run(sequences))[:, : model.dimension]
-        ).numpy()
-        return rows
+    def unit(rows: Iterable[Rows]) -> Rows:
+        found: Rows = l2_normalize(torch.as_tensor(rows)[:, : model.dimension]).numpy()
+        return found
 
-    return Engine(pace, pooled.probe, run)
+    pausing = pooled.run_with_pauses
+    return Engine(
+        pace,
+        pooled.probe,
+        lambda sequences: unit(pooled.run(sequences)),
+        pausing and (lambda sequences, pause: unit(pausing(sequences, pause))),
+    )
 
 
 def pipeline_engine(model: E5 | Reranker, pace: Pace) -> Engine:
     """The pooled rows [sequences, size] of an embedding model, or a reranker's logits."""
     pipeline: Pipeline = model.pipeline
 
-    def run(sequences: Sequence[Sequence[int]]) -> Iterable[Rows]:
+    def run(sequences: Sequence[Sequence[int]], **options: Any) -> Iterable[Rows]:
         with torch.inference_mode():
-            rows = pipeline.run(sequences, max(sum(map(len, sequences)), 1))
+            rows = pipeline.run(sequences, max(sum(map(len, sequences)), 1), **options)
             found: Rows = rows.float().cpu().numpy()
         return found
 
-    return Engine(pace, model.tokenizer.encode("a"), run)
+    waits = pipeline.encoder.device.type == "cpu"
+    pausing = (lambda sequences, pause: run(sequences, pause=pause)) if waits else None
+    return Engine(pace, model.tokenizer.encode("a"), run, pausing)
 
 
 def states_engine(model: E5, pace: Pace) -> Engine:

@@ -22,11 +22,13 @@ class Queue:
     new jobs stops the old ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_short_passes: bool = True) -> None:
+        """has_short_passes  False where others compute new jobs apart: see Scheduler.take_new"""
         self.new: deque[Job] = deque()
         self.old: deque[Job] = deque()
         self.tokens = 0
         self.sequences = 0
+        self._has_short_passes = has_short_passes
         self._was_short = False  # whether the pass before had first turns alone
 
     def __bool__(self) -> bool:
@@ -50,9 +52,24 @@ class Queue:
     def take(self, budget: int) -> list[tuple[Job, int]]:
         """Sequences of at most `budget` tokens; one longer sequence goes alone."""
         parts = self._fill(budget)
+        self._forget(parts)
+        return parts
+
+    def take_whole(self, most: int) -> list[tuple[Job, int]]:
+        """All sequences of new jobs, of at most `most` tokens together; no job is taken in part."""
+        parts: list[tuple[Job, int]] = []
+        for job in list(self.new):
+            if job.tokens <= most:
+                self.new.remove(job)
+                most -= job.tokens
+                while (index := job.take()) is not None:
+                    parts.append((job, index))
+        self._forget(parts)
+        return parts
+
+    def _forget(self, parts: list[tuple[Job, int]]) -> None:
         self.tokens -= sum(len(job.sequences[index]) for job, index in parts)
         self.sequences -= len(parts)
-        return parts
 
     def _fill(self, budget: int) -> list[tuple[Job, int]]:
         parts: list[tuple[Job, int]] = []
@@ -61,7 +78,7 @@ class Queue:
         def left() -> int:
             return budget - sum(len(job.sequences[index]) for job, index in parts)
 
-        if self.old and self.new and not self._was_short:
+        if self._has_short_passes and self.old and self.new and not self._was_short:
             self._serve(self.new, parts, budget // 2, quantum)
         self._was_short = bool(parts)
         if self._was_short:
@@ -114,7 +131,8 @@ class Scheduler:
         with self._condition:
             if self._closed:
                 return False
-            queue = self._queues.setdefault(job.engine, Queue())
+            waits = job.engine.run_with_pauses is not None
+            queue = self._queues.setdefault(job.engine, Queue(has_short_passes=not waits))
             if not queue and self._last in (None, job.engine):
                 self._turns.append(job.engine)
             elif not queue:  # it has waited while another one was served
@@ -148,6 +166,20 @@ class Scheduler:
             if queue:
                 self._turns.append(engine)
         return Batch(engine, parts)
+
+    def take_new(self, most: int) -> Batch | None:
+        """Jobs of one engine that have just come and have at most so many tokens, all of each.
+
+        None, at once, if there are none.
+        """
+        with self._condition:
+            for engine in () if self._closed else tuple(self._turns):
+                queue = self._queues[engine]
+                if parts := queue.take_whole(min(most, engine.pace.budget // QUANTUM)):
+                    if not queue:
+                        self._turns.remove(engine)
+                    return Batch(engine, parts)
+        return None
 
     def close(self) -> list[Job]:
         """Let nobody take anything any more; returns the jobs that wait."""

@@ -36,8 +36,15 @@ class Counts:
     halved: int = 0
 
 
+# Jobs that come while a pass runs may have this share of its tokens in short passes of their own.
+BETWEEN_LAYERS = 0.5
+
+
 class Worker:
     """Computes what waits in a scheduler. There is one for a device: two passes would only fight.
+
+    A CPU can wait between two layers: whoever has just come with a query gets a short pass of its
+    own there, and the pass that was running goes on. So passes may be long, which is faster.
 
     failure     why it has died, if it has
     """
@@ -61,7 +68,9 @@ class Worker:
         self._note = note
         self._busy_since: float | None = None
         self._measured = 0.0  # the time up to which the speed is measured
-        self._batch: Batch | None = None
+        self._running: list[Batch] = []  # the last of them computes, the others wait for it
+        self._room = 0  # tokens that short passes may have until the next long one
+        self._short = 0.0  # seconds of all short passes
         self._parted = False  # whether the device had no memory for all of the batch
         self._thread = threading.Thread(target=self._work, name="e5core worker", daemon=True)
 
@@ -87,8 +96,7 @@ class Worker:
     def abandon(self, reason: Exception) -> None:
         """Fail everything that waits or runs: the worker will not come back."""
         self.failure = self.failure or reason
-        running = self._batch
-        jobs = {job for job, _ in running.parts} if running is not None else set()
+        jobs = {job for batch in tuple(self._running) for job, _ in batch.parts}
         self.fail([*jobs, *self.scheduler.close()], reason)
 
     def fail(self, jobs: Sequence[Job], error: Exception) -> None:
@@ -103,22 +111,41 @@ class Worker:
     def _work(self) -> None:
         try:
             while True:
+                self._serve_new()  # those who came when the last layer was through
                 follows = self.scheduler.waiting()[0] > 0
                 if (batch := self.scheduler.take()) is None:
                     break
                 if not follows:
                     self._measured = time.perf_counter()
-                self._batch, self._busy_since = batch, time.monotonic()
-                self._parted = False
-                self._compute(batch)
-                if self._parted:  # once, into however many parts
-                    self.counts.halved += 1
-                    batch.engine.pace.halve()
-                self._batch = self._busy_since = None
+                self._busy_since = time.monotonic()
+                self._pass(batch)
+                self._busy_since = None
         except BaseException as error:
             self.failure = error
             self.abandon(RuntimeError(f"the worker has died: {error!r}"))
             raise
+
+    def _pass(self, batch: Batch) -> None:
+        self._parted = False
+        self._running.append(batch)
+        self._compute(batch)
+        if self._parted:  # once, into however many parts
+            self.counts.halved += 1
+            batch.engine.pace.halve()
+        self._running.pop()
+
+    def _serve_new(self) -> None:
+        """A short pass for jobs that have just come, between two layers or two passes."""
+        batch = self.scheduler.take_new(self._room)
+        if batch is None:
+            return
+        self._room -= batch.tokens
+        before, measured, parted = time.perf_counter(), self._measured, self._parted
+        self._measured = before
+        self._pass(batch)
+        seconds = time.perf_counter() - before
+        self._short += seconds
+        self._measured, self._parted = measured + seconds, parted
 
     def _compute(self, batch: Batch) -> None:
         """Run a batch. If it fails, each job is run alone, and fails alone."""
@@ -151,10 +178,13 @@ class Worker:
         if not parts:
             return
         batch = Batch(batch.engine, parts)
-        started = time.perf_counter()
-        rows = batch.engine.run(batch.sequences)
+        started, short, tokens = time.perf_counter(), self._short, batch.tokens
+        if batch.engine.run_with_pauses is None or self._running[1:]:
+            rows = batch.engine.run(batch.sequences)
+        else:
+            self._room = int(tokens * BETWEEN_LAYERS)
+            rows = batch.engine.run_with_pauses(batch.sequences, self._serve_new)
         finished = time.perf_counter()
-        tokens = batch.tokens
         batch.engine.pace.measure(tokens, finished - self._measured)
         self._measured = finished
         self.counts.batches += 1
@@ -171,7 +201,7 @@ class Worker:
                 ended.append(job)
         if ended:
             self._deliver(ended)
-        self._note(batch, finished - started)
+        self._note(batch, finished - started - (self._short - short))
 
 
 class NotFiniteError(TextError):

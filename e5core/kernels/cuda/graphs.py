@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e5core.kernels.plain import Kernels, Layer
+from e5core.kernels.plain import Kernels, Layer, Pause, go_on
 
 SIZES = (16, 32, 64, 128, 256, 512)
 WARM_UPS = 3  # runs before recording, as torch.cuda.CUDAGraph asks for
@@ -83,10 +83,12 @@ class RecordedStack:
         self._kernels = kernels
         self._recorded: dict[int, Recorded] = {}
 
-    def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    def __call__(
+        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, pause: Pause = go_on
+    ) -> Tensor:
         """The hidden states behind the last layer, from those before the first one.
 
-        x and the result are [tokens, hidden_size].
+        x and the result are [tokens, hidden_size]. There is no pause: a GPU works ahead.
         """
         own = x.shape[0]
         size = next((size for size in SIZES if own <= size), None)

@@ -20,8 +20,10 @@ from e5core.kernels.plain import (
     InferenceKernels,
     Layer,
     LayerWeights,
+    Pause,
     Pooling,
     StaysHere,
+    go_on,
     text_lengths,
 )
 from e5core.kernels.threads import thread_count
@@ -222,18 +224,26 @@ class NativeStack:
         self._head_size = head_size
         self._attention_kind = attention_kind.number
 
-    def __call__(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+    def __call__(
+        self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, pause: Pause = go_on
+    ) -> Tensor:
         check(x, self._qkv)
         x, cu_seqlens = x.contiguous(), bounds(cu_seqlens, max_seqlen, len(x))
         heads = x.shape[1] // self._head_size
         texts = library.Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, self._head_size)
         qkv, context, output = x.new_empty(len(x), 3, x.shape[1]), *map(torch.empty_like, (x, x))
-        self._library.e5core_encoder(
-            self._array.address, self._count, self._attention_kind, ctypes.addressof(texts),
-            x.data_ptr(), qkv.data_ptr(), context.data_ptr(), output.data_ptr(),
-            thread_count(),
-        )  # fmt: skip
-        return output
+        step = self._count if pause is go_on else 1
+        for first in range(0, self._count, step):
+            layers = self._array.address + first * ctypes.sizeof(library.EncoderLayer)
+            self._library.e5core_encoder(
+                layers, step, self._attention_kind, ctypes.addressof(texts),
+                x.data_ptr(), qkv.data_ptr(), context.data_ptr(), output.data_ptr(),
+                thread_count(),
+            )  # fmt: skip
+            pause()
+            # Two buffers in turn; the caller's own is only read.
+            x, output = output, x if first else (output if step > 1 else torch.empty_like(x))
+        return x
 
 
 def norm_in_memory(norm: nn.LayerNorm) -> InMemory:
