@@ -109,6 +109,7 @@ class Worker:
             self._deliver(failed)
 
     def _work(self) -> None:
+        self._measured = time.perf_counter()
         try:
             while True:
                 self._serve_new()  # those who came when the last layer was through

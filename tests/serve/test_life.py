@@ -108,12 +108,12 @@ SLOW = """
 import sys, time
 from e5core.serve import engines
 made = engines.Engine.__init__
-def slow(self, pace, probe, run):
+def slow(self, pace, probe, run, pausing=None):
     def wait(sequences):
         if len(sequences) == 3:
             time.sleep({seconds})
         return run(sequences)
-    made(self, pace, probe, wait)
+    made(self, pace, probe, wait, lambda sequences, pause: wait(sequences))
 engines.Engine.__init__ = slow
 from e5core.cli import main
 sys.exit(main(sys.argv[1:]))

@@ -231,3 +231,38 @@ def test_any_mix_of_lengths_ends(work: list[tuple[list[int], int]], budget: int)
     for batch in taken:
         assert batch is None or batch.tokens <= budget or len(batch.parts) == 1
     assert scheduler.waiting() == (0, 0)
+
+
+def test_new_jobs_are_taken_whole_or_not_at_all() -> None:
+    """Between two layers, within the tokens that are left and a quarter of a pass."""
+    scheduler, one = Scheduler(), engine(400)
+    many, fits, two, other = (
+        Job(one, [[5] * n] * count, lambda job: None)
+        for n, count in ((30, 40), (90, 1), (20, 2), (60, 1))
+    )
+    assert scheduler.take_new(10**6) is None
+    for job in (many, fits, two, other):
+        scheduler.add(job)
+    before = scheduler.waiting()
+    assert scheduler.take_new(19) is None
+    assert scheduler.waiting() == before
+    batch = scheduler.take_new(1000)  # a quarter of 400 is 100: 90, and nothing more
+    assert batch is not None
+    assert [job for job, _ in batch.parts] == [fits]
+    batch = scheduler.take_new(1000)
+    assert batch is not None
+    assert [job for job, _ in batch.parts] == [two, two, other]
+    assert scheduler.waiting() == (40, 1200)
+    assert scheduler.take_new(1000) is None  # what is left is more than a turn
+    batch = scheduler.take()
+    assert batch is not None
+    assert batch.parts[0][0] is many
+    scheduler.close()
+    assert scheduler.take_new(1000) is None
+
+
+def test_an_engine_without_work_has_no_turn() -> None:
+    scheduler, one = Scheduler(), engine(400)
+    scheduler.add(Job(one, [[5] * 9], lambda job: None))
+    assert scheduler.take_new(100) is not None
+    assert scheduler.take(timeout=0) is None

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,4 +193,130 @@ def test_what_a_client_gave_up_is_counted() -> None:
     assert ended.jobs == [last]
     assert worker.counts.unread + dropped == gone.tokens
     assert worker.counts.unread <= model.pace.budget
+    worker.stop()
+
+
+class Layered:
+    """An engine whose passes have layers, and what happens between two of them.
+
+    between  called with the number of the pause, in passes of more than one sequence
+    """
+
+    def __init__(self, layers: int = 4) -> None:
+        self.between: Callable[[int], object] = lambda number: None
+        self.passes: list[list[int]] = []  # the first ids of the sequences of each, as they begin
+        self.engine = Engine(Pace("cpu"), [0, 2], self.run, self.run_with_pauses)
+        self._layers = layers
+
+    def run(self, sequences: Sequence[Sequence[int]]) -> Rows:
+        self.passes.append([ids[0] for ids in sequences])
+        if any(BAD in ids for ids in sequences):
+            raise ValueError("no")
+        return rows_of(sequences)
+
+    def run_with_pauses(self, sequences: Sequence[Sequence[int]], pause: Any) -> Rows:
+        rows = self.run(sequences)
+        for number in range(self._layers if len(sequences) > 1 else 0):
+            self.between(number)
+            pause()
+        return rows
+
+
+def beside_bulk(layered: Layered, *queries: list[list[int]]) -> tuple[Worker, Job, list[Job]]:
+    """A long pass, after whose second layer queries come; all ended."""
+    scheduler, ended = Scheduler(), Ended()
+    worker = Worker(scheduler)
+    bulk = Job(layered.engine, [[1] * 20] * 10, ended)
+    jobs = [Job(layered.engine, sequences, ended) for sequences in queries]
+
+    def come(number: int) -> None:
+        if number == 1:
+            for job in jobs:
+                scheduler.add(job)
+
+    layered.between = come
+    scheduler.add(bulk)
+    worker.start()
+    ended.wait(1 + len(jobs))
+    worker.stop()
+    assert not worker.scheduler.waiting()[0]
+    return worker, bulk, jobs
+
+
+def test_a_query_is_answered_within_a_long_pass() -> None:
+    layered = Layered()
+    worker, bulk, [query] = beside_bulk(layered, [[5, 6]])
+    assert layered.passes == [[1] * 10, [5]]
+    assert query.matrix().tolist() == [[11, 2]]
+    assert bulk.matrix().tolist() == [[20, 20]] * 10
+    assert query.finished is not None
+    assert bulk.finished is not None
+    assert query.finished < bulk.finished
+    assert worker.counts.tokens == 202
+    assert worker.counts.batches == 2
+
+
+def test_queries_within_a_long_pass_have_half_of_its_tokens() -> None:
+    """Fifteen come, of 12 tokens each, in a pass of 200: eight fit into a hundred tokens.
+
+    A short pass has a quarter of the budget, 64 tokens.
+    """
+    layered = Layered()
+    _, bulk, queries = beside_bulk(layered, *([[n] * 12] for n in range(20, 35)))
+    assert layered.engine.pace.budget == 256
+    assert layered.passes[:3] == [[1] * 10, list(range(20, 25)), list(range(25, 28))]
+    # The others come behind it.
+    assert [n for some in layered.passes[3:] for n in some] == list(range(28, 35))
+    done = [query.finished < bulk.finished for query in queries]  # type: ignore[operator]
+    assert done == [True] * 8 + [False] * 7
+
+
+def test_a_query_that_fails_within_a_long_pass_fails_alone() -> None:
+    layered = Layered()
+    worker, bulk, [bad, good] = beside_bulk(layered, [[BAD]], [[7]])
+    assert isinstance(bad.error, ValueError)
+    assert good.matrix().tolist() == [[7, 1]]
+    assert bulk.error is None
+    assert bulk.matrix().tolist() == [[20, 20]] * 10
+    assert worker.counts.batches == 2
+
+
+def test_the_time_of_short_passes_is_not_that_of_the_long_one() -> None:
+    layered, seen = Layered(), []
+    pace = layered.engine.pace
+    pace.measure = lambda tokens, seconds: seen.append((tokens, seconds))  # type: ignore[method-assign]
+    plain = layered.run
+
+    def slow(sequences: Sequence[Sequence[int]]) -> Rows:
+        time.sleep(0.2 if len(sequences) == 1 else 0)
+        return plain(sequences)
+
+    layered.engine.run = slow
+    beside_bulk(layered, [[5, 6]])
+    (few, short), (many, long) = seen
+    assert (few, many) == (2, 200)
+    assert short >= 0.2
+    assert long < 0.1
+
+
+def test_whoever_runs_or_waits_is_told_that_the_worker_is_lost() -> None:
+    layered, ended = Layered(), Ended()
+    scheduler = Scheduler()
+    worker = Worker(scheduler, deliver=lambda jobs: [job.done(job) for job in jobs])
+    bulk, query = (Job(layered.engine, some, ended) for some in ([[1] * 20] * 10, [[5]]))
+    go, plain = threading.Event(), layered.run
+
+    def hang(sequences: Sequence[Sequence[int]]) -> Rows:
+        if len(sequences) == 1:
+            worker.abandon(RuntimeError("lost"))
+            go.set()
+        return plain(sequences)
+
+    layered.engine.run = hang
+    layered.between = lambda number: number or scheduler.add(query)
+    scheduler.add(bulk)
+    worker.start()
+    assert go.wait(30)
+    ended.wait(2)
+    assert [str(job.error) for job in (bulk, query)] == ["lost", "lost"]
     worker.stop()
