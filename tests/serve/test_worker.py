@@ -262,8 +262,8 @@ def test_queries_within_a_long_pass_have_half_of_its_tokens() -> None:
     A short pass has a quarter of the budget, 64 tokens.
     """
     layered = Layered()
-    _, bulk, queries = beside_bulk(layered, *([[n] * 12] for n in range(20, 35)))
     assert layered.engine.pace.budget == 256
+    _, bulk, queries = beside_bulk(layered, *([[n] * 12] for n in range(20, 35)))
     assert layered.passes[:3] == [[1] * 10, list(range(20, 25)), list(range(25, 28))]
     # The others come behind it.
     assert [n for some in layered.passes[3:] for n in some] == list(range(28, 35))
