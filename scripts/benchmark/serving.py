@@ -102,6 +102,7 @@ def make_service(folder: Path, dtype: str, constant: bool) -> Any:
     if constant:
         row = np.full((1, served.model.dimension), 0.5, np.float32)
         served.engine.run = lambda sequences: np.repeat(row, len(sequences), axis=0)
+        served.engine.run_with_pauses = None
     return Service(Models([served]), Limits(max_wait=MAX_WAIT))
 
 
