@@ -39,6 +39,8 @@ class Counts:
 # Jobs that come while a pass runs may have this share of its tokens in short passes of their own.
 BETWEEN_LAYERS = 0.5
 
+LONG = 0.02  # seconds of a pass from which on it waits between layers; a query alone has none
+
 
 class Worker:
     """Computes what waits in a scheduler. There is one for a device: two passes would only fight.
@@ -180,11 +182,12 @@ class Worker:
             return
         batch = Batch(batch.engine, parts)
         started, short, tokens = time.perf_counter(), self._short, batch.tokens
-        if batch.engine.run_with_pauses is None or self._running[1:]:
+        pausing = batch.engine.run_with_pauses
+        if pausing is None or self._running[1:] or batch.engine.pace.seconds(tokens) < LONG:
             rows = batch.engine.run(batch.sequences)
         else:
             self._room = int(tokens * BETWEEN_LAYERS)
-            rows = batch.engine.run_with_pauses(batch.sequences, self._serve_new)
+            rows = pausing(batch.sequences, self._serve_new)
         finished = time.perf_counter()
         batch.engine.pace.measure(tokens, finished - self._measured)
         self._measured = finished
