@@ -120,15 +120,15 @@ class Worker:
                     break
                 if not follows:
                     self._measured = time.perf_counter()
-                self._busy_since = time.monotonic()
                 self._pass(batch)
-                self._busy_since = None
         except BaseException as error:
             self.failure = error
             self.abandon(RuntimeError(f"the worker has died: {error!r}"))
             raise
 
     def _pass(self, batch: Batch) -> None:
+        if not self._running:
+            self._busy_since = time.monotonic()
         self._parted = False
         self._running.append(batch)
         self._compute(batch)
@@ -136,6 +136,8 @@ class Worker:
             self.counts.halved += 1
             batch.engine.pace.halve()
         self._running.pop()
+        if not self._running:
+            self._busy_since = None
 
     def _serve_new(self) -> None:
         """A short pass for jobs that have just come, between two layers or two passes."""

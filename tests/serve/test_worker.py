@@ -320,3 +320,31 @@ def test_whoever_runs_or_waits_is_told_that_the_worker_is_lost() -> None:
     ended.wait(2)
     assert [str(job.error) for job in (bulk, query)] == ["lost", "lost"]
     worker.stop()
+
+
+def test_a_short_pass_between_two_long_ones_is_watched_too() -> None:
+    """A query that comes behind the last pause."""
+    layered, ended = Layered(), Ended()
+    scheduler = Scheduler()
+    worker = Worker(scheduler)
+    bulk, query = (Job(layered.engine, some, ended) for some in ([[1] * 20] * 10, [[5]]))
+    plain, busy = layered.run_with_pauses, []
+
+    def behind(sequences: Sequence[Sequence[int]], pause: Any) -> Rows:
+        rows = plain(sequences, pause)
+        scheduler.add(query)
+        return rows
+
+    def watched(sequences: Sequence[Sequence[int]]) -> Rows:
+        time.sleep(0.01)
+        busy.append(worker.busy_seconds)
+        return rows_of(sequences)
+
+    layered.engine.run_with_pauses, layered.engine.run = behind, watched
+    scheduler.add(bulk)
+    worker.start()
+    ended.wait(2)
+    worker.stop()
+    assert layered.passes == [[1] * 10]
+    assert [seconds >= 0.01 for seconds in busy] == [True]
+    assert worker.busy_seconds == 0
