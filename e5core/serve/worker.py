@@ -61,7 +61,7 @@ class Worker:
         """Nothing runs before `start`.
 
         deliver  called with the jobs that a batch finished, in the worker's thread
-        note     called after each batch with the seconds that it took
+        note     called after each batch, before `deliver`, with the seconds that it took
         """
         self.scheduler = scheduler
         self.counts = Counts()
@@ -205,9 +205,9 @@ class Worker:
             elif job.put(index, row):
                 job.finished = finished
                 ended.append(job)
+        self._note(batch, finished - started - (self._short - short))
         if ended:
             self._deliver(ended)
-        self._note(batch, finished - started - (self._short - short))
 
 
 class NotFiniteError(TextError):

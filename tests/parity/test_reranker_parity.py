@@ -215,11 +215,11 @@ def no_tanh(self: ClassificationHead, x: torch.Tensor) -> torch.Tensor:
 states_of = Encoder.forward
 
 
-def second_token(self: Encoder, batch: PackedBatch, first_only: bool = False) -> torch.Tensor:
+def second_token(self: Encoder, batch: PackedBatch, *rest: Any) -> torch.Tensor:
     return states_of(self, batch)[batch.cu_seqlens[:-1].long() + 1]
 
 
-def last_token(self: Encoder, batch: PackedBatch, first_only: bool = False) -> torch.Tensor:
+def last_token(self: Encoder, batch: PackedBatch, *rest: Any) -> torch.Tensor:
     return states_of(self, batch)[batch.cu_seqlens[1:].long() - 1]
 
 
