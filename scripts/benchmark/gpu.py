@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ceiling import gflops, products
 from flash_stand_in import provide_flash_attn
 from workloads import count_tokens, flop, model_folder, workload
 
@@ -131,7 +132,7 @@ def measure_model(name: str, options: argparse.Namespace) -> dict[str, Any]:
     check_agreement(contestants, texts[:64])
     ceilings, busy, batches = [], [], packed_batches(contestants[0].encode.model, texts)
     for number in range(options.rounds + 1):  # the first one warms up and does not count
-        rate = ceiling(options.dtype)
+        rate = max(map(gflops, products(options.dtype, "cuda", ()))) / 1000
         for contestant in contestants:
             seconds = seconds_of(contestant.encode, texts)
             latencies = [1000 * seconds_of(contestant.encode, [text]) for text in singles]
@@ -313,22 +314,6 @@ def torch_empty_cache() -> None:
     import torch
 
     torch.cuda.empty_cache()
-
-
-def ceiling(dtype: str, size: int = 8192, times: int = 10) -> float:
-    """TFLOP/s of a square product."""
-    import torch
-
-    a, b = torch.randn(2, size, size, device="cuda").to(getattr(torch, dtype))
-    for _ in range(3):
-        a @ b
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(times):
-        a @ b
-    stop.record()
-    torch.cuda.synchronize()
-    return 2 * size**3 * times / start.elapsed_time(stop) / 1e9
 
 
 def packed_batches(model: E5, texts: Sequence[str]) -> list[Any]:

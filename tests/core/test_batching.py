@@ -11,6 +11,7 @@ from support.models import TINY
 
 from e5core import TextError, pack
 from e5core.batching import plan_batches
+from e5core.kernels.cuda.copies import queue_to_cpu
 from e5core.texts import slices as slicing
 from e5core.texts.slices import one_behind, slices
 
@@ -128,3 +129,17 @@ def test_ids_of_more_than_64_bits(dialect):
         with pytest.raises(TextError, match=f"text 1 has the id {bad}, the vocabulary") as caught:
             pack([[0, 2], [0, 5, bad, 2]], TINY[dialect])
         assert caught.value.indices == (1,)
+
+
+def test_rows_of_any_device_come_to_the_cpu():
+    """Of those that queue no copies too, such as Apple's."""
+    rows = torch.ones(2, 3)
+    assert queue_to_cpu(rows)() is rows
+
+    class Elsewhere:
+        is_cuda = False
+
+        def cpu(self):
+            return rows
+
+    assert queue_to_cpu(Elsewhere())() is rows

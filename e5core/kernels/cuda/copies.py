@@ -26,7 +26,7 @@ def queue_to_cpu(rows: Tensor) -> Callable[[], Tensor]:
     A GPU goes on meanwhile with what it is given next.
     """
     if not rows.is_cuda:
-        return lambda: rows
+        return rows.cpu
     copy = rows.to("cpu", non_blocking=True)  # in pinned memory
     copied = torch.cuda.current_stream(rows.device).record_event()
 

@@ -233,6 +233,7 @@ class NativeStack:
         texts = library.Texts(cu_seqlens.data_ptr(), len(cu_seqlens) - 1, heads, self._head_size)
         qkv, context, output = x.new_empty(len(x), 3, x.shape[1]), *map(torch.empty_like, (x, x))
         step = self._count if pause is go_on else 1
+        spare = output if step == self._count else torch.empty_like(output)
         for first in range(0, self._count, step):
             layers = self._array.address + first * ctypes.sizeof(library.EncoderLayer)
             self._library.e5core_encoder(
@@ -241,8 +242,7 @@ class NativeStack:
                 thread_count(),
             )  # fmt: skip
             pause()
-            # Two buffers in turn; the caller's own is only read.
-            x, output = output, x if first else (output if step > 1 else torch.empty_like(x))
+            x, output, spare = output, spare, output  # the caller's own is only read
         return x
 
 
