@@ -121,9 +121,8 @@ class EncoderLayer(nn.Module):
         x = kernels.linear_residual_norm(
             context, weights.attention_output, x, weights.attention_norm, hidden_dropout
         )
-        inner = kernels.linear_gelu(x, weights.intermediate)  # [tokens, intermediate_size]
-        return kernels.linear_residual_norm(
-            inner, weights.output, x, weights.output_norm, hidden_dropout
+        return kernels.feed_forward(
+            x, weights.intermediate, weights.output, weights.output_norm, hidden_dropout
         )
 
     def prepare(self, kernels: Kernels) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from e5core.checkpoint import hub
-from e5core.checkpoint.folder import AUTO, DTYPES
+from e5core.checkpoint.options import AUTO, DTYPES
 from e5core.cli.program import Parser, run_program
 from e5core.integrations.ray import BATCH_ROWS, Embedder, check_columns
 

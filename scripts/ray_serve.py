@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from e5core.checkpoint.folder import AUTO, DTYPES
+from e5core.checkpoint.options import AUTO, DTYPES
 from e5core.cli.program import Parser, run_program
 from e5core.cli.serve import add_key_arguments, check_host
 from e5core.serve.keys import Keys, read_keys

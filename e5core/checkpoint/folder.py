@@ -14,7 +14,7 @@ from e5core.checkpoint.dense import Dense, DensePooling
 from e5core.checkpoint.headers import StoredTensor, check_headers, read_headers
 from e5core.checkpoint.limits import read_limit
 from e5core.checkpoint.names import WORD_EMBEDDINGS
-from e5core.checkpoint.options import LoadOptions
+from e5core.checkpoint.options import AUTO, DTYPES, LoadOptions
 from e5core.checkpoint.pickling import travels_as
 from e5core.checkpoint.prompts import Prompts, find_prompts
 from e5core.checkpoint.sentence_transformers import read_steps
@@ -25,15 +25,6 @@ from e5core.formats.fast_tokenizer import AddedToken
 from e5core.formats.safetensors import DTYPES_BY_NAME
 from e5core.kernels import BY_NAME, select, warn_of_missing, why_not
 from e5core.tokenizer import SentencePieceTokenizer
-
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
-AUTO = "auto"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,17 @@ from pathlib import Path
 
 import torch
 
+# The names of the precisions that a model is loaded in.
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+    "float8": torch.float8_e4m3fn,
+}
+AUTO = "auto"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
@@ -16,8 +27,9 @@ class LoadOptions:
     token       the hub's access token, for private and gated models
     local_files_only  never ask the hub, use its cache
     dtype       of weights and arithmetic: "float32", "bfloat16", "float16", "float64", or "int8"
-                (CPU) for linear layers in int8 with float32 between them; "auto" is float32, and
-                int8 for a folder that was converted to it
+                (CPU) for linear layers in int8 with float32 between them, "float8" (NVIDIA GPU
+                from Ada on) with bfloat16; "auto" is float32, and int8 for a folder that was
+                converted to it
     device      None takes the GPU if there is one
     kernels     "auto" for the fastest that run, or a name in kernels.BY_NAME; "sdpa" and
                 "plain" leave the encoder trainable

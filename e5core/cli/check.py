@@ -11,7 +11,6 @@ after one line on standard error, if it could not be checked.
 from argparse import Namespace
 from collections.abc import Iterator
 
-from e5core.checkpoint.folder import DTYPES
 from e5core.cli.program import Parser, check_counts
 from e5core.parity.against_copy import against_copy
 from e5core.parity.against_published import against_published
@@ -45,9 +44,9 @@ def add_arguments(parser: Parser) -> None:
         metavar="transformers|published|MODEL",
         help="the reference; MODEL is a folder or hub id (default: %(default)s)",
     )
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the model")
+    parser.add_argument("--dtype", default="float32", choices=COPY_BOUNDS, help="of the model")
     parser.add_argument(
-        "--against-dtype", choices=DTYPES, help="of --against MODEL (default: float32)"
+        "--against-dtype", choices=COPY_BOUNDS, help="of --against MODEL (default: float32)"
     )
     parser.add_argument(
         "--bounds", choices=COPY_BOUNDS, help="against MODEL, in place of the dtypes' own bounds"

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from e5core.checkpoint.folder import AUTO, DTYPES, ModelFolder
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import AUTO, DTYPES
 from e5core.cli.options import add_model_options, load_options
 from e5core.cli.program import Parser, check_counts
 

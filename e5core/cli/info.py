@@ -13,7 +13,8 @@ import torch
 
 import e5core
 from e5core import kernels
-from e5core.checkpoint.folder import DTYPES, ModelFolder
+from e5core.checkpoint.folder import ModelFolder
+from e5core.checkpoint.options import DTYPES
 from e5core.cli.options import add_hub_options, load_options
 from e5core.cli.program import Parser
 from e5core.kernels import threads

@@ -5,8 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from e5core.checkpoint.folder import AUTO, DTYPES
-from e5core.checkpoint.options import LoadOptions
+from e5core.checkpoint.options import AUTO, DTYPES, LoadOptions
 from e5core.cli.program import Parser
 from e5core.kernels import BY_NAME
 from e5core.prompts import PROMPTS_BY_NAME

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from e5core.checkpoint.folder import DTYPES, ModelFolder
+from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.names import SCALE_SUFFIX, WORD_EMBEDDINGS
+from e5core.checkpoint.options import DTYPES
 from e5core.config import CONFIG_FILE, INT8_MODEL_TYPE
 from e5core.convert.folder import replacing_folder
 from e5core.convert.settings import copy_settings, copy_tokenizer_files
@@ -29,7 +30,7 @@ from e5core.kernels.int8_rows import quantize_rows
 from e5core.parity.against_copy import against_copy
 from e5core.parity.cases import table
 
-TARGETS = {name: dtype for name, dtype in DTYPES.items() if name != "float64"}
+TARGETS = {name: DTYPES[name] for name in ("float32", "bfloat16", "float16", "int8")}
 BLOCK_ROWS = 1 << 14  # of the token table, which is quantised in blocks to save memory
 
 

@@ -63,7 +63,7 @@ class Kernels:
     name       what `select` knows them by
     devices    the types of device they are made for
     dtypes     the precisions they are made for; torch.int8 stands for weights and activations in
-               int8 with float32 between the layers
+               int8 with float32 between the layers, torch.float8_e4m3fn with bfloat16 between them
     trainable  whether gradients flow; if not, the kernels take over the weights they prepare
     optional   whether "auto" passes over them in silence where they do not run, because nothing
                is wrong then: the CPU is another, or no compiler was there
@@ -95,7 +95,8 @@ class Kernels:
     @property
     def hidden_dtype(self) -> torch.dtype:
         """The dtype of the hidden states between the layers."""
-        return torch.float32 if self.dtype == torch.int8 else self.dtype
+        between = {torch.int8: torch.float32, torch.float8_e4m3fn: torch.bfloat16}
+        return between.get(self.dtype, self.dtype)
 
     def for_scores(self) -> "Kernels":
         """These kernels, before they prepare anything, for the score that one token's state gives.
@@ -163,6 +164,12 @@ class Kernels:
     ) -> Tensor:
         """layer_norm(residual + dropout(x W^T + b))"""
         return self.layer_norm(residual + F.dropout(self.linear(x, weights), dropout), norm)
+
+    def feed_forward(
+        self, x: Tensor, inner: Prepared, outer: Prepared, norm: nn.LayerNorm, dropout: float
+    ) -> Tensor:
+        """layer_norm(x + dropout(GELU(x W^T + b) V^T + c)), from the inner and the outer weights"""
+        return self.linear_residual_norm(self.linear_gelu(x, inner), outer, x, norm, dropout)
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         """softmax(query key^T / sqrt(head_size)) value within each text

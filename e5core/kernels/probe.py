@@ -58,6 +58,7 @@ def _outputs(kernels: Kernels, layer: _Layer, x: Tensor) -> Tensor:
     context = kernels.attention(heads, cu_seqlens, max(LENGTHS), 0.0).flatten(1)
     inner = kernels.linear_gelu(x, weights)
     normed = kernels.linear_residual_norm(inner, weights, x, layer.norm, 0.0)
+    normed = kernels.feed_forward(normed, weights, weights, layer.norm, 0.0)
     pooled = kernels.pooling("mean", _means, x.device)(normed, cu_seqlens)
     return torch.cat([part.double().flatten() for part in (qkv, context, inner, normed, pooled)])
 

@@ -111,17 +111,20 @@ def reference_hidden_states(
 ) -> list[torch.Tensor]:
     """The last hidden states [tokens, hidden_size] of each text, from one padded batch."""
     with torch.no_grad():
-        states = model(**padded(ids)).last_hidden_state
+        states = model(**padded(ids, model.device)).last_hidden_state
     return [row[: len(text)] for row, text in zip(states, ids, strict=True)]
 
 
-def padded(ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+def padded(ids: Sequence[Sequence[int]], device: Any) -> dict[str, torch.Tensor]:
     """input_ids and attention_mask [texts, longest] of a batch."""
     longest = max(map(len, ids))
     # The pad id is the tokenizer's, 1: e5-small's config says 0, which is <s>.
-    input_ids = torch.tensor([[*text, *[1] * (longest - len(text))] for text in ids])
-    mask = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in ids])
-    return {"input_ids": input_ids, "attention_mask": mask}
+    input_ids = [[*text, *[1] * (longest - len(text))] for text in ids]
+    mask = [[1] * len(text) + [0] * (longest - len(text)) for text in ids]
+    return {
+        "input_ids": torch.tensor(input_ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
 
 
 def pair_ids(fast: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[list[int]]:
@@ -142,8 +145,8 @@ def reference_logits(
     logits = []
     for start in range(0, len(ids), batch_size):
         with torch.no_grad():
-            logits.append(model(**padded(ids[start : start + batch_size])).logits)
-    return torch.cat(logits).numpy()
+            logits.append(model(**padded(ids[start : start + batch_size], model.device)).logits)
+    return torch.cat(logits).cpu().numpy()
 
 
 def reference_vectors(
@@ -160,5 +163,5 @@ def reference_vectors(
     for start in range(0, len(ids), batch_size):
         for states in reference_hidden_states(model, ids[start : start + batch_size]):
             pooled = states[0] if pooling == "cls" else states.sum(dim=0) / len(states)
-            vectors.append((pooled / pooled.norm()).numpy())
+            vectors.append((pooled / pooled.norm()).cpu().numpy())
     return np.stack(vectors)

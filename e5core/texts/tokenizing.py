@@ -15,8 +15,8 @@ from e5core.tokenizer import BOS, EOS, FAIRSEQ_OFFSET, SP_UNKNOWN, UNKNOWN, Sent
 # Beside a GPU, which computes a slice while the next one is tokenized on several threads: the first
 # ones are small, since nothing computes yet, and the others have a few forward passes. Tokenizing
 # in a thread of Python's is slower: it holds up the one that calls the GPU (2026-11).
-THREADS = 8
-CHARACTERS = 64_000, 128_000, 256_000, 512_000
+THREADS = 12
+CHARACTERS = 64_000, 128_000, 256_000, 512_000, 1_024_000
 FEWEST = 64  # texts for which SentencePiece starts threads
 
 Ids = Sequence[Sequence[int]]

@@ -1,39 +1,12 @@
 """The encoder on a GPU: every geometry, precision and length, against float64 on the same GPU."""
 
-import copy
-from functools import cache
-
 import pytest
 import torch
+from support.gpu import GEOMETRIES, KERNELS, LENGTHS, prepared, texts
 from support.models import tiny_cross_encoder
 
-from e5core import Encoder, EncoderConfig, pack
-from e5core.parity.samples import spread_weights
+from e5core import pack
 from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
-
-# The published geometries with a small vocabulary, and the length that bge-m3 takes.
-GEOMETRIES = {
-    "small": EncoderConfig("bert", 300, 384, 12, 12, 1536, 512, 0, 2, 1e-12),
-    "base": EncoderConfig("xlm-roberta", 300, 768, 12, 12, 3072, 514, 2, 1, 1e-5),
-    "large": EncoderConfig("xlm-roberta", 300, 1024, 24, 16, 4096, 8194, 2, 1, 1e-5),
-}
-KERNELS = {"float32": "sdpa", "bfloat16": "cuda", "float16": "cuda"}
-LENGTHS = (1, 2, 3, 15, 16, 17, 31, 33, 64, 100, 127, 128, 129, 255, 256, 257, 511, 512)
-
-
-@cache
-def weights(geometry):
-    return spread_weights(Encoder(GEOMETRIES[geometry])).eval()
-
-
-def prepared(geometry, dtype, kernels):
-    encoder = copy.deepcopy(weights(geometry)).to("cuda")
-    return encoder.prepare_for_inference(getattr(torch, dtype), kernels)
-
-
-def texts(lengths, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(4, 300, (n,), generator=generator).tolist() for n in lengths]
 
 
 def states(encoder, ids):

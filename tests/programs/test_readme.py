@@ -32,8 +32,8 @@ from support.models import (
 
 from e5core import Encoder, cli
 from e5core.checkpoint import hub
-from e5core.checkpoint.folder import DTYPES
 from e5core.checkpoint.names import tensor_names
+from e5core.checkpoint.options import DTYPES
 from e5core.cli.convert import CONVERSIONS
 from e5core.formats.sentencepiece import FAIRSEQ_SPECIALS, unigram_model
 from e5core.kernels import BACKENDS

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU in bfloat16 and float16: cuBLAS, and kernels in Triton over packed texts.
+"""An NVIDIA GPU in bfloat16, float16 and float8: cuBLAS, and kernels in Triton over packed texts.
 
 Without Triton torch does the same: FlashAttention 2 where the GPU has it, else fused attention over
 groups of texts of equal length, and its own GELU and LayerNorm.
@@ -14,14 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels import probe
-from e5core.kernels.cuda import flash
+from e5core.kernels.cuda import flash, float8
+from e5core.kernels.cuda.float8 import FLOAT8, Float8Linear
 from e5core.kernels.cuda.graphs import RecordedStack
-from e5core.kernels.plain import InferenceKernels, Layer, Pooling, Stack, StaysHere
+from e5core.kernels.plain import InferenceKernels, Layer, Pooling, Prepared, Stack, StaysHere
 from e5core.kernels.sdpa import grouped_attention, segment_mean
 
 Attention = Callable[[Tensor, Tensor, int], Tensor]
 
-LARGEST_ERROR = 64  # of any number when the operations are tried, in units of the dtype's eps
+# Of any number when the operations are tried, in units of the eps of the hidden states' dtype.
+LARGEST_ERROR = 64
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,15 @@ class CudaLinear(StaysHere):
     weight: Tensor
     bias: Tensor
 
+    def product(self, x: Tensor, biased: bool = True) -> Tensor:
+        """x W^T, + b if it is to be biased"""
+        return F.linear(x, self.weight, self.bias if biased else None)
+
 
 class CudaKernels(InferenceKernels):
     name = "cuda"
     devices: tuple[str, ...] = ("cuda",)
-    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, FLOAT8)
 
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__(dtype)
@@ -45,7 +51,10 @@ class CudaKernels(InferenceKernels):
     def unavailable(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         return _fault(str(device), dtype)
 
-    def prepare(self, *linears: nn.Linear) -> CudaLinear:
+    def prepare(self, *linears: nn.Linear) -> CudaLinear | Float8Linear:
+        if self.dtype == FLOAT8:
+            incoming = float8.to_rows if self.triton is None else self.triton.float8_rows
+            return float8.prepare(linears, self.hidden_dtype, incoming)
         weights = [linear.weight.detach().to(self.dtype) for linear in linears]
         biases = [linear.bias.detach().to(self.dtype) for linear in linears]
         if len(linears) == 1:
@@ -61,29 +70,44 @@ class CudaKernels(InferenceKernels):
         token_type: Tensor,
         norm: nn.LayerNorm,
     ) -> Tensor:
-        if self.triton is None or word.dtype not in self.dtypes:
+        if self.triton is None or word.dtype != self.hidden_dtype:
             return super().embed(input_ids, position_ids, word, position, token_type, norm)
         output: Tensor = self.triton.embed_norm(
             input_ids, position_ids, word, position, token_type, norm
         )
         return output
 
-    def linear(self, x: Tensor, weights: CudaLinear) -> Tensor:
-        return F.linear(x, weights.weight, weights.bias)
+    def linear(self, x: Tensor, weights: CudaLinear | Float8Linear) -> Tensor:
+        return weights.product(x)
 
-    def linear_gelu(self, x: Tensor, weights: CudaLinear) -> Tensor:
+    def linear_gelu(self, x: Tensor, weights: CudaLinear | Float8Linear) -> Tensor:
         if self.triton is None:
             return super().linear_gelu(x, weights)
-        output: Tensor = self.triton.bias_gelu_(F.linear(x, weights.weight), weights.bias)
+        output: Tensor = self.triton.bias_gelu_(weights.product(x, biased=False), weights.bias)
         return output
 
     def infer_linear_residual_norm(
-        self, x: Tensor, weights: CudaLinear, residual: Tensor, norm: nn.LayerNorm
+        self,
+        x: Tensor,
+        weights: CudaLinear | Float8Linear,
+        residual: Tensor,
+        norm: nn.LayerNorm,
     ) -> Tensor:
         if self.triton is None:
             return self.layer_norm(residual + self.linear(x, weights), norm)
-        product = F.linear(x, weights.weight)
+        product = weights.product(x, biased=False)
         output: Tensor = self.triton.residual_norm_(product, weights.bias, residual, norm)
+        return output
+
+    def feed_forward(
+        self, x: Tensor, inner: Prepared, outer: Prepared, norm: nn.LayerNorm, dropout: float
+    ) -> Tensor:
+        if self.triton is None or self.dtype != FLOAT8:
+            return super().feed_forward(x, inner, outer, norm, dropout)
+        self._refuse(dropout)
+        rows = self.triton.float8_rows(inner.product(x, biased=False), inner.bias)
+        product = outer.product_of_rows(rows, biased=False)
+        output: Tensor = self.triton.residual_norm_(product, outer.bias, x, norm)
         return output
 
     def infer_attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -92,10 +116,11 @@ class CudaKernels(InferenceKernels):
 
     def _attention(self, device: torch.device, head_size: int) -> Attention | None:
         """The fastest attention that does not read the lengths, which waits for the GPU."""
-        if self.triton is not None and _triton_attention().takes(device, self.dtype, head_size):
+        kind = device, self.hidden_dtype, head_size
+        if self.triton is not None and _triton_attention().takes(*kind):
             ours: Attention = _triton_attention().attention
             return ours
-        return flash.attention if flash.takes(device, self.dtype, head_size) else None
+        return flash.attention if flash.takes(*kind) else None
 
     def stack(self, layers: Sequence[Layer]) -> Stack | None:
         device = layers[0].weights.qkv.weight.device
@@ -137,5 +162,6 @@ def _triton_attention() -> ModuleType:
 
 @cache
 def _fault(device: str, dtype: torch.dtype) -> str | None:
-    largest_error = LARGEST_ERROR * torch.finfo(dtype).eps
-    return probe.fault(CudaKernels(dtype), torch.device(device), largest_error)
+    kernels = CudaKernels(dtype)
+    largest_error = LARGEST_ERROR * torch.finfo(kernels.hidden_dtype).eps
+    return probe.fault(kernels, torch.device(device), largest_error)

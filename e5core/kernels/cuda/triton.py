@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from e5core.kernels.cuda.float8 import FLOAT8, LARGEST, SMALLEST_ROW, Rows
+
 GELU_ROWS, GELU_COLUMNS = 4, 512  # tokens and features that a program of _bias_gelu takes
 # Rows that a program takes at once, of up to so many features: three quarters of the time of one.
 # Of 1,024 features two rows take longer than one (H200, 2026-11).
@@ -103,6 +105,25 @@ def _embed_norm(
     tl.store(out + place, total.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit(do_not_specialize=["tokens"])
+def _float8_rows(
+    x, bias, values, scales, tokens, features, largest, smallest, gelu: tl.constexpr,
+    rows: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+    column = tl.arange(0, block)
+    inside = (token < tokens)[:, None] & (column < features)[None, :]
+    place = token[:, None] * features + column[None, :]
+    row = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if gelu:
+        shift = tl.load(bias + column, mask=column < features, other=0.0).to(tl.float32)
+        row = tl.where(inside, _gelu(row + shift[None, :]), 0.0)
+    scale = tl.maximum(tl.max(tl.abs(row), axis=1), smallest) / largest
+    row *= (1.0 / scale)[:, None]  # a division for each number would take longer than memory does
+    tl.store(values + place, row.to(values.dtype.element_ty), mask=inside)
+    tl.store(scales + token, scale, mask=token < tokens)
+
+
 @triton.jit
 def _mean_pool(states, cu_seqlens, out, features, rows: tl.constexpr, block: tl.constexpr):
     text = tl.program_id(0).to(tl.int64)
@@ -126,6 +147,20 @@ def bias_gelu_(x: Tensor, bias: Tensor) -> Tensor:
     with torch.cuda.device_of(x):
         _bias_gelu[grid](x, bias, tokens, features, rows=GELU_ROWS, block=GELU_COLUMNS)
     return x
+
+
+def float8_rows(x: Tensor, gelu_bias: Tensor | None = None) -> Rows:
+    """float8.to_rows of x [tokens, features], or of GELU(x + gelu_bias)."""
+    tokens, features = x.shape
+    values = torch.empty(tokens, features, dtype=FLOAT8, device=x.device)
+    scales = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
+    grid, tile = _rows(tokens, features)
+    with torch.cuda.device_of(x):
+        _float8_rows[grid](
+            x.contiguous(), x if gelu_bias is None else gelu_bias, values, scales, tokens, features,
+            LARGEST, SMALLEST_ROW, gelu=gelu_bias is not None, **tile,
+        )  # fmt: skip
+    return Rows(values, scales)
 
 
 def residual_norm_(x: Tensor, x_bias: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
