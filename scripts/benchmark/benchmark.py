@@ -29,6 +29,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from aims import print_verdicts
 from ceiling import Ceiling
 from contestants import Contestant, disagreement, run_rounds, start
 from engines import ENGINES, OURS
@@ -95,9 +96,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.bars:
         return 0
     shares = shares_of_ceiling(contestants, ceilings, lengths.get("mixed", []), config)
-    lines = bars(contestants, shares, options.model, options.instructions)
-    print("\n" + "\n".join(lines))
-    return 1 if any(line.startswith("missed") for line in lines) else 0
+    return print_verdicts(bars(contestants, shares, options.model, options.instructions))
 
 
 def check(options: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from aims import print_verdicts, verdict
 from ceiling import gflops, products
 from flash_stand_in import provide_flash_attn
 from workloads import count_tokens, flop, model_folder, workload
@@ -95,9 +96,7 @@ def run(options: argparse.Namespace) -> int:
         lines += bars(name, raw[name])
     if options.json:
         write_json(options.json, raw)
-    if options.bars:
-        print("\n" + "\n".join(lines))
-    return 1 if options.bars and any(line.startswith("missed") for line in lines) else 0
+    return print_verdicts(lines) if options.bars else 0
 
 
 def describe_machine(provided: bool) -> str:
@@ -398,16 +397,15 @@ def bars(name: str, figures: dict[str, Any]) -> list[str]:
     rows = {r["name"]: r for r in figures["rows"]}
     lines = []
 
-    def bar(what: str, found: float, wanted: float, at_least: bool = True) -> None:
-        held = found >= wanted if at_least else found <= wanted
-        lines.append(f"{'held' if held else 'missed':7} {name} {what}: {found:.2f}, {wanted:.2f}")
+    def bar(what: str, found: float, wanted: float, at_most: bool = False) -> None:
+        lines.append(verdict(f"{name} {what}", found, wanted, at_most))
 
     if name in SHARE:
         bar("share of the ceiling", rows["e5core"]["share"], SHARE[name])
     if name in BUSY:
         bar("share of the time that the GPU is busy", figures["busy"], BUSY[name])
     if name in ONE_MS:
-        bar("one query, ms", rows["e5core"]["one_ms"], ONE_MS[name], at_least=False)
+        bar("one query, ms", rows["e5core"]["one_ms"], ONE_MS[name], at_most=True)
     for other, wanted in (("transformers", OVER_TRANSFORMERS), ("ST unpadded", OVER_UNPADDED)):
         if other in rows and name == "large":
             bar(f"over {other}", rows[other]["ratio"], wanted)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aims import print_verdicts, verdict
 from benchmark import check, default_engines, start_all
 from contestants import Contestant, WorkerError
 from engines import ENGINES
@@ -112,9 +113,7 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, {label: vars(f) for label, f in figures.items()})
     if not options.bars:
         return 0
-    lines = bars(figures)
-    print("\n" + "\n".join(lines))
-    return 1 if any(line.startswith("missed") for line in lines) else 0
+    return print_verdicts(bars(figures))
 
 
 @contextmanager
@@ -177,19 +176,15 @@ def bars(figures: dict[str, Figures]) -> list[str]:
     """A line for each aim: what e5core keeps, more than every other library, its p95, callers."""
     lines = []
 
-    def bar(what: str, measured: float, wanted: float, holds: bool) -> None:
-        verdict = "held" if holds else "missed"
-        lines.append(f"{verdict:7} {what}: {measured:.2f}, wanted {wanted:.2f}")
-
     others = [f.kept for label, f in figures.items() if not label.startswith("e5core ")]
     for label, f in figures.items():
         if label.startswith("e5core "):
-            bar(f"{label} keeps of mixed", f.kept, KEPT, f.kept >= KEPT)
+            lines.append(verdict(f"{label} keeps of mixed", f.kept, KEPT))
             if others:
                 best = max(others)
-                bar(f"{label} keeps more than every other", f.kept, best, f.kept > best)
-            bar(f"{label}, p95 of a query", f.slower, SLOWER, f.slower <= SLOWER)
-            bar(f"{label}, callers at once", f.together, TOGETHER, f.together >= TOGETHER)
+                lines.append(verdict(f"{label} keeps more than every other", f.kept, best))
+            lines.append(verdict(f"{label}, p95 of a query", f.slower, SLOWER, at_most=True))
+            lines.append(verdict(f"{label}, callers at once", f.together, TOGETHER))
     return lines
 
 

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aims import verdict
 from contestants import Contestant, exact, ratio
 from engines import ENGINES, OURS
 from workloads import flop
@@ -77,8 +78,7 @@ def bars(
     lines = []
 
     def bar(what: str, measured: float, wanted: float) -> None:
-        verdict = "held" if measured >= wanted else "missed"
-        lines.append(f"{verdict:7} {what}: {measured:.2f}, wanted {wanted:.2f}")
+        lines.append(verdict(what, measured, wanted))
 
     def against(precision: str, label: str, name: str, wanted: float) -> None:
         ours, other = by_label.get(f"{our_name} {precision}"), by_label.get(label)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from aims import print_verdicts, verdict
 from ceiling import Ceiling
 from contestants import Contestant, ratio, run_rounds, start
 from rerankers import RERANKERS, Logits, Pair
@@ -81,9 +82,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"the libraries do not compute the same: {bad}")
     if not options.bars:
         return 0
-    lines = bars(contestants)
-    print("\n" + "\n".join(lines))
-    return 1 if any(line.startswith("missed") for line in lines) else 0
+    return print_verdicts(bars(contestants))
 
 
 def start_all(options: argparse.Namespace, folder: Path, trial: list[Pair]) -> list[Contestant]:
@@ -169,8 +168,6 @@ def bars(contestants: list[Contestant]) -> list[str]:
     for engine, wanted in BARS.items():
         ours, other = by_label.get("e5core float32"), by_label.get(f"{engine} float32")
         if ours and other:
-            measured = ratio(ours, other, "pairs")
-            verdict = "held" if measured >= wanted else "missed"
             what = f"{ours.label} : {other.label} on pairs"
-            lines.append(f"{verdict:7} {what}: {measured:.2f}, wanted {wanted:.2f}")
+            lines.append(verdict(what, ratio(ours, other, "pairs"), wanted))
     return lines

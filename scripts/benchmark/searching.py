@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aims import print_verdicts, verdict
+
 from e5core.cli.program import Parser, check_counts, run_program
 from e5core.formats.files import write_json
 
@@ -63,9 +65,7 @@ def run(options: argparse.Namespace) -> int:
         write_json(options.json, figures)
     if not options.bars:
         return 0
-    lines = bars(figures)
-    print("\n" + "\n".join(lines))
-    return 1 if any(line.startswith("missed") for line in lines) else 0
+    return print_verdicts(bars(figures))
 
 
 def measure(options: argparse.Namespace) -> dict[int, Seconds]:
@@ -125,9 +125,6 @@ def bars(figures: dict[int, Seconds]) -> list[str]:
     for count, aims in AIMS.items():
         for other, aim in aims.items():
             if other in figures.get(count, {}):
-                found = ratio(figures[count], other)
-                held = "held  " if found >= aim else "missed"
-                lines.append(
-                    f"{held}  Index : {other}, {count} queries: {found:.2f}, wanted {aim:.2f}"
-                )
+                what = f"Index : {other}, {count} queries"
+                lines.append(verdict(what, ratio(figures[count], other), aim))
     return lines

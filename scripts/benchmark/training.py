@@ -30,6 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from aims import verdict
 from ceiling import Ceiling
 from contestants import peak_megabytes
 from exports import LIMIT
@@ -99,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"e5core, {count:5} pairs {'':24} {'':10} {peaks[count]:8.0f}", flush=True)
         few_pairs, many = FEW_AND_MANY
         what = f"memory of {many} pairs : of {few_pairs}"
-        lines.append(verdict(what, peaks[many] / peaks[few_pairs], FLAT, False))
+        lines.append(verdict(what, peaks[many] / peaks[few_pairs], FLAT, at_most=True))
     print("\n" + "\n".join(lines))
     if options.json:
         write_json(options.json, figures)
@@ -255,17 +256,12 @@ def bars(figures: dict[str, dict[str, float]]) -> list[str]:
     lines = []
     ours, theirs = figures.get("e5core"), figures.get(UNPADDED) or figures.get(THEIRS)
     if ours:
-        lines.append(verdict("share of the ceiling", ours["share"], SHARE, True))
+        lines.append(verdict("share of the ceiling", ours["share"], SHARE))
     if ours and theirs:
-        lines.append(verdict("tokens/s : theirs", ours["speed"] / theirs["speed"], SPEED, True))
+        lines.append(verdict("tokens/s : theirs", ours["speed"] / theirs["speed"], SPEED))
         memory = ours["peak_mb"] / theirs["peak_mb"]
-        lines.append(verdict("peak memory : theirs", memory, MEMORY, False))
+        lines.append(verdict("peak memory : theirs", memory, MEMORY, at_most=True))
     return lines
-
-
-def verdict(what: str, found: float, wanted: float, at_least: bool) -> str:
-    held = found >= wanted if at_least else found <= wanted
-    return f"{'held' if held else 'missed':7} {what}: {found:.2f}, wanted {wanted:.2f}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 
+import aims
 import pytest
 import training
 import workloads
@@ -29,7 +30,8 @@ def test_a_run(tmp_path, capsys, monkeypatch):
 
 
 def test_a_verdict_holds_the_figure_against_the_aim():
-    assert training.verdict("x", 5.1, 5.0, True).startswith("held")
-    assert training.verdict("x", 4.9, 5.0, True).startswith("missed")
-    assert training.verdict("x", 1.2, 1.1, False).startswith("missed")
-    assert training.verdict("x", 1.0, 1.1, False).startswith("held")
+    assert aims.verdict("x", 5.1, 5.0).startswith("held")
+    assert aims.verdict("x", 4.9, 5.0).startswith("missed")
+    assert aims.verdict("x", 1.2, 1.1, at_most=True).startswith("missed")
+    assert aims.verdict("x", 1.0, 1.1, at_most=True).startswith("held")
+    assert aims.verdict("x", float("nan"), 1.1).startswith("missed")

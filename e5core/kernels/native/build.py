@@ -44,6 +44,7 @@ INSTRUCTION_SETS = (
     ),
     InstructionSet("avxvnni", "avx2.h", X86, ("-mavx2", "-mfma", "-mavxvnni")),
     InstructionSet("avx2", "avx2.h", X86, ("-mavx2", "-mfma")),
+    InstructionSet("neonmm", "neon.h", ARM, ("-march=armv8.2-a+dotprod+i8mm",)),
     InstructionSet("neondot", "neon.h", ARM, ("-march=armv8.2-a+dotprod",)),
     InstructionSet("neon", "neon.h", ARM, ("-march=armv8-a",)),
 )

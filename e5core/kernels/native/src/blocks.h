@@ -39,6 +39,7 @@ void prefetch_later(const void* place) { __builtin_prefetch(place, 0, 2); }
 //   LOWEST          in Int8: the number that stands for the lowest activation of a row
 //   store_numbers   in Int8: integers of a row of activations, as the units' numbers in order
 //   AttentionKinds  the kinds in which attention may multiply what these linears give
+//   TakesPairs      void, where an instruction takes two rows and multiply_by_pairs() computes a block
 //
 // An instruction set defines the kinds that need an instruction of their own.
 struct Float32 {
@@ -98,11 +99,19 @@ template <class Call>
 
 // ---------------------------------------------------------------- multiplying
 
+template <class Kind, class = void>
+constexpr bool takes_pairs = false;
+template <class Kind>
+constexpr bool takes_pairs<Kind, typename Kind::TakesPairs> = true;
+
 // A block times a panel, added to `result` or put in its place.
 template <class Kind, int V, int HEIGHT>
 void multiply_block(const uint32_t* block, const Integers* panel, int units, bool add,
                     typename Kind::Sum* result) {
     using Sum = typename Kind::Sum;
+    if constexpr (takes_pairs<Kind>) {
+        return Kind::template multiply_by_pairs<V, HEIGHT>(block, panel, units, add, result);
+    }
     Sum sums[HEIGHT][V];
 #pragma GCC unroll BLOCK * PANEL_VECTORS
     for (int i = 0; i < HEIGHT * V; i++) sums[i / V][i % V] = Sum{};

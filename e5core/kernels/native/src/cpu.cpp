@@ -59,12 +59,21 @@ Need neon(KindNumber kind) {
     return {kind == KindNumber::int8 ? "dot product of bytes" : "such instruction", has_it};
 }
 
+// What NEON has, and int8, for CPUs that have the instruction.
+Need with_int8(KindNumber kind, bool has_it, const char* name) {
+    Need need = neon(kind);
+    return {kind == KindNumber::bfloat16 ? need.instructions : name,
+            has_it && (need.is_met || kind == KindNumber::int8)};
+}
+
 Need neondot(KindNumber kind) {
     constexpr unsigned long DOT_PRODUCT = 1 << 20;  // HWCAP_ASIMDDP of Linux
-    Need need = neon(kind);
-    bool has_it = getauxval(AT_HWCAP) & DOT_PRODUCT;
-    return {kind == KindNumber::bfloat16 ? need.instructions : "dot product of bytes",
-            has_it && (need.is_met || kind == KindNumber::int8)};
+    return with_int8(kind, getauxval(AT_HWCAP) & DOT_PRODUCT, "dot product of bytes");
+}
+
+Need neonmm(KindNumber kind) {
+    constexpr unsigned long MATRIX_PRODUCT = 1 << 13;  // HWCAP2_I8MM of Linux
+    return with_int8(kind, getauxval(AT_HWCAP2) & MATRIX_PRODUCT, "matrix product of bytes");
 }
 
 #endif

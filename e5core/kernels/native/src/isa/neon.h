@@ -1,5 +1,6 @@
 // The vocabulary of the kernels for Arm CPUs with 64 bits, and for those of them that also have the
-// dot product of bytes. No other file has intrinsics of it. avx512.h says what the functions mean.
+// dot product or the matrix product of bytes. No other file has intrinsics of it. avx512.h says what
+// the functions mean.
 
 #pragma once
 
@@ -13,7 +14,9 @@
 
 namespace {
 
-#ifdef __ARM_FEATURE_DOTPROD
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr const char* INSTRUCTION_SET = "neonmm";
+#elif defined(__ARM_FEATURE_DOTPROD)
 constexpr const char* INSTRUCTION_SET = "neondot";
 #else
 constexpr const char* INSTRUCTION_SET = "neon";
@@ -124,7 +127,7 @@ void transpose(Integers (&rows)[LANES]) {
 
 using Kinds = KindList<Float32, Int8, Widened>;
 
-// The instruction multiplies signed bytes, so the numbers of a row are 128 less than elsewhere.
+// The instructions multiply signed bytes, so the numbers of a row are 128 less than elsewhere.
 struct Int8 {
     using Activation = float;
     using Number = uint8_t;
@@ -144,6 +147,42 @@ struct Int8 {
     static Sum multiply_add(Sum sum, uint32_t unit, Integers columns) {
         return (Sum)vdotq_s32((int32x4_t)sum, (int8x16_t)splat_bits(unit), (int8x16_t)columns);
     }
+
+#ifdef __ARM_FEATURE_MATMUL_INT8
+    using TakesPairs = void;
+
+    // Two rows times two columns by one instruction, which takes two units of each. Behind the last
+    // row of an odd number any may be read, and the unit that the last one lacks counts as 0.
+    template <int V, int HEIGHT>
+    static void multiply_by_pairs(const uint32_t* block, const Integers* panel, int units, bool add,
+                                  Sum* result) {
+        constexpr int PAIRS = (HEIGHT + 1) / 2;
+        int32x4_t sums[PAIRS][2 * V] = {};
+        for (; units > 0; units -= 2, block += 2 * HEIGHT, panel += 2 * V) {
+            int8x16_t columns[2 * V];
+            for (int v = 0; v < V; v++) {
+                auto one = (uint32x4_t)panel[v];
+                auto other = (uint32x4_t)(units > 1 ? panel[V + v] : Integers{});
+                columns[2 * v] = (int8x16_t)vzip1q_u32(one, other);
+                columns[2 * v + 1] = (int8x16_t)vzip2q_u32(one, other);
+            }
+            for (int pair = 0; pair < PAIRS; pair++) {
+                uint32x2_t one = vld1_u32(block + 2 * pair), other{};
+                if (units > 1) other = vld1_u32(block + HEIGHT + 2 * pair);
+                auto rows = (int8x16_t)vcombine_u32(vzip1_u32(one, other), vzip2_u32(one, other));
+                for (int i = 0; i < 2 * V; i++) {
+                    sums[pair][i] = vmmlaq_s32(sums[pair][i], rows, columns[i]);
+                }
+            }
+        }
+        for (int i = 0; i < HEIGHT * V; i++) {
+            auto two = sums[i / V / 2] + 2 * (i % V);
+            auto left = (int64x2_t)two[0], right = (int64x2_t)two[1];
+            auto sum = (Sum)(i / V % 2 ? vzip2q_s64(left, right) : vzip1q_s64(left, right));
+            result[i] = add ? result[i] + sum : sum;
+        }
+    }
+#endif
 };
 
 #else
