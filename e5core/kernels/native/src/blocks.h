@@ -23,6 +23,7 @@ namespace {
 
 constexpr int VECTOR_BYTES = 4 * LANES;
 constexpr int AHEAD = 8192 / VECTOR_BYTES;  // vectors of a panel that are prefetched
+constexpr int CACHE_LINE = 64;              // bytes that one prefetch brings
 
 // Fetch what is needed soon into the first-level cache, what is needed later into the second.
 void prefetch_soon(const void* place) { __builtin_prefetch(place, 0, 3); }
@@ -119,7 +120,7 @@ void multiply_block(const uint32_t* block, const Integers* panel, int units, boo
         Integers stored[V], columns[V];
         for (int v = 0; v < V; v++) {
             stored[v] = panel[v];
-            prefetch_later(panel + v + AHEAD);
+            if (v * VECTOR_BYTES % CACHE_LINE == 0) prefetch_later(panel + v + AHEAD);
         }
 #pragma GCC unroll 2
         for (int i = 0; i < Kind::STORED_UNITS; i++, block += HEIGHT) {
