@@ -53,8 +53,8 @@ class Float8Linear(StaysHere):
         return self.product_of_rows(self.incoming(x), biased)
 
     def product_of_rows(self, x: Rows, biased: bool = True) -> Tensor:
-        # Sums are kept in float32 only without fast accumulation, which is no faster by more than
-        # what the steps between the products take.
+        # Not with use_fast_accum, which keeps sums in fewer bits: large was 1.1 times as fast, and
+        # the worst cosine of real e5-small .0004 lower (H200, 2026-11).
         return torch._scaled_mm(
             x.values, self.weight.t(), scale_a=x.scales, scale_b=self.scales,
             bias=self.bias if biased else None, out_dtype=self.bias.dtype,

@@ -40,7 +40,7 @@ void prefetch_later(const void* place) { __builtin_prefetch(place, 0, 2); }
 //   LOWEST          in Int8: the number that stands for the lowest activation of a row
 //   store_numbers   in Int8: integers of a row of activations, as the units' numbers in order
 //   AttentionKinds  the kinds in which attention may multiply what these linears give
-//   TakesPairs      void, where an instruction takes two rows and multiply_by_pairs() computes a block
+//   TakesPairs      void, where multiply_by_pairs() computes a block, two rows an instruction
 //
 // An instruction set defines the kinds that need an instruction of their own.
 struct Float32 {
