@@ -14,6 +14,7 @@ from torch import Tensor
 from e5core.batching import pack, plan_batches
 from e5core.encoder import Encoder
 from e5core.kernels.cuda.copies import copy_all
+from e5core.kernels.memory import out_of_memory
 from e5core.kernels.plain import Pause, go_on
 from e5core.pooling import POOLINGS
 from e5core.texts.errors import TextError
@@ -91,7 +92,8 @@ class Pipeline:
         while batches:
             batch = batches.popleft()
             try:
-                rows.append(self._run([sequences[i] for i in batch], pause))
+                with out_of_memory():
+                    rows.append(self._run([sequences[i] for i in batch], pause))
             except TextError as error:
                 raise error.renumbered(batch.__getitem__) from None
             except torch.OutOfMemoryError:

@@ -94,9 +94,18 @@ def test_bad_arguments(arguments: tuple[object, ...], message: str) -> None:
         Pipeline(tiny_encoder("bert"), pooling).run(SEQUENCES, *budget)  # type: ignore[arg-type]
 
 
+# What is raised where torch's allocator, cuBLAS' or the system's has nothing left.
+FULL = [
+    torch.OutOfMemoryError("full"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+]
+
+
+@pytest.mark.parametrize("full", FULL, ids=["torch", "cublas", "cpu"])
 @pytest.mark.parametrize("most", [1, 62, 70, 90, 10**6])
 def test_out_of_memory_halves_the_batch(
-    dialect: str, most: int, monkeypatch: pytest.MonkeyPatch
+    dialect: str, most: int, full: RuntimeError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device that has memory for so many tokens of several texts, and for any one text."""
     encoder = tiny_encoder(dialect).double()
@@ -105,7 +114,7 @@ def test_out_of_memory_halves_the_batch(
 
     def limited(batch, *rest):
         if len(batch.input_ids) > most and len(batch.cu_seqlens) > 2:
-            raise torch.OutOfMemoryError("full")
+            raise full
         tokens.append(len(batch.input_ids))
         return forward(batch, *rest)
 
@@ -122,8 +131,21 @@ def test_out_of_memory_halves_the_batch(
         wanted = {1: 4, 62: 36, 70: 36, 90: 73, 10**6: 10_000}[most]
         assert pipeline.budget(10_000) == wanted
         if most < sum(tokens):
-            with pytest.raises(torch.OutOfMemoryError, match="full"):
+            with pytest.raises(torch.OutOfMemoryError):
                 Pipeline(encoder).run(SEQUENCES, 10_000)
+
+
+def test_other_errors_halve_nothing(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, calls = tiny_encoder(dialect), []
+
+    def broken(*_):
+        calls.append(1)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(encoder, "forward", broken)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="illegal memory access"):
+        Pipeline(encoder).run(SEQUENCES, halve=True)
+    assert calls == [1]
 
 
 def test_one_sequence_that_has_no_memory_is_an_error(
