@@ -1,5 +1,7 @@
 """The ids of several texts as one array, checked against the vocabulary."""
 
+import operator
+from array import array
 from collections.abc import Sequence
 from itertools import chain
 
@@ -16,7 +18,7 @@ def flatten(texts: Sequence[Sequence[int]], lengths: Ids, vocab_size: int) -> Id
 
     lengths  [texts]  how many each has, none of them 0
 
-    Raises TextError if one is outside the vocabulary.
+    Raises TextError if one is outside the vocabulary, TypeError for what is no integer.
     """
     try:
         ids = _joined(texts, int(lengths.sum()))
@@ -37,5 +39,25 @@ def flatten(texts: Sequence[Sequence[int]], lengths: Ids, vocab_size: int) -> Id
 
 def _joined(texts: Sequence[Sequence[int]], count: int) -> Ids:
     if any(isinstance(ids, np.ndarray) for ids in texts):
-        return np.concatenate(texts).astype(np.int64, copy=False)
-    return np.fromiter(chain.from_iterable(texts), np.int64, count)
+        joined = np.concatenate(texts)
+        if joined.dtype.kind in "iu":
+            return joined.astype(np.int64, copy=False)
+    try:
+        # numpy would take "7" and 7.5 as well.
+        return np.frombuffer(array("q", chain.from_iterable(texts)), np.int64, count)
+    except TypeError:
+        index, culprit = next(
+            (index, i) for index, text in enumerate(texts) for i in text if not _is_integer(i)
+        )
+        raise TypeError(
+            f"text {index} has {culprit!r:.80} of type {type(culprit).__name__} among its ids, "
+            "expected int"
+        ) from None
+
+
+def _is_integer(i: object) -> bool:
+    try:
+        operator.index(i)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True

@@ -143,3 +143,19 @@ def test_rows_of_any_device_come_to_the_cpu():
             return rows
 
     assert queue_to_cpu(Elsewhere())() is rows
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [0, "7", 2],
+        [0, 7.5, 2],
+        [0, None, 2],
+        np.array([0.0, 7.5, 2.0]),
+        torch.tensor([0.0, 7.5, 2.0]),
+    ],
+    ids=["str", "float", "None", "array", "tensor"],
+)
+def test_ids_that_are_no_integers(dialect, bad):
+    with pytest.raises(TypeError, match=r"text 1 has .* of type .* among its ids, expected int"):
+        pack([[0, 7, 2], bad], TINY[dialect])
