@@ -6,6 +6,7 @@ a batch may hold any mixture of them, because a row does not depend on its neigh
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -127,6 +128,6 @@ class Pipeline:
         if max_tokens is None:
             kind = self.encoder.device.type
             max_tokens = MAX_TOKENS_PER_BATCH.get(kind, MAX_TOKENS_PER_BATCH["cpu"])
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens_per_batch is {max_tokens}, expected 1 or more")
+        if not isinstance(max_tokens, Integral) or max_tokens < 1:
+            raise ValueError(f"max_tokens_per_batch is {max_tokens!r}, expected 1 or more")
         return max_tokens if self._most is None else min(max_tokens, self._most)

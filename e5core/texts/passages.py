@@ -32,15 +32,15 @@ def check_split(tokens: int, overlap: int, max_length: int, lead: int) -> None:
     max_length  tokens that the model takes
     lead        tokens of an empty text, with prefix, `<s>` and `</s>`
     """
-    if not lead < tokens <= max_length:
+    if tokens not in range(lead + 1, max_length + 1):  # nor is a str or a fraction
         raise ValueError(
-            f"passages of {tokens} tokens are asked for (--split), expected {lead + 1} to "
+            f"passages of {tokens!r} tokens are asked for (--split), expected {lead + 1} to "
             f"{max_length}: prefix, <s> and </s> are {lead}, and the model takes {max_length}"
         )
-    if not 0 <= overlap < tokens - lead:
+    if overlap not in range(tokens - lead):
         raise ValueError(
-            f"overlap is {overlap} (--overlap), expected 0 to {tokens - lead - 1}: fewer than the "
-            f"{tokens - lead} tokens that a passage has beside prefix, <s> and </s>"
+            f"overlap is {overlap!r} (--overlap), expected 0 to {tokens - lead - 1}: fewer than "
+            f"the {tokens - lead} tokens that a passage has beside prefix, <s> and </s>"
         )
 
 

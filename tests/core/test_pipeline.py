@@ -86,6 +86,8 @@ def test_a_fault_is_named_by_the_callers_index(ids: list[int], message: str) -> 
     [
         (("max",), r"pooling is 'max', expected one of \['cls', 'mean'\]"),
         (("mean", 0), "max_tokens_per_batch is 0, expected 1 or more"),
+        (("mean", "64"), "max_tokens_per_batch is '64', expected 1 or more"),
+        (("mean", 64.5), "max_tokens_per_batch is 64.5, expected 1 or more"),
     ],
 )
 def test_bad_arguments(arguments: tuple[object, ...], message: str) -> None:

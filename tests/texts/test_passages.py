@@ -151,6 +151,8 @@ def test_the_prefix_counts(real_model: E5) -> None:
     [
         (4, 0, r"passages of 4 tokens are asked for \(--split\), expected 5 to 512"),
         (513, 0, "passages of 513 tokens are asked for .* the model takes 512"),
+        ("64", 0, "passages of '64' tokens are asked for"),
+        (64, 1.5, r"overlap is 1.5 \(--overlap\), expected 0 to 59"),
         (64, -1, r"overlap is -1 \(--overlap\), expected 0 to 59"),
         (64, 60, "overlap is 60 .* expected 0 to 59: fewer than the 60 tokens"),
     ],
