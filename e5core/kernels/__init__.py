@@ -75,6 +75,11 @@ def select(
             return _made(backend, dtype, scores)
         if not backend.optional:
             reasons.append(f"{backend.name} cannot be used: {reason}")
+    devices = {
+        d for backend in BACKENDS.values() if dtype in backend.dtypes for d in backend.devices
+    }
+    if devices and device.type not in devices:
+        reasons.append(f"it needs {' or '.join(sorted(devices))}")
     raise ValueError(
         f"no kernels run in {_word(dtype)} on {device}{': ' if reasons else ''}{'; '.join(reasons)}"
     )
