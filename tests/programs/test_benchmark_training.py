@@ -34,4 +34,7 @@ def test_a_verdict_holds_the_figure_against_the_aim():
     assert aims.verdict("x", 4.9, 5.0).startswith("missed")
     assert aims.verdict("x", 1.2, 1.1, at_most=True).startswith("missed")
     assert aims.verdict("x", 1.0, 1.1, at_most=True).startswith("held")
+    assert aims.verdict("x", 1.1, 1.1).startswith("held")
+    assert aims.verdict("x", 1.1, 1.1, above=True).startswith("missed")
+    assert aims.verdict("x", 1.2, 1.1, above=True).startswith("held")
     assert aims.verdict("x", float("nan"), 1.1).startswith("missed")
