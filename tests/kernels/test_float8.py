@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.gpu import DEVICE, normal
 from torch import nn
 
 from e5core import E5, Encoder, EncoderConfig
@@ -13,13 +14,7 @@ from e5core.kernels.cuda.operations import CudaKernels, _triton_kernels
 from e5core.parity.samples import QUERIES, SENTENCES
 from e5core.parity.tolerances import INT8_MEAN_COSINE, INT8_WORST_COSINE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEP = 2**-3  # between neighbouring numbers of float8, by the smaller one's power of two
-
-
-def normal(*shape, dtype=torch.bfloat16, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
 
 def linear(inputs, outputs, seed=0):

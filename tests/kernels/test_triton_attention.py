@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.gpu import DEVICE
 
 from e5core.kernels import Kernels
 from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
@@ -10,7 +11,6 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from e5core.kernels.cuda.attention import LARGEST, TILES, Tile, attention, takes, tile_for
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = [3, 70, 0, 1, 16, 200, 33, 64, 128]
 KINDS = [*(tile for _, tile in TILES), LARGEST, Tile(32, 64, 2, 2)]
 

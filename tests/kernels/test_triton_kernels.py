@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.gpu import DEVICE, normal
 from support.models import tiny_encoder
 from torch import nn
 
@@ -12,7 +13,6 @@ from e5core.kernels.cuda.operations import CudaKernels, _triton_kernels
 from e5core.parity.tolerances import KERNEL_ERROR_FLOOR
 
 pytest.importorskip("triton", reason="triton is not installed")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 FEATURES = [24, 384, 1024, 1536]  # whole blocks of a power of two and others
@@ -23,11 +23,6 @@ def kernels():
     module = _triton_kernels()
     assert module is not None
     return module
-
-
-def normal(*shape, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
 
 def layer_norm(features, dtype):

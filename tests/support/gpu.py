@@ -1,4 +1,4 @@
-"""The published geometries on a GPU, with random weights under which texts differ."""
+"""What tests on a GPU have in common: numbers, and the published geometries with random weights."""
 
 import copy
 from functools import cache
@@ -8,6 +8,8 @@ import torch
 from e5core import Encoder, EncoderConfig
 from e5core.parity.samples import spread_weights
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 # The published geometries with a small vocabulary, and the length that bge-m3 takes.
 GEOMETRIES = {
     "small": EncoderConfig("bert", 300, 384, 12, 12, 1536, 512, 0, 2, 1e-12),
@@ -16,6 +18,12 @@ GEOMETRIES = {
 }
 KERNELS = {"float32": "sdpa", "bfloat16": "cuda", "float16": "cuda"}
 LENGTHS = (1, 2, 3, 15, 16, 17, 31, 33, 64, 100, 127, 128, 129, 255, 256, 257, 511, 512)
+
+
+def normal(*shape, dtype=torch.bfloat16, seed=0):
+    """Random numbers on the GPU, or on the CPU where there is none."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
 
 @cache
