@@ -1,12 +1,13 @@
 """Train an embedding model in the two stages of multilingual E5, and print what each one gains.
 
-    python scripts/train_stages.py --model START --pairs pairs.jsonl --passages corpus.jsonl \
-        --evaluate held-out.jsonl --output stages
+    python scripts/train_stages.py --model START --pairs pairs.jsonl --labelled labelled.jsonl \
+        --passages corpus.jsonl --evaluate held-out.jsonl --output stages
 
-First contrastive pre-training on pairs with the negatives of the batch; then fine-tuning with mined
-hard negatives and the scores of a cross-encoder, which is trained on the same negatives unless
---teacher names one. Each stage is a folder in --output, and a stage that is finished is not
-computed again, nor are the mined negatives. Source: arXiv:2402.05672.
+First contrastive pre-training on pairs, which may be weakly labelled, with the negatives of the
+batch; then fine-tuning on labelled rows with mined hard negatives and a cross-encoder's scores. The
+cross-encoder is trained on the same negatives, from the pre-trained model, unless --teacher names
+one. Each stage is a folder in --output, and a stage that is finished is not computed again, nor are
+the mined negatives. Source: arXiv:2402.05672.
 """
 
 import argparse
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("train_stages.py", description=__doc__)
     parser.add_argument("--model", required=True, help="a folder or a hub id to start from")
     parser.add_argument("--pairs", nargs="+", required=True, help="rows with query and pos")
+    parser.add_argument(
+        "--labelled", nargs="+", help="the second stage's rows (default: the pairs)"
+    )
     parser.add_argument("--passages", nargs="+", help="texts to mine in (default: the positives)")
     parser.add_argument("--evaluate", required=True, help="held-out rows")
     parser.add_argument("--output", type=Path, required=True, help="a folder for all stages")
@@ -34,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--negatives", type=int, default=7)
     parser.add_argument("--depth", type=int, help="candidates of a query that the teacher scores")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--teacher-weight", type=float, default=1.0)
+    parser.add_argument("--contrastive-weight", type=float, default=0.2)
+    parser.add_argument("--teacher-temperature", type=float, default=1.0)
     parser.add_argument(
         "--steps", type=int, nargs=3, metavar="N", help="pre-training, teacher, tuning"
     )
@@ -65,21 +72,24 @@ def run(options: argparse.Namespace) -> int:
 
     mined, scored = options.output / "mined.jsonl", options.output / "scored.jsonl"
     where = {"passages": options.passages, "negatives": options.negatives}
+    labelled = options.labelled or options.pairs
     teacher = options.teacher
     if teacher is None:
-        mine_once(folder["pre-trained"], options.pairs, mined, **where)
+        mine_once(folder["pre-trained"], labelled, mined, **where)
         rows = options.batch_size // 4 or 1  # a group takes the room of several texts
         train(
-            options.model, mined, folder["teacher"], reranker=True, batch_size=rows, **settings[1]
-        )
+            folder["pre-trained"], mined, folder["teacher"], reranker=True, batch_size=rows,
+            **settings[1],
+        )  # fmt: skip
         teacher = folder["teacher"]
     mine_once(
-        folder["pre-trained"], options.pairs, scored, teacher=teacher, depth=options.depth, **where
+        folder["pre-trained"], labelled, scored, teacher=teacher, depth=options.depth, **where
     )
     tuned = train(
         folder["pre-trained"], scored, folder["tuned"], batch_size=options.batch_size,
-        negatives=options.negatives, teacher_weight=1.0, contrastive_weight=0.2, **settings[2],
-        **held,
+        negatives=options.negatives, teacher_weight=options.teacher_weight,
+        contrastive_weight=options.contrastive_weight,
+        teacher_temperature=options.teacher_temperature, **settings[2], **held,
     )  # fmt: skip
     report("tuned", tuned)
     return 0
@@ -87,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
 
 def check_same(options: argparse.Namespace) -> None:
     """ValueError if the output holds negatives that were mined from something else."""
-    files = Source([*options.pairs, *(options.passages or [])]).files
+    files = Source([*options.pairs, *(options.labelled or []), *(options.passages or [])]).files
     made_from = {
         "files": [identify(file) for file in files],
         "negatives": options.negatives,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from e5core.bulk.objects import read_objects
 from e5core.bulk.sources import Source
 from e5core.train.links import Links, Numbers, places_of
-from e5core.train.rows import TrainingRow, read_row, unread
+from e5core.train.rows import LOGITS, SCORE_KIND, TrainingRow, read_row, unread
 
 # A text and its role, "query" or "passage", → its ids, and how many of them were cut off.
 Tokenize = Callable[[str, str], tuple[list[int], int]]
@@ -181,7 +181,8 @@ def read_data(
             except ValueError as error:
                 raise ValueError(f"{file}, line {line}: {error}") from None
             data.unread |= unread(fields)
-            scores += (*(row.positive_scores or ()), *(row.negative_scores or ()))
+            if fields.get(SCORE_KIND) != LOGITS:
+                scores += (*(row.positive_scores or ()), *(row.negative_scores or ()))
         if teacher and scores and min(scores) >= 0 and max(scores) <= 1:
             raise ValueError(
                 f"{file}: all {len(scores)} scores lie from 0 to 1, as after a sigmoid; write the "

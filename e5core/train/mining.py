@@ -15,7 +15,7 @@ from e5core.checkpoint.options import LoadOptions
 from e5core.formats.files import replacing
 from e5core.model import E5
 from e5core.reranker import Reranker
-from e5core.train.rows import TrainingRow, read_row
+from e5core.train.rows import LOGITS, SCORE_KIND, TrainingRow, read_row
 from e5core.vectors.index import Index
 
 # Candidates of a query that are looked at, and those that a teacher scores, which takes long.
@@ -64,6 +64,7 @@ def mine(
     model     the retriever that finds candidates, exactly, among all passages
     data      rows as `train` reads them; negatives that they have are replaced
     output    .jsonl, written whole: query, pos, neg and, with a teacher, pos_scores, neg_scores
+              and score_kind, which says that they are logits
     passages  files of texts as `e5core embed` reads them; None takes the positives of the data
     column    the field that holds the text of a passage
     negatives  of each query, hardest first
@@ -99,6 +100,7 @@ def mine(
             line["neg"] = [candidates[i] for i in kept]
             if scorer is not None:
                 line |= {"pos_scores": own.tolist(), "neg_scores": scores[kept].tolist()}
+                line[SCORE_KIND] = LOGITS
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             near += int((~far).sum())
             found, short = found + len(kept), short + (len(kept) < negatives)

@@ -14,6 +14,9 @@ POSITIVES = ("pos", "positive", "positive_passages")
 NEGATIVES = ("neg", "negative", "negative_passages")
 SCORES = ("pos_scores", "neg_scores")
 
+# What `mine` says of scores that it wrote: those of a young teacher can all lie from 0 to 1.
+SCORE_KIND, LOGITS = "score_kind", "logits"
+
 
 class TrainingRow(NamedTuple):
     """A query and its passages; scores are None where the row has none."""
@@ -60,7 +63,7 @@ def read_row(fields: Mapping[str, Any], teacher: bool = False) -> TrainingRow:
 
 def unread(fields: Mapping[str, Any]) -> set[str]:
     """The names of fields that `read_row` passes over."""
-    known = {*QUERIES, *POSITIVES, *NEGATIVES, *SCORES}
+    known = {*QUERIES, *POSITIVES, *NEGATIVES, *SCORES, SCORE_KIND}
     return {name for name in fields if name not in known and not _is_numbered(name)}
 
 

@@ -129,6 +129,8 @@ def test_scores_of_a_teacher(tmp_path):
     after_sigmoid = [row | {"pos_scores": [0.9], "neg_scores": [0.1, 0.2]} for row in rows]
     with pytest.raises(ValueError, match="from 0 to 1, as after a sigmoid"):
         read(write_rows(tmp_path / "rows.jsonl", after_sigmoid), teacher=True)
+    young = [row | {"score_kind": "logits"} for row in after_sigmoid]  # as `mine` writes them
+    assert not read(write_rows(tmp_path / "rows.jsonl", young), teacher=True).unread
     without = [rows[0], {"query": "q", "pos": ["p"], "neg": ["n"]}]
     with pytest.raises(ValueError, match="line 2: a teacher has a weight, but the row lacks"):
         read(write_rows(tmp_path / "rows.jsonl", without), teacher=True)

@@ -16,13 +16,14 @@ main = runpy.run_path(str(ROOT / "scripts" / "train_stages.py"))["main"]
 def arguments(folder, tmp_path):
     rows = [{"query": r["query"], "pos": r["pos"]} for r in make_rows(16)]
     pairs = write_rows(tmp_path / "rows.jsonl", rows)
+    labelled = write_rows(tmp_path / "labelled.jsonl", rows[:12])
     corpus = [{"text": text} for r in make_rows(16, seed=5) for text in r["neg"]]
     corpus += [{"text": row["pos"][0]} for row in rows]
     given = [
-        "--model", folder, "--pairs", pairs, "--passages",
+        "--model", folder, "--pairs", pairs, "--labelled", labelled, "--passages",
         write_rows(tmp_path / "corpus.jsonl", corpus), "--evaluate", pairs, "--output",
         tmp_path / "stages", "--steps", 12, 6, 6, "--batch-size", 8, "--negatives", 2,
-        "--learning-rates", 3e-3, 1e-3, 1e-3,
+        "--learning-rates", 3e-3, 1e-2, 1e-3,
     ]  # fmt: skip
     return list(map(str, given))
 
