@@ -7,6 +7,7 @@ a probability, 0.0 outside training. Nothing is computed in place.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn, Protocol
 
@@ -196,6 +197,13 @@ class Kernels:
         It is that of the weights where no other is faster, or not known to be.
         """
         return self.dtype
+
+    def weights_stay(self, made: dict[Any, Any]) -> AbstractContextManager[None]:
+        """A block in which no weight changes, nor between all that are given one dictionary.
+
+        Kernels may keep there what they make of weights, such as casts.
+        """
+        return nullcontext()
 
     def stack(self, layers: Sequence[Layer]) -> Stack | None:
         """All these layers in one call, for kernels that gain by it; None for all others.

@@ -1,12 +1,14 @@
 """What trains fast, on a CPU and on a GPU, and PyTorch's fused attention for the rest."""
 
+from contextlib import AbstractContextManager
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e5core.kernels import training
+from e5core.kernels import training, training_attention
 from e5core.kernels.cuda import flash
 from e5core.kernels.plain import Kernels, Pooling, Prepared, text_lengths
 
@@ -22,6 +24,11 @@ class SdpaKernels(Kernels):
             return F.linear(x, weight, torch.cat([linear.bias for linear in weights]))
         return super().linear(x, weights)
 
+    def linear_gelu(self, x: Tensor, weights: Prepared) -> Tensor:
+        if training.is_for(x):
+            return training.gelu(self.linear(x, weights))
+        return super().linear_gelu(x, weights)
+
     def linear_residual_norm(
         self, x: Tensor, weights: Prepared, residual: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> Tensor:
@@ -32,7 +39,7 @@ class SdpaKernels(Kernels):
 
     def attention(self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, dropout: float) -> Tensor:
         if training.is_for(qkv):
-            return training.attention(qkv, text_lengths(cu_seqlens, max_seqlen), dropout)
+            return training_attention.attention(qkv, text_lengths(cu_seqlens, max_seqlen), dropout)
         if flash.takes(qkv.device, qkv.dtype, qkv.shape[-1]):
             return flash.attention(qkv, cu_seqlens, max_seqlen, dropout)
         return grouped_attention(qkv, cu_seqlens, max_seqlen, dropout)
@@ -40,6 +47,9 @@ class SdpaKernels(Kernels):
     def fastest_training_dtype(self, device: torch.device) -> torch.dtype:
         fast = training.has_bfloat16() if device.type == "cpu" else _multiplies_bfloat16(device)
         return torch.bfloat16 if fast and self.dtype == torch.float32 else self.dtype
+
+    def weights_stay(self, made: dict[Any, Any]) -> AbstractContextManager[None]:
+        return training.made_once(made)
 
     def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
         return segment_mean if name == "mean" and device.type == "cuda" else plain

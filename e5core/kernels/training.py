@@ -1,26 +1,23 @@
-"""What training on a CPU spends its time on: products, dropout and attention, with their gradients.
+"""What training on a CPU spends its time on, with gradients of its own: products and dropout.
 
 Everything here is a function of the published weights as the modules hold them, so an encoder that
-is trained with it can be saved at any moment. `sdpa` uses it where gradients flow.
+is trained with it can be saved at any moment. `sdpa` uses it where gradients flow, and
+training_attention.py for what lies between the products.
 """
 
 import math
-from collections.abc import Sequence
-from functools import cache, lru_cache
-from itertools import groupby
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Texts are padded to multiples of this inside attention: torch's softmax takes rows in vectors of
-# 16 float32 and what is left over number by number (see cpu_attention.py).
-VECTOR = 16
-
-# Scores that are computed at a time, in numbers.
-MAX_SCORES = 1 << 21
+from e5core.kernels.native import training as native
 
 # A probability is a multiple of 1 / CHANCES: dropout draws 15 bits a number.
 CHANCES = 1 << 15
@@ -52,25 +49,58 @@ def linear(x: Tensor, linears: Sequence[nn.Linear]) -> Tensor:
     States are cast once for all linears, which are one product, and once again for none of the
     products of the backward pass.
     """
-    weights, biases = zip(*((linear.weight, linear.bias) for linear in linears), strict=True)
-    weight, bias = (_joined(parts) for parts in (weights, biases))
     casts = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if casts else x.dtype
-    product: Tensor = _Product.apply(x, weight, bias, dtype)  # type: ignore[no-untyped-call]
+    parameters = *(one.weight for one in linears), *(one.bias for one in linears)
+    product: Tensor = _Product.apply(x, *_joined(linears, dtype), *parameters)  # type: ignore[no-untyped-call]
     return product
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+Made = dict[nn.Linear, tuple[Tensor, Tensor]]
+_made: ContextVar[Made | None] = ContextVar("made", default=None)
+
+
+@contextmanager
+def made_once(made: Made) -> Iterator[None]:
+    """Join and cast the weights of linears once for all blocks that are given one dictionary.
+
+    For passes between which no weight changes, such as the chunks of a step. Nothing else tells
+    that none does: fused optimizers leave the versions of tensors as they are (torch 2.13).
+    """
+    token = _made.set(made)
+    try:
+        yield
+    finally:
+        _made.reset(token)
+
+
+def _joined(linears: Sequence[nn.Linear], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of linears, side by side in a dtype."""
+    made = _made.get()
+    if made is None or linears[0] not in made:
+        parts: tuple[list[Tensor], ...] = (
+            [one.weight for one in linears], [one.bias for one in linears],
+        )  # fmt: skip
+        weight, bias = (
+            (part[0] if len(part) == 1 else torch.cat(part)).detach().to(dtype) for part in parts
+        )
+        if made is None:
+            return weight, bias
+        made[linears[0]] = weight, bias
+    return made[linears[0]]
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b, multiplied in some dtype, with gradients of all three."""
+    """x W^T + b, multiplied in W's dtype, with the gradients of x and of what W and b are made of.
+
+    parameters  all weights, then all biases
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.wide = x.dtype, weight.dtype
-        x, weight, bias = (tensor.to(dtype) for tensor in (x, weight, bias))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.wide = x.dtype, parameters[0].dtype
+        ctx.outputs = [len(bias) for bias in parameters[len(parameters) // 2 :]]
+        x = x.to(weight.dtype)
         ctx.save_for_backward(x, weight)
         return _multiply(x, weight, bias)
 
@@ -79,13 +109,22 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous()
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        of_x, of_weight = ctx.wide
+        needs_x, _, _, *needs = ctx.needs_input_grad
+        of_x, of_parameters = ctx.wide
+        count = len(ctx.outputs)
+        of_weights: Sequence[Tensor | None] = [None] * count
+        of_biases: Sequence[Tensor | None] = [None] * count
+        if any(needs[:count]):
+            product = _multiply(gradient.t(), x.t()).to(of_parameters)
+            of_weights = product.split(ctx.outputs)
+        if any(needs[count:]):
+            of_biases = gradient.sum(0).to(of_parameters).split(ctx.outputs)
         return (
             _multiply(gradient, weight.t()).to(of_x) if needs_x else None,
-            _multiply(gradient.t(), x.t()).to(of_weight) if needs_weight else None,
-            gradient.sum(0).to(of_weight) if needs_bias else None,
             None,
+            None,
+            *of_weights,
+            *of_biases,
         )
 
 
@@ -112,11 +151,22 @@ def _onednn_is_right() -> bool:
     return all(torch.allclose(one, other, atol=1e-4) for one, other in found)
 
 
+def gelu(x: Tensor) -> Tensor:
+    """The exact GELU with its gradient."""
+    if native.steps(x.dtype) is None:
+        return torch.nn.functional.gelu(x, approximate="none")
+    found: Tensor = native.Gelu.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
 def add_dropped(residual: Tensor, x: Tensor, probability: float) -> Tensor:
     """residual + dropout(x), with masks that take a tenth of the time of torch's to draw."""
     if not probability:
         return residual + x
-    total: Tensor = _AddDropped.apply(residual, x, probability)  # type: ignore[no-untyped-call]
+    args = residual, x, probability, draw_seed()
+    is_native = residual.dtype == torch.float32 and native.steps(x.dtype)
+    add = native.AddDropped if is_native else _AddDropped
+    total: Tensor = add.apply(*args)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -124,17 +174,17 @@ class _AddDropped(torch.autograd.Function):
     """Numbers are dropped by their bits: torch's operators on bool are slow (torch 2.13)."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, x: Tensor, probability: float) -> Tensor:
-        keeps = draw_keeps(x.shape, probability)
+    def forward(ctx: Any, residual: Tensor, x: Tensor, probability: float, seed: int) -> Tensor:
+        keeps = draw_keeps(x.shape, probability, seed)
         ctx.save_for_backward(keeps.to(torch.int8))
-        ctx.scale, ctx.dtype = _scale(probability), x.dtype
+        ctx.scale, ctx.dtype = scale_of(probability), x.dtype
         return torch.add(residual, _kept(x, keeps), alpha=ctx.scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (keeps,) = ctx.saved_tensors
-        return gradient, _kept((gradient * ctx.scale).to(ctx.dtype), keeps), None
+        return gradient, _kept((gradient * ctx.scale).to(ctx.dtype), keeps), None, None
 
 
 def _kept(x: Tensor, keeps: Tensor) -> Tensor:
@@ -143,14 +193,17 @@ def _kept(x: Tensor, keeps: Tensor) -> Tensor:
     return x.contiguous().view(integer).bitwise_and(keeps.to(integer)).view(x.dtype)
 
 
-def draw_keeps(shape: Sequence[int], probability: float) -> Tensor:
+def draw_seed() -> int:
+    """A seed from torch's generator, which the caller has seeded."""
+    return int(torch.randint(1 << 62, ()))
+
+
+def draw_keeps(shape: Sequence[int], probability: float, seed: int) -> Tensor:
     """What dropout keeps: int16, all bits set where it does and none elsewhere.
 
-    torch's generator decides it. Its own masks are drawn on one thread at 5 ns a number, these at
-    0.5 (torch 2.13, 2026-11).
+    torch's own masks are drawn on one thread at 5 ns a number, these at 0.5 (torch 2.13, 2026-11).
     """
     count = math.prod(shape)
-    seed = int(torch.randint(1 << 62, ()))  # from torch's generator, which the caller has seeded
     drawn = np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)[:count]
     # From -CHANCES / 2 to CHANCES / 2; taken from the threshold, the sign tells.
     drawn >>= 1
@@ -159,132 +212,6 @@ def draw_keeps(shape: Sequence[int], probability: float) -> Tensor:
     return torch.from_numpy(drawn).view(*shape)
 
 
-def _scale(probability: float) -> float:
+def scale_of(probability: float) -> float:
     """What is kept is multiplied by it, so that the mean stays."""
     return 1 / (1 - round(probability * CHANCES) / CHANCES)
-
-
-def attention(qkv: Tensor, lengths: Sequence[int], probability: float) -> Tensor:
-    """Kernels.attention with its gradient; texts of nearly one length are one dense batch.
-
-    qkv      [tokens, 3, heads, head_size]
-    lengths  tokens of each text, in order
-    returns  [tokens, heads, head_size]
-    """
-    found: Tensor = _Attention.apply(qkv, tuple(lengths), probability)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _Attention(torch.autograd.Function):
-    """softmax(query key^T / sqrt(head_size)) value, with dropout between the two products.
-
-    Weights are never negative, so with dropout their signs hold the mask: weights that it keeps
-    are negative, and so is what they are multiplied by.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, lengths: tuple[int, ...], probability: float) -> Tensor:
-        heads, size = qkv.shape[2:]
-        wide = torch.promote_types(qkv.dtype, torch.float32)
-        kept, outputs = [], []
-        for group in _groups(lengths, heads):
-            query, key, value = _spread(qkv, group)
-            # Of long texts the scores are most of the memory that is read: few passes over them.
-            scores = torch.baddbmm(
-                group.mask.to(qkv.dtype), query, key.transpose(1, 2), alpha=size**-0.5
-            )
-            weights = scores.to(wide).softmax(-1).to(qkv.dtype)
-            if probability:
-                weights = _signed(weights, draw_keeps(weights.shape, probability))
-                context = weights.clamp(max=0) @ value * -_scale(probability)
-            else:
-                context = weights @ value
-            outputs.append(_gather(context[None], group))
-            kept.append(weights)
-        ctx.save_for_backward(qkv, *kept)
-        ctx.lengths, ctx.probability = lengths, probability
-        return torch.cat(outputs)[:, 0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        qkv, *kept = ctx.saved_tensors
-        heads, size = qkv.shape[2:]
-        results = []
-        for group, weights in zip(_groups(ctx.lengths, heads), kept, strict=True):
-            query, key, value = _spread(qkv, group)
-            (outer,) = _spread(gradient[:, None], group)
-            dropped = weights
-            if ctx.probability:
-                dropped, weights = weights.clamp(max=0), weights.abs()
-                outer *= -_scale(ctx.probability)
-            # The gradient of softmax; its scale is taken from the queries and keys.
-            inner = (outer @ value.transpose(1, 2)).mul_(dropped)
-            inner.sub_(weights * inner.sum(-1, keepdim=True))
-            parts = query.new_empty(3, *query.shape)
-            torch.bmm(inner, key * size**-0.5, out=parts[0])
-            torch.bmm(inner.transpose(1, 2), query * size**-0.5, out=parts[1])
-            torch.bmm(dropped.transpose(1, 2), outer, out=parts[2])
-            results.append(_gather(parts, group))
-        return torch.cat(results), None, None
-
-
-def _signed(weights: Tensor, keeps: Tensor) -> Tensor:
-    """Weights, negative where they are kept."""
-    integer = INTEGERS[weights.element_size()]
-    signs = keeps.to(integer).bitwise_and_(torch.iinfo(integer).min)
-    return weights.view(integer).bitwise_or_(signs).view(weights.dtype)
-
-
-class _Group(NamedTuple):
-    """Neighbouring texts that are one dense batch, padded to one length.
-
-    tokens  where its first token is
-    spread  [texts · length]  the token of each place, counted from there; one past the last behind
-            each text
-    rows    [tokens of the group]  the place of each token
-    mask    [texts · heads, 1, length]  0, and −inf behind each text
-    """
-
-    tokens: int
-    texts: int
-    length: int
-    spread: Tensor
-    rows: Tensor
-    mask: Tensor
-
-
-def _spread(x: Tensor, group: _Group) -> Tensor:
-    """[tokens, n, heads, size] to [n, texts · heads, length, size] with zeros behind each text."""
-    _, n, heads, size = x.shape
-    part = x[group.tokens : group.tokens + len(group.rows)]
-    padded = torch.cat([part, part.new_zeros(1, n, heads, size)]).index_select(0, group.spread)
-    dense = padded.view(group.texts, group.length, n, heads, size).permute(2, 0, 3, 1, 4)
-    return dense.reshape(n, -1, group.length, size)
-
-
-def _gather(dense: Tensor, group: _Group) -> Tensor:
-    """The other way: [n, texts · heads, length, size] to [tokens, n, heads, size]."""
-    n, _, length, size = dense.shape
-    padded = dense.view(n, group.texts, -1, length, size).permute(1, 3, 0, 2, 4)
-    return padded.flatten(0, 1).index_select(0, group.rows)
-
-
-@lru_cache(maxsize=8)
-def _groups(lengths: tuple[int, ...], heads: int) -> tuple[_Group, ...]:
-    """Neighbouring texts that are one dense batch, for all texts."""
-    found, first = [], 0
-    for length, run in groupby(lengths, key=lambda count: -(-count // VECTOR) * VECTOR):
-        members = list(run)
-        most = max(1, MAX_SCORES // (heads * length * length))
-        for start in range(0, len(members), most):
-            part = torch.tensor(members[start : start + most])
-            inside = torch.arange(length) < part[:, None]  # [texts, length]
-            mask = torch.zeros(inside.shape).masked_fill_(~inside, -torch.inf)
-            mask = mask.repeat_interleave(heads, 0)[:, None]
-            rows = inside.flatten().nonzero().flatten()
-            spread = torch.full((inside.numel(),), len(rows))
-            spread[rows] = torch.arange(len(rows))
-            found.append(_Group(first, len(part), length, spread, rows, mask))
-            first += len(rows)
-    return tuple(found)

@@ -7,6 +7,7 @@ Sources: arXiv:2101.06983; BGE-M3, arXiv:2402.03216, appendix B, trains with it 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ def cached_rows(
     if not own:  # a process without a chunk; a row has the shape that any other has
         with torch.no_grad():
             return pipeline.run(sequences[:1])[:0], []
+    made: dict[Any, Any] = {}  # of the kernels: no weight changes before the backward pass is over
     rows = [
         checkpoint(
             _encode,
@@ -70,13 +72,14 @@ def cached_rows(
             chunk,
             draw_seed(*seed, number),
             precision,
+            made,
             use_reentrant=False,
             preserve_rng_state=False,
         )
         for number, chunk in own[:-1]
     ]
     number, chunk = own[-1]
-    rows.append(_encode(pipeline, chunk, draw_seed(*seed, number), precision))
+    rows.append(_encode(pipeline, chunk, draw_seed(*seed, number), precision, made))
     return torch.cat(rows), [i for number, _ in own for i in chunks[number]]
 
 
@@ -108,12 +111,17 @@ def draw_seed(*numbers: int) -> int:
 
 
 def _encode(
-    pipeline: Pipeline, chunk: list[Sequence[int]], seed: int, precision: str | None
+    pipeline: Pipeline,
+    chunk: list[Sequence[int]],
+    seed: int,
+    precision: str | None,
+    made: dict[Any, Any],
 ) -> Tensor:
     """The rows of a chunk. The caller's generator stays where it is."""
     device = pipeline.encoder.device
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
+        pipeline.encoder.kernels.weights_stay(made),
         torch.autocast(device.type, AUTOCAST.get(precision or ""), enabled=precision in AUTOCAST),
     ):
         torch.manual_seed(seed)

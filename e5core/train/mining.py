@@ -63,8 +63,7 @@ def mine(
 
     model     the retriever that finds candidates, exactly, among all passages
     data      rows as `train` reads them; negatives that they have are replaced
-    output    .jsonl, written whole: query, pos, neg and, with a teacher, pos_scores, neg_scores
-              and score_kind, which says that they are logits
+    output    .jsonl, written whole: query, pos, neg and, with a teacher, its scores
     passages  files of texts as `e5core embed` reads them; None takes the positives of the data
     column    the field that holds the text of a passage
     negatives  of each query, hardest first

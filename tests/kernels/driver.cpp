@@ -291,6 +291,85 @@ void check_cores() {
 #endif
 }
 
+// Whether dropout keeps a place, number by number after training.h.
+bool keeps(const Dropout& dropout, uint32_t x) {
+    x = (x ^ x >> 16 ^ dropout.seed[0]) * 0x21F0AAADu;
+    x = (x ^ x >> 15 ^ dropout.seed[1]) * 0xD35A2D97u;
+    x = (x ^ x >> 15) * 0x21F0AAADu;
+    return (x ^ x >> 15) >= dropout.threshold;
+}
+
+const Dropout TENTH{{0x12345678u, 0x9ABCDEF0u}, 429496730u, 1 / .9f};
+
+// Residual, GELU and their gradients, in float32.
+void check_elements(int count, int threads) {
+    auto x = numbers(count, 3), residual = numbers(count);
+    std::vector<float> found(count);
+    std::vector<double> expected(count), slope(count), gelu_of(count), dropped(count);
+    for (int i = 0; i < count; i++) {
+        double at = x[i], share = std::erfc(-at / std::sqrt(2.0)) / 2;
+        double kept = keeps(TENTH, i) ? TENTH.scale : 0;
+        expected[i] = residual[i] + at * kept;
+        dropped[i] = residual[i] * kept;
+        gelu_of[i] = at * share;
+        slope[i] = residual[i] * (share + at * std::exp(-at * at / 2) / std::sqrt(2 * M_PI));
+    }
+    int kind = int(KindNumber::float32);
+    e5core_add_dropped(kind, residual.data(), x.data(), count, &TENTH, found.data(), threads);
+    compare("residual", count, 1, 1, found, expected, 1e-5);
+    e5core_drop(kind, residual.data(), count, &TENTH, found.data(), threads);
+    compare("dropout's gradient", count, 1, 1, found, dropped, 1e-5);
+    e5core_gelu(kind, x.data(), found.data(), count, threads);
+    compare("GELU", count, 1, 1, found, gelu_of, 1e-5);
+    found = residual;
+    e5core_gelu_gradient(kind, x.data(), found.data(), count, threads);
+    compare("GELU's gradient", count, 1, 1, found, slope, 1e-5);
+}
+
+// Dense texts, a softmax with dropout and its gradient, in float32.
+void check_training_attention(std::vector<int> lengths, int length, int threads) {
+    constexpr int HEADS = 3, SIZE = 5;
+    int texts = lengths.size(), square = length * length, matrices = texts * HEADS, tokens = 0;
+    DenseTexts dense{lengths.data(), texts, HEADS, length};
+    for (int each : lengths) tokens += each;
+    auto x = numbers(2 * HEADS * SIZE * tokens);
+    std::vector<float> spread(2 * matrices * length * SIZE, 7), back(x.size(), 7);
+    constexpr int BYTES = SIZE * sizeof(float);
+    e5core_spread((const char*)x.data(), (char*)spread.data(), &dense, 2, BYTES, threads);
+    e5core_gather((const char*)spread.data(), (char*)back.data(), &dense, 2, BYTES, threads);
+    compare("dense texts", texts, length, HEADS, back, {x.begin(), x.end()}, 0);
+
+    float factor = .5f;
+    int kind = int(KindNumber::float32);
+    auto scores = numbers(matrices * square, 4), gradient = numbers(matrices * square);
+    std::vector<float> kept(scores.size(), 7), again(scores.size(), 7);
+    std::vector<double> weight(scores.size()), keep(scores.size()), of_score(scores.size());
+    for (int row = 0; row < matrices * length; row++) {
+        int inside = lengths[row / length / HEADS], start = row * length;
+        if (row % length >= inside) continue;
+        double total = 0, sum = 0, largest = scores[start];
+        for (int i = 1; i < inside; i++) largest = std::max<double>(largest, scores[start + i]);
+        for (int i = 0; i < inside; i++) {
+            total += weight[start + i] = std::exp((scores[start + i] - largest) * factor);
+        }
+        for (int i = start; i < start + inside; i++) {
+            weight[i] /= total;
+            keep[i] = keeps(TENTH, i) ? weight[i] * TENTH.scale : 0;
+            sum += keep[i] * gradient[i];
+        }
+        for (int i = start; i < start + inside; i++) {
+            of_score[i] = factor * (keep[i] * gradient[i] - weight[i] * sum);
+        }
+    }
+    e5core_weigh(kind, scores.data(), kept.data(), &dense, factor, &TENTH, threads);
+    compare("weights", texts, length, HEADS, scores, weight, 1e-6);
+    compare("kept weights", texts, length, HEADS, kept, keep, 1e-6);
+    e5core_weigh_gradient(kind, scores.data(), gradient.data(), again.data(), &dense, factor,
+                          &TENTH, threads);
+    compare("kept weights again", texts, length, HEADS, again, keep, 1e-6);
+    compare("gradient of scores", texts, length, HEADS, gradient, of_score, 1e-5);
+}
+
 // Many strands whose shares add up in order: every share once, and no step before the last one.
 void check_strands(int threads) {
     constexpr int STRANDS = 7, STEPS = 40;
@@ -337,6 +416,13 @@ int main() {
                 }
             }
         }
+        for (int count : {1, 3, 4, 5, 8, 15, 16, 17, 33, 2 * DROPOUT_SHARE + 7}) {
+            check_elements(count, threads);
+        }
+        check_training_attention({1}, 1, threads);
+        check_training_attention({3, 5, 1}, 5, threads);
+        check_training_attention({16, 9, 12}, 16, threads);
+        check_training_attention({33, 48}, 48, threads);
         for (int length : {1, 2, 4, 5, 8, 9, 17, 33, 130, 250}) {
             for (int head_size : {4, 8, 20, 32}) check_attention(length, head_size, threads);
         }

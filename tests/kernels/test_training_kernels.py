@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from e5core.kernels import select, training
+from e5core.kernels import select, training, training_attention
+from e5core.kernels.native import training as native
 from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
 
 LENGTHS = {
@@ -50,6 +51,23 @@ def test_products_and_gradients_are_as_near_to_float64_as_those_of_torch(tokens,
         assert error <= KERNEL_ERROR_FACTOR * error_plain + floor
 
 
+def test_weights_are_joined_once_where_they_stay_and_anew_elsewhere():
+    if not training._onednn_is_right():
+        pytest.skip("torch has no oneDNN here")
+    modules, x = linears(8, 4, 4, dtype=torch.float32), states(3, 8, dtype=torch.float32)
+    before, made = training.linear(x, modules), {}
+    with training.made_once(made):
+        torch.testing.assert_close(training.linear(x, modules), before)
+    with torch.no_grad():
+        modules[0].weight.mul_(2)
+    after = torch.cat([module(x) for module in modules], -1)
+    torch.testing.assert_close(training.linear(x, modules), after)
+    with training.made_once(made):
+        torch.testing.assert_close(training.linear(x, modules), before)
+    with training.made_once({}):
+        torch.testing.assert_close(training.linear(x, modules), after)
+
+
 def test_a_linear_that_is_not_trained_gets_no_gradient():
     if not training._onednn_is_right():
         pytest.skip("torch has no oneDNN here")
@@ -77,12 +95,12 @@ def test_attention_and_its_gradient_are_those_of_plain(lengths, monkeypatch):
         return output.detach(), qkv.grad
 
     expected = run(lambda qkv: select("plain").attention(qkv, cu_seqlens, max(lengths), 0.0))
-    for scores in (1, training.MAX_SCORES):
-        monkeypatch.setattr(training, "MAX_SCORES", scores)
-        training._groups.cache_clear()
-        found = run(lambda qkv: training.attention(qkv, lengths, 0.0))
+    for scores in (1, training_attention.MAX_SCORES):
+        monkeypatch.setattr(training_attention, "MAX_SCORES", scores)
+        training_attention._groups.cache_clear()
+        found = run(lambda qkv: training_attention.attention(qkv, lengths, 0.0))
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    training._groups.cache_clear()
+    training_attention._groups.cache_clear()
 
 
 def test_the_gradient_of_attention_with_dropout_is_that_of_finite_differences():
@@ -90,7 +108,7 @@ def test_the_gradient_of_attention_with_dropout_is_that_of_finite_differences():
 
     def attend(qkv):
         torch.manual_seed(5)  # the same masks each time
-        return training.attention(qkv, lengths, 0.3)
+        return training_attention.attention(qkv, lengths, 0.3)
 
     assert torch.autograd.gradcheck(attend, (heads_of(lengths).requires_grad_(),))
 
@@ -99,11 +117,19 @@ def test_dropout_of_attention_keeps_its_mean():
     lengths = [16] * 20
     qkv = heads_of(lengths)
     torch.manual_seed(0)
-    mean = torch.stack([training.attention(qkv, lengths, 0.5) for _ in range(400)]).mean(0)
-    exact = training.attention(qkv, lengths, 0.0)
-    assert not torch.allclose(training.attention(qkv, lengths, 0.5), exact, atol=0.1)
+    mean = torch.stack([training_attention.attention(qkv, lengths, 0.5) for _ in range(400)]).mean(
+        0
+    )
+    exact = training_attention.attention(qkv, lengths, 0.0)
+    assert not torch.allclose(training_attention.attention(qkv, lengths, 0.5), exact, atol=0.1)
     assert (mean - exact).abs().max() < 0.25
     assert (mean - exact).abs().mean() < 0.03
+
+
+@pytest.fixture(params=["native", "torch"])
+def steps(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(native, "steps", lambda dtype: None)
 
 
 def dropped_ones(probability, *shape, dtype=torch.float32):
@@ -112,7 +138,7 @@ def dropped_ones(probability, *shape, dtype=torch.float32):
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_dropout_drops_as_many_as_it_should_and_keeps_the_mean(probability, dtype):
+def test_dropout_drops_as_many_as_it_should_and_keeps_the_mean(probability, dtype, steps):
     torch.manual_seed(0)
     dropped = dropped_ones(probability, 400, 512, dtype=dtype)
     share = (dropped == 0).float().mean().item()
@@ -128,7 +154,7 @@ def test_dropout_drops_as_many_as_it_should_and_keeps_the_mean(probability, dtyp
 def test_torchs_generator_decides_the_masks():
     def draw(seed):
         torch.manual_seed(seed)
-        return training.draw_keeps((3, 50), 0.5), training.draw_keeps((3, 50), 0.5)
+        return [training.draw_keeps((3, 50), 0.5, training.draw_seed()) for _ in range(2)]
 
     assert torch.equal(draw(1)[0], draw(1)[0])
     assert not torch.equal(*draw(1))
@@ -172,7 +198,7 @@ def test_they_run_where_gradients_flow_on_a_cpu_alone(monkeypatch):
     """Inference with sdpa computes what it did."""
     used = []
     monkeypatch.setattr(
-        training, "attention", lambda qkv, *_: used.append("attention") or qkv[:, 0]
+        training_attention, "attention", lambda qkv, *_: used.append("attention") or qkv[:, 0]
     )
     monkeypatch.setattr(training, "linear", lambda x, w: used.append("linear") or x)
     kernels, modules = select("sdpa"), linears(24, 24, dtype=torch.float32)

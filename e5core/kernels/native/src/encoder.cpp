@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "training.h"
 
 namespace {
 
@@ -258,5 +259,69 @@ int e5core_encoder(const EncoderLayer* layers, int count, int attention_kind, co
                   static_cast<Number*>(output)};
         encoder.run(threads);
     });
+}
+
+// ---------------------------------------------------------------- training, see training.h
+//
+// A kind says what is not float32, by its activations.
+
+int e5core_add_dropped(int kind, const float* residual, const void* x, int64_t count,
+                       const Dropout* dropout, float* sum, int threads) {
+    return with_kind(Kinds(), kind, [&](auto kind) {
+        auto numbers = static_cast<const Activation<decltype(kind)>*>(x);
+        add_dropped(residual, numbers, count, *dropout, sum, threads);
+    });
+}
+
+int e5core_drop(int kind, const float* gradient, int64_t count, const Dropout* dropout, void* of_x,
+                int threads) {
+    return with_kind(Kinds(), kind, [&](auto kind) {
+        auto numbers = static_cast<Activation<decltype(kind)>*>(of_x);
+        drop(gradient, count, *dropout, numbers, threads);
+    });
+}
+
+int e5core_gelu(int kind, const void* x, void* result, int64_t count, int threads) {
+    return with_kind(Kinds(), kind, [&](auto kind) {
+        using Number = Activation<decltype(kind)>;
+        gelu(static_cast<const Number*>(x), static_cast<Number*>(result), count, threads);
+    });
+}
+
+int e5core_gelu_gradient(int kind, const void* x, void* gradient, int64_t count, int threads) {
+    return with_kind(Kinds(), kind, [&](auto kind) {
+        using Number = Activation<decltype(kind)>;
+        gelu_gradient(static_cast<const Number*>(x), static_cast<Number*>(gradient), count,
+                      threads);
+    });
+}
+
+int e5core_weigh(int kind, void* scores, void* kept, const DenseTexts* texts, float factor,
+                 const Dropout* dropout, int threads) {
+    return with_kind(Kinds(), kind, [&](auto kind) {
+        using Number = Activation<decltype(kind)>;
+        weigh(static_cast<Number*>(scores), static_cast<Number*>(kept), *texts, factor, *dropout,
+              threads);
+    });
+}
+
+int e5core_weigh_gradient(int kind, const void* weights, void* gradient, void* kept,
+                          const DenseTexts* texts, float factor, const Dropout* dropout,
+                          int threads) {
+    return with_kind(Kinds(), kind, [&](auto kind) {
+        using Number = Activation<decltype(kind)>;
+        weigh_gradient(static_cast<const Number*>(weights), static_cast<Number*>(gradient),
+                       static_cast<Number*>(kept), *texts, factor, *dropout, threads);
+    });
+}
+
+void e5core_spread(const char* tokens, char* dense, const DenseTexts* texts, int parts, int size,
+                   int threads) {
+    rearrange<false>(tokens, dense, *texts, parts, size, threads);
+}
+
+void e5core_gather(const char* dense, char* tokens, const DenseTexts* texts, int parts, int size,
+                   int threads) {
+    rearrange<true>(tokens, dense, *texts, parts, size, threads);
 }
 }

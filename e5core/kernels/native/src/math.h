@@ -50,10 +50,9 @@ Vector exp2(Vector x) {
 
 constexpr float LOG2_E = 1.44269504f;
 
-// x times the normal distribution function of x, which is the GELU with erf. Its upper tail
-// is exp(-x²/2) u P(u) with u = 1 / (1 + 0.35 x), after Abramowitz and Stegun 7.1.26; P is of
+// The normal distribution function. Its upper tail is exp(-x²/2) u P(u) with u = 1 / (1 + 0.35 x), after Abramowitz and Stegun 7.1.26; P is of
 // higher degree, fitted for the least relative error on [0, 14], 3e-8.
-Vector gelu(Vector x) {
+Vector normal_distribution(Vector x) {
     static const float c[] = {0.139621403577f,  0.139861882444f, 0.119832773572f,
                               0.105508381205f,  -0.023110738253f, 0.159175487771f,
                               -0.255715428199f, 0.143972270818f, -0.029146048882f};
@@ -62,7 +61,10 @@ Vector gelu(Vector x) {
     u = u * fnmadd(denominator, u, splat(2));  // Newton's step
     Vector bell = exp2(size * size * splat(-LOG2_E / 2));
     Vector tail = bell * u * polynomial(c, u);
-    return x * where_negative(x, tail, splat(1) - tail);
+    return where_negative(x, tail, splat(1) - tail);
 }
+
+// The GELU with erf.
+Vector gelu(Vector x) { return x * normal_distribution(x); }
 
 }  // namespace

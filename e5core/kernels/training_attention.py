@@ -1,0 +1,215 @@
+"""Attention with its gradient, to train on a CPU: texts of nearly one length are one dense batch.
+
+The products are torch's. What lies between them is done in C++ where it was compiled and takes the
+dtype, and else by torch's operators.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from e5core.kernels.native import training as native
+from e5core.kernels.native.training import DenseTexts
+from e5core.kernels.training import INTEGERS, draw_keeps, draw_seed, scale_of
+
+# Texts are padded to multiples of this inside attention: torch's softmax takes rows in vectors of
+# 16 float32 and what is left over number by number (see cpu_attention.py).
+VECTOR = 16
+
+# Scores that are computed at a time, in numbers.
+MAX_SCORES = 1 << 21
+
+
+def attention(qkv: Tensor, lengths: Sequence[int], probability: float) -> Tensor:
+    """Kernels.attention with its gradient.
+
+    qkv      [tokens, 3, heads, head_size]
+    lengths  tokens of each text, in order
+    returns  [tokens, heads, head_size]
+    """
+    found: Tensor = _Attention.apply(qkv, tuple(lengths), probability)  # type: ignore[no-untyped-call]
+    return found
+
+
+class Steps(Protocol):
+    """What lies between the products. Dense tensors are [n, texts · heads, length, head_size]."""
+
+    def spread(self, x: Tensor, texts: DenseTexts) -> Tensor:
+        """[tokens, n, heads, head_size] to dense, with zeros behind each text"""
+        ...
+
+    def gather(self, dense: Tensor, texts: DenseTexts, x: Tensor) -> None:
+        """The other way."""
+        ...
+
+    def weigh(
+        self, scores: Tensor, texts: DenseTexts, factor: float, probability: float, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """softmax(scores · factor), in whatever form, and what dropout keeps of it
+
+        scores  [texts · heads, length, length], which may be overwritten
+        """
+        ...
+
+    def weigh_gradient(
+        self,
+        weights: Tensor,
+        gradient: Tensor,
+        texts: DenseTexts,
+        factor: float,
+        probability: float,
+        seed: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of the scores, and what dropout kept, from what `weigh` gave
+
+        gradient  of what dropout kept, which may be overwritten
+        """
+        ...
+
+
+class _Attention(torch.autograd.Function):
+    """softmax(query key^T / sqrt(head_size)) value, with dropout between the two products."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, lengths: tuple[int, ...], probability: float) -> Tensor:
+        heads, size = qkv.shape[2:]
+        steps, factor = steps_for(qkv.dtype), size**-0.5
+        ctx.groups, ctx.probability = _groups(lengths, heads), probability
+        ctx.seeds = [draw_seed() if probability else 0 for _ in ctx.groups]
+        output, saved = qkv.new_empty(len(qkv), heads, size), list[Tensor]()
+        for texts, place, seed in zip(ctx.groups, _places_of(ctx.groups), ctx.seeds, strict=True):
+            query, key, value = dense = steps.spread(qkv[place], texts)
+            scores = query @ key.transpose(1, 2)
+            weights, kept = steps.weigh(scores, texts, factor, probability, seed)
+            steps.gather((kept @ value)[None], texts, output[place, None])
+            saved += dense, weights
+        ctx.save_for_backward(*saved)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        saved = ctx.saved_tensors
+        heads, size = gradient.shape[1:]
+        steps, factor = steps_for(gradient.dtype), size**-0.5
+        result = gradient.new_empty(len(gradient), 3, heads, size)
+        for texts, place, seed, dense, weights in zip(
+            ctx.groups, _places_of(ctx.groups), ctx.seeds, saved[::2], saved[1::2], strict=True
+        ):
+            query, key, value = dense
+            (outer,) = steps.spread(gradient[place, None], texts)
+            inner, kept = steps.weigh_gradient(
+                weights, outer @ value.transpose(1, 2), texts, factor, ctx.probability, seed
+            )
+            parts = query.new_empty(3, *query.shape)
+            torch.bmm(inner, key, out=parts[0])
+            torch.bmm(inner.transpose(1, 2), query, out=parts[1])
+            torch.bmm(kept.transpose(1, 2), outer, out=parts[2])
+            steps.gather(parts, texts, result[place])
+        return result, None, None
+
+
+def steps_for(dtype: torch.dtype) -> Steps:
+    return native.steps(dtype) or TorchSteps()
+
+
+class TorchSteps:
+    """By torch's operators.
+
+    Weights are never negative, so with dropout their signs hold the mask: those that it keeps are
+    negative.
+    """
+
+    def spread(self, x: Tensor, texts: DenseTexts) -> Tensor:
+        _, n, heads, size = x.shape
+        padded = torch.cat([x, x.new_zeros(1, n, heads, size)])
+        padded = padded.index_select(0, _places(texts).spread)
+        dense = padded.view(len(texts.lengths), texts.length, n, heads, size).permute(2, 0, 3, 1, 4)
+        return dense.reshape(n, -1, texts.length, size)
+
+    def gather(self, dense: Tensor, texts: DenseTexts, x: Tensor) -> None:
+        n, _, length, size = dense.shape
+        padded = dense.view(n, len(texts.lengths), -1, length, size).permute(1, 3, 0, 2, 4)
+        torch.index_select(padded.flatten(0, 1), 0, _places(texts).rows, out=x)
+
+    def weigh(
+        self, scores: Tensor, texts: DenseTexts, factor: float, probability: float, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        scores = torch.add(_places(texts).mask.to(scores.dtype), scores, alpha=factor)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        weights = scores.to(wide).softmax(-1).to(scores.dtype)
+        if not probability:
+            return weights, weights
+        weights = _signed(weights, draw_keeps(weights.shape, probability, seed))
+        return weights, weights.clamp(max=0).mul_(-scale_of(probability))
+
+    def weigh_gradient(
+        self,
+        weights: Tensor,
+        gradient: Tensor,
+        texts: DenseTexts,
+        factor: float,
+        probability: float,
+        seed: int,
+    ) -> tuple[Tensor, Tensor]:
+        kept = weights
+        if probability:
+            kept = weights.clamp(max=0).mul_(-scale_of(probability))
+        inner = gradient.mul_(kept)
+        inner.sub_(weights.abs() * inner.sum(-1, keepdim=True))
+        return inner.mul_(factor), kept
+
+
+def _signed(weights: Tensor, keeps: Tensor) -> Tensor:
+    """Weights, negative where they are kept."""
+    integer = INTEGERS[weights.element_size()]
+    signs = keeps.to(integer).bitwise_and_(torch.iinfo(integer).min)
+    return weights.view(integer).bitwise_or_(signs).view(weights.dtype)
+
+
+class _Places(NamedTuple):
+    """Where the tokens of dense texts are.
+
+    spread  [texts · length]  the token of each place; one past the last behind each text
+    rows    [tokens]  the place of each token
+    mask    [texts · heads, 1, length]  0, and −inf behind each text
+    """
+
+    spread: Tensor
+    rows: Tensor
+    mask: Tensor
+
+
+@lru_cache(maxsize=8)
+def _places(texts: DenseTexts) -> _Places:
+    inside = torch.arange(texts.length) < torch.tensor(texts.lengths)[:, None]  # [texts, length]
+    mask = torch.zeros(inside.shape).masked_fill_(~inside, -torch.inf)
+    rows = inside.flatten().nonzero().flatten()
+    spread = torch.full((inside.numel(),), len(rows))
+    spread[rows] = torch.arange(len(rows))
+    return _Places(spread, rows, mask.repeat_interleave(texts.heads, 0)[:, None])
+
+
+def _places_of(groups: Sequence[DenseTexts]) -> Iterator[slice]:
+    """The tokens of each group."""
+    start = 0
+    for texts in groups:
+        yield slice(start, start + texts.tokens)
+        start += texts.tokens
+
+
+@lru_cache(maxsize=8)
+def _groups(lengths: tuple[int, ...], heads: int) -> tuple[DenseTexts, ...]:
+    """Neighbouring texts that are one dense batch, for all texts."""
+    found = []
+    for length, run in groupby(lengths, key=lambda count: -(-count // VECTOR) * VECTOR):
+        members = list(run)
+        most = max(1, MAX_SCORES // (heads * length * length))
+        for start in range(0, len(members), most):
+            found.append(DenseTexts(tuple(members[start : start + most]), heads, length))
+    return tuple(found)

@@ -1,0 +1,174 @@
+"""What training does in C++ between its products, by every instruction set of this CPU."""
+
+import numpy as np
+import pytest
+import torch
+from support.models import CPU, INSTRUCTION_SETS
+
+from e5core.kernels import BY_NAME, training, training_attention, why_not
+from e5core.kernels.native import training as native
+from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+COUNTS = (1, 7, 16, 17, 3 * 2**14 + 5)  # of less than a vector, and of several threads' shares
+LENGTHS = ([5], [16, 16, 16], [3, 17, 16, 1, 2, 40], [70, 150, 149])
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return DTYPES[request.param]
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def steps(request, dtype, monkeypatch):
+    if reason := why_not(BY_NAME[request.param], CPU, dtype):
+        pytest.skip(reason)
+    made = native.Steps(dtype, BY_NAME[request.param].only)
+    monkeypatch.setattr(native, "steps", lambda dtype: made)
+    return made
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def keeps(count, how):
+    """The places that dropout keeps, number by number after training.h."""
+    x = np.arange(count, dtype=np.uint32)
+    x = (x ^ x >> 16 ^ np.uint32(how.seed[0])) * np.uint32(0x21F0AAAD)
+    x = (x ^ x >> 15 ^ np.uint32(how.seed[1])) * np.uint32(0xD35A2D97)
+    x = (x ^ x >> 15) * np.uint32(0x21F0AAAD)
+    return torch.from_numpy((x ^ x >> 15) >= how.threshold)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+@pytest.mark.parametrize("count", COUNTS)
+def test_dropout_and_its_gradient_follow_their_definition(count, probability, steps, dtype):
+    residual, x = normal(count, dtype=torch.float32), normal(count, seed=1, dtype=dtype)
+    how = native.dropout(probability, 0x123456789ABCDEF)
+    scaled = keeps(count, how) / (1 - probability)
+    total = steps.add_dropped(residual, x, how)
+    torch.testing.assert_close(total, (residual + x * scaled).float(), rtol=1e-6, atol=1e-6)
+    of_x = steps.drop(residual, dtype, how)
+    torch.testing.assert_close(of_x, (residual * scaled).to(dtype), rtol=1e-2, atol=1e-6)
+    assert torch.equal(of_x == 0, ~keeps(count, how))
+
+
+def test_masks_of_neighbours_and_of_seeds_have_nothing_in_common(steps, dtype):
+    torch.manual_seed(0)
+    seeds = [training.draw_seed() for _ in range(5)]
+    seeds += [5 << 32, 1 << 60]
+    masks = [
+        (steps.drop(torch.ones(1 << 16), dtype, native.dropout(0.5, seed)) != 0).double()
+        for seed in seeds
+    ]
+    others = [mask.roll(n) for mask in masks[:1] for n in (1, 2, 3, 16, 384, 1024, 4096)]
+    signs = torch.stack(masks + others) * 2 - 1
+    products = (signs @ signs.T / signs.shape[1]).fill_diagonal_(0)
+    assert products.abs().max() < 5 / signs.shape[1] ** 0.5  # standard errors
+    assert signs.mean(1).abs().max() < 5 / signs.shape[1] ** 0.5
+
+
+def attend(lengths, qkv, weights, probability=0.0):
+    torch.manual_seed(3)
+    qkv = qkv.clone().requires_grad_()
+    output = training_attention.attention(qkv, lengths, probability)
+    (output * weights).sum().backward()
+    return output.detach(), qkv.grad
+
+
+def attend_exactly(lengths, qkv, weights, probability, dtype=torch.float64):
+    """The same with masks by their definition, each text alone, in steps that round to a dtype."""
+    torch.manual_seed(3)
+    heads, size = qkv.shape[2:]
+    qkv = qkv.to(dtype).clone().requires_grad_()
+    outputs, start = [], 0
+    for texts in training_attention._groups(tuple(lengths), heads):
+        seed = training_attention.draw_seed() if probability else 0
+        how = native.dropout(probability, seed)
+        square = texts.length, texts.length
+        masks = keeps(len(texts.lengths) * heads * texts.length**2, how)
+        masks = masks.view(-1, heads, *square) / (1 - probability)
+        for length, mask in zip(texts.lengths, masks, strict=True):
+            query, key, value = qkv[start : start + length].permute(1, 2, 0, 3)
+            start += length
+            scores = (query @ key.transpose(1, 2)).to(torch.float64) / size**0.5
+            kept = (scores.softmax(-1) * mask[:, :length, :length]).to(dtype)
+            outputs.append((kept @ value).transpose(0, 1))
+    output = torch.cat(outputs)
+    (output * weights.to(dtype)).sum().backward()
+    return output.detach(), qkv.grad
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_attention_and_its_gradient_are_right(lengths, probability, steps, dtype):
+    qkv = 1.5 * normal(sum(lengths), 3, 4, 12)
+    qkv, weights = qkv.to(dtype), normal(sum(lengths), 4, 12, seed=1, dtype=dtype)
+    exact = attend_exactly(lengths, qkv, weights, probability)
+    plain = attend_exactly(lengths, qkv, weights, probability, dtype)
+    floor = KERNEL_ERROR_FLOOR[str(dtype).removeprefix("torch.")]
+    for found, theirs, expected in zip(
+        attend(lengths, qkv, weights, probability), plain, exact, strict=True
+    ):
+        error, error_plain = ((t - expected).abs().max() for t in (found, theirs))
+        assert error <= KERNEL_ERROR_FACTOR * error_plain + floor * expected.abs().max()
+
+
+def test_bits_depend_on_no_number_of_threads(steps, dtype, monkeypatch):
+    qkv, weights = normal(227, 3, 4, 12, dtype=dtype), normal(227, 4, 12, seed=1, dtype=dtype)
+    found = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(native, "thread_count", lambda threads=threads: threads)
+        found.append(torch.cat([t.flatten() for t in attend([70, 150, 7], qkv, weights, 0.1)]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("shift", [-3e4, 0.0, 3e4])
+def test_scores_of_any_size_give_weights(shift, steps, dtype):
+    texts = native.DenseTexts((5, 1, 16), 2, 16)
+    scores = (normal(6, 16, 16) + shift).to(dtype)
+    expected = torch.zeros(6, 16, 16, dtype=torch.float64)
+    for i, length in enumerate((5, 5, 1, 1, 16, 16)):
+        expected[i, :length, :length] = scores[i, :length, :length].double().softmax(-1)
+    weights, kept = steps.weigh(scores, texts, 1.0, 0.0, 0)
+    assert kept is weights
+    rounding = 2**-8 if dtype == torch.bfloat16 else 1e-2 if shift else 1e-6
+    torch.testing.assert_close(weights.double(), expected, rtol=rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_texts_become_dense_and_come_back(lengths, steps, dtype):
+    plain = training_attention.TorchSteps()
+    x = normal(sum(lengths), 3, 4, 12, dtype=dtype)
+    for texts, place in zip(
+        (groups := training_attention._groups(tuple(lengths), 4)),
+        training_attention._places_of(groups),
+        strict=True,
+    ):
+        dense = steps.spread(x[place], texts)
+        assert torch.equal(dense, plain.spread(x[place], texts))
+        back = torch.full_like(x[place], torch.nan)
+        steps.gather(dense, texts, back)
+        assert torch.equal(back, x[place])
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_gelu_and_its_gradient_are_right(count, steps, dtype):
+    x, weights = 3 * normal(count), normal(count, seed=1)
+    x, weights = x.to(dtype), weights.to(dtype)
+
+    def run(function, dtype):
+        at = x.to(dtype).requires_grad_()
+        y = function(at)
+        (y * weights.to(dtype)).sum().backward()
+        return y.detach(), at.grad
+
+    exact = run(torch.nn.functional.gelu, torch.float64)
+    plain = run(torch.nn.functional.gelu, dtype)
+    floor = KERNEL_ERROR_FLOOR[str(dtype).removeprefix("torch.")]
+    for found, theirs, expected in zip(run(native.Gelu.apply, dtype), plain, exact, strict=True):
+        error, error_plain = ((t - expected).abs().max() for t in (found, theirs))
+        assert error <= KERNEL_ERROR_FACTOR * error_plain + floor
