@@ -4,9 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 from e5core.checkpoint.beside import copy_tokenizer, write_settings
 from e5core.checkpoint.folder import ModelFolder
 from e5core.checkpoint.headers import WEIGHTS_FILE
@@ -15,6 +12,7 @@ from e5core.checkpoint.pickling import origin
 from e5core.config import CONFIG_FILE, EncoderConfig
 from e5core.encoder import ClassificationHead, Encoder
 from e5core.formats.files import replacing, write_json
+from e5core.formats.safetensors import TensorHeader, write_tensors
 from e5core.tokenizer import SentencePieceTokenizer
 
 
@@ -62,18 +60,15 @@ def save_checkpoint(
     if head is not None:
         parts.append((head.state_dict(), head_names(encoder.config)))
     tensors = {
-        task_name(published, encoder.config): state[ours].detach().cpu().contiguous()
+        task_name(published, encoder.config): state[ours]
         for state, names in parts
         for published, ours in names.items()
     }
+    headers = {name: TensorHeader(each.dtype, tuple(each.shape)) for name, each in tensors.items()}
     weights = folder / WEIGHTS_FILE
     with replacing(folder / CONFIG_FILE) as new_config, replacing(weights) as new_weights:
         write_json(new_config, config)
-        try:
-            # The metadata says that these are torch's tensors, as transformers expects.
-            save_file(tensors, new_weights, metadata={"format": "pt"})
-        except SafetensorError as error:  # safetensors' error for a full disk
-            raise OSError(f"cannot write {weights}: {error}") from error
+        write_tensors(headers, lambda name: tensors[name].cpu(), new_weights)
     if source is not None:
         copy_tokenizer(source, folder)
         if head is None:

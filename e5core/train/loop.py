@@ -223,6 +223,7 @@ def finish(run: Run, adapter: str | Path | None = None) -> dict[str, Any]:
     if run.ranks.first:
         if progress.best_step:
             run.optimizer.load(run.folder.load_best())
+        run.optimizer.end()
         run.start.mix(dict(run.task.module.named_parameters()))
         if adapter is not None:
             write_adapter(run.task.encoder, Path(adapter), run.model)

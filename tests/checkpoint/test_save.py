@@ -95,11 +95,11 @@ def test_a_broken_save_leaves_the_old_files(
 ) -> None:
     before = contents(folder)
 
-    def half(_: Tensors, path: Path, **__: object) -> None:
+    def half(_: object, __: object, path: Path) -> None:
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr("e5core.checkpoint.save.save_file", half)
+    monkeypatch.setattr("e5core.checkpoint.save.write_tensors", half)
     with pytest.raises(error):
         save_checkpoint(tiny_encoder(dialect, seed=1), folder)
     assert contents(folder) == before

@@ -90,7 +90,7 @@ Vector abs(Vector x) { return _mm512_abs_ps(x); }
 Vector reciprocal(Vector x) { return _mm512_rcp14_ps(x); }
 
 // x - floor(x), and y · 2^floor(x). Sets without such instructions have floor() and, for whole
-// numbers, to_integers(), of which math.h makes the two.
+// numbers, to_integers(), of which math.h makes exp2.
 #define HAS_POWERS_OF_TWO
 Vector fraction(Vector x) {
     return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
