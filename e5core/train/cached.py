@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from e5core.batching import plan_batches
 from e5core.pipeline import Pipeline
+from e5core.train.heap import FREE, give_back
 from e5core.train.ranks import Ranks
 from e5core.train.settings import Settings
 
@@ -119,6 +120,8 @@ def _encode(
 ) -> Tensor:
     """The rows of a chunk. The caller's generator stays where it is."""
     device = pipeline.encoder.device
+    if device.type == "cpu":
+        give_back(FREE)
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         pipeline.encoder.kernels.weights_stay(made),

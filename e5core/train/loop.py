@@ -14,6 +14,7 @@ import torch
 from e5core.checkpoint.adapters import WEIGHTS_FILE
 from e5core.train.card import write_card
 from e5core.train.describe import describe
+from e5core.train.heap import give_back
 from e5core.train.log import Log
 from e5core.train.lora import merge_low_rank, write_adapter
 from e5core.train.ranks import joined
@@ -224,6 +225,7 @@ def finish(run: Run, adapter: str | Path | None = None) -> dict[str, Any]:
         if progress.best_step:
             run.optimizer.load(run.folder.load_best())
         run.optimizer.end()
+        give_back()  # what is written now wants its file's pages
         run.start.mix(dict(run.task.module.named_parameters()))
         if adapter is not None:
             write_adapter(run.task.encoder, Path(adapter), run.model)

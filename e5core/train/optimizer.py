@@ -1,7 +1,5 @@
 """AdamW over what is trained, and over the rows of the token table that occur."""
 
-import ctypes
-import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -101,15 +99,8 @@ class Optimizer:
                 self.table.load(tensors)
 
     def end(self) -> None:
-        """Forget the moments, and give the memory that is free back to the system.
-
-        glibc keeps what was freed for later, a gigabyte after long texts, but a result that is
-        written now wants its file's pages.
-        """
+        """Forget the moments."""
         self._adam.state.clear()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-        if trim is not None:
-            trim(0)
 
 
 class TokenRows:

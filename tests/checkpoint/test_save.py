@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.checkpoints import IDS, Tensors, assert_restored, load, states
+from support.checkpoints import IDS, assert_restored, load, states
 from support.models import TINY, tiny_encoder, write_tiny_reranker
 
 from e5core import E5, Encoder, EncoderConfig, load_checkpoint, save_checkpoint
