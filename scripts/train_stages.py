@@ -97,9 +97,12 @@ def run(options: argparse.Namespace) -> int:
 
 def check_same(options: argparse.Namespace) -> None:
     """ValueError if the output holds negatives that were mined from something else."""
-    files = Source([*options.pairs, *(options.labelled or []), *(options.passages or [])]).files
+    named = {role: getattr(options, role) for role in ("pairs", "labelled", "passages")}
     made_from = {
-        "files": [identify(file) for file in files],
+        role: [identify(file) for file in Source(files).files] if files else None
+        for role, files in named.items()
+    }
+    made_from |= {
         "negatives": options.negatives,
         "depth": options.depth,
         "teacher": options.teacher,

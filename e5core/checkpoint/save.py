@@ -65,10 +65,9 @@ def save_checkpoint(
         for published, ours in names.items()
     }
     headers = {name: TensorHeader(each.dtype, tuple(each.shape)) for name, each in tensors.items()}
-    weights = folder / WEIGHTS_FILE
-    with replacing(folder / CONFIG_FILE) as new_config, replacing(weights) as new_weights:
+    with replacing(folder / CONFIG_FILE) as new_config:
         write_json(new_config, config)
-        write_tensors(headers, lambda name: tensors[name].cpu(), new_weights)
+        write_tensors(headers, lambda name: tensors[name].cpu(), folder / WEIGHTS_FILE)
     if source is not None:
         copy_tokenizer(source, folder)
         if head is None:

@@ -199,9 +199,9 @@ class Kernels:
         return self.dtype
 
     def weights_stay(self, made: dict[Any, Any]) -> AbstractContextManager[None]:
-        """A block in which no weight changes, nor between all that are given one dictionary.
+        """A block in which no weight changes. Blocks with the same dictionary see the same weights.
 
-        Kernels may keep there what they make of weights, such as casts.
+        Kernels may keep in it what they make of weights, such as casts.
         """
         return nullcontext()
 

@@ -1,8 +1,8 @@
 """What training on a CPU spends its time on, with gradients of its own: products and dropout.
 
 Everything here is a function of the published weights as the modules hold them, so an encoder that
-is trained with it can be saved at any moment. `sdpa` uses it where gradients flow, and
-training_attention.py for what lies between the products.
+is trained with it can be saved at any moment. `sdpa` uses it where gradients flow on a CPU.
+Attention is in training_attention.py, and what is in C++ in native/training.py.
 """
 
 import math
@@ -51,8 +51,10 @@ def linear(x: Tensor, linears: Sequence[nn.Linear]) -> Tensor:
     """
     casts = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if casts else x.dtype
+    # Each is read once: with low-rank updates it is computed by being read.
     parameters = *(one.weight for one in linears), *(one.bias for one in linears)
-    product: Tensor = _Product.apply(x, *_joined(linears, dtype), *parameters)  # type: ignore[no-untyped-call]
+    joined = _joined(linears[0], [part.detach() for part in parameters], dtype)
+    product: Tensor = _Product.apply(x, *joined, *parameters)  # type: ignore[no-untyped-call]
     return product
 
 
@@ -74,20 +76,25 @@ def made_once(made: Made) -> Iterator[None]:
         _made.reset(token)
 
 
-def _joined(linears: Sequence[nn.Linear], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weight and the bias of linears, side by side in a dtype."""
+def _joined(
+    first: nn.Linear, parameters: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of linears, side by side in a dtype.
+
+    first       of the linears, by which the result is known
+    parameters  all weights, then all biases
+    """
     made = _made.get()
-    if made is None or linears[0] not in made:
-        parts: tuple[list[Tensor], ...] = (
-            [one.weight for one in linears], [one.bias for one in linears],
-        )  # fmt: skip
-        weight, bias = (
-            (part[0] if len(part) == 1 else torch.cat(part)).detach().to(dtype) for part in parts
-        )
-        if made is None:
-            return weight, bias
-        made[linears[0]] = weight, bias
-    return made[linears[0]]
+    if made is not None and first in made:
+        return made[first]
+    count = len(parameters) // 2
+    weight, bias = (
+        (part[0] if count == 1 else torch.cat(list(part))).to(dtype)
+        for part in (parameters[:count], parameters[count:])
+    )
+    if made is not None:
+        made[first] = weight, bias
+    return weight, bias
 
 
 class _Product(torch.autograd.Function):

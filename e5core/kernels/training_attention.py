@@ -84,9 +84,9 @@ class _Attention(torch.autograd.Function):
         output, saved = qkv.new_empty(len(qkv), heads, size), list[Tensor]()
         for texts, place, seed in zip(ctx.groups, _places_of(ctx.groups), ctx.seeds, strict=True):
             query, key, value = dense = steps.spread(qkv[place], texts)
-            scores = query @ key.transpose(1, 2)
+            scores = _product(query, key.transpose(1, 2))
             weights, kept = steps.weigh(scores, texts, factor, probability, seed)
-            steps.gather((kept @ value)[None], texts, output[place, None])
+            steps.gather(_product(kept, value)[None], texts, output[place, None])
             saved += dense, weights
         ctx.save_for_backward(*saved)
         return output
@@ -104,7 +104,12 @@ class _Attention(torch.autograd.Function):
             query, key, value = dense
             (outer,) = steps.spread(gradient[place, None], texts)
             inner, kept = steps.weigh_gradient(
-                weights, outer @ value.transpose(1, 2), texts, factor, ctx.probability, seed
+                weights,
+                _product(outer, value.transpose(1, 2)),
+                texts,
+                factor,
+                ctx.probability,
+                seed,
             )
             parts = query.new_empty(3, *query.shape)
             torch.bmm(inner, key, out=parts[0])
@@ -112,6 +117,11 @@ class _Attention(torch.autograd.Function):
             torch.bmm(kept.transpose(1, 2), outer, out=parts[2])
             steps.gather(parts, texts, result[place])
         return result, None, None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of matrices in their own dtype: with out= autocast casts nothing."""
+    return torch.bmm(a, b, out=a.new_empty(*a.shape[:2], b.shape[2]))
 
 
 def steps_for(dtype: torch.dtype) -> Steps:
@@ -185,7 +195,7 @@ class _Places(NamedTuple):
     mask: Tensor
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)  # every layer goes through all groups of a chunk
 def _places(texts: DenseTexts) -> _Places:
     inside = torch.arange(texts.length) < torch.tensor(texts.lengths)[:, None]  # [texts, length]
     mask = torch.zeros(inside.shape).masked_fill_(~inside, -torch.inf)

@@ -1,18 +1,20 @@
 """glibc's heap, which keeps what is freed for later: a gigabyte and more after long texts."""
 
 import ctypes
+import mmap
 import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 # Free memory that chunks may leave for the next ones. Texts of many lengths leave holes of many
 # sizes: a step of 512 pairs of e5-small peaked at 2.5 to 2.7 GB without a bound. The graph of a
-# chunk takes 400 MB, and with 640 MB here a tenth of the time went to pages that came anew.
-FREE = 1 << 30
+# chunk takes 400 MB, which the next one is to find in memory.
+FREE = 640 << 20
 
 
 class _Mallinfo(ctypes.Structure):
-    """What mallinfo2() returns; `fordblks` are the free bytes."""
+    """What mallinfo2() returns; `uordblks` and `hblkhd` are the bytes in use."""
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
@@ -24,13 +26,24 @@ class _Mallinfo(ctypes.Structure):
 
 
 def give_back(above: int = 0) -> None:
-    """Give free memory back to the system if there is more than so many bytes of it.
+    """Give memory back to the system that is free and takes room, if it is more than so many bytes.
 
     Where the C library is another, or older than glibc 2.33, this does nothing.
     """
     library = _glibc()
-    if library is not None and library.mallinfo2().fordblks > above:
+    if library is None:
+        return
+    info = library.mallinfo2()
+    # What went back stays free for glibc, so its own count of free bytes says too much.
+    taken = _anonymous() - info.uordblks - info.hblkhd
+    if taken > above:
         library.malloc_trim(0)
+
+
+def _anonymous() -> int:
+    """Bytes in memory that are of no file."""
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(shared)) * mmap.PAGESIZE
 
 
 @cache

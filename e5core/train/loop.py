@@ -225,7 +225,7 @@ def finish(run: Run, adapter: str | Path | None = None) -> dict[str, Any]:
         if progress.best_step:
             run.optimizer.load(run.folder.load_best())
         run.optimizer.end()
-        give_back()  # what is written now wants its file's pages
+        give_back()  # the file that is written next needs memory for its pages
         run.start.mix(dict(run.task.module.named_parameters()))
         if adapter is not None:
             write_adapter(run.task.encoder, Path(adapter), run.model)

@@ -99,8 +99,10 @@ class Optimizer:
                 self.table.load(tensors)
 
     def end(self) -> None:
-        """Forget the moments."""
+        """Forget the moments; only `parameters` may be used after this."""
         self._adam.state.clear()
+        if self.table is not None:
+            self.table.end()
 
 
 class TokenRows:
@@ -122,6 +124,10 @@ class TokenRows:
         self._steps = torch.zeros(len(table), dtype=torch.int64, device=table.device)
         self._ids = torch.empty(0, dtype=torch.int64)
         self.leaf: nn.Parameter | None = None
+
+    def end(self) -> None:
+        """Forget the moments."""
+        self._first = self._second = self._steps = torch.empty(0)
 
     def take(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
         """Put the rows of a batch in the place of the table; returns the ids as numbers of them."""

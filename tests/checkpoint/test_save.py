@@ -17,7 +17,7 @@ from e5core import E5, Encoder, EncoderConfig, load_checkpoint, save_checkpoint
 from e5core.checkpoint.headers import WEIGHTS_FILE
 from e5core.checkpoint.names import tensor_names
 from e5core.encoder import ClassificationHead
-from e5core.formats.files import read_json
+from e5core.formats.files import read_json, replacing
 from e5core.parity.tolerances import STORED_FLOAT32, UNIT_VECTOR_FLOAT32
 from e5core.tokenizer import SentencePieceTokenizer
 
@@ -96,8 +96,9 @@ def test_a_broken_save_leaves_the_old_files(
     before = contents(folder)
 
     def half(_: object, __: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise error
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
 
     monkeypatch.setattr("e5core.checkpoint.save.write_tensors", half)
     with pytest.raises(error):

@@ -50,18 +50,17 @@ def test_dropout_and_its_gradient_follow_their_definition(count, probability, st
     scaled = keeps(count, how) / (1 - probability)
     total = steps.add_dropped(residual, x, how)
     torch.testing.assert_close(total, (residual + x * scaled).float(), rtol=1e-6, atol=1e-6)
-    of_x = steps.drop(residual, dtype, how)
+    of_x = steps.drop(residual, how)
     torch.testing.assert_close(of_x, (residual * scaled).to(dtype), rtol=1e-2, atol=1e-6)
     assert torch.equal(of_x == 0, ~keeps(count, how))
 
 
-def test_masks_of_neighbours_and_of_seeds_have_nothing_in_common(steps, dtype):
+def test_masks_of_neighbours_and_of_seeds_have_nothing_in_common(steps):
     torch.manual_seed(0)
     seeds = [training.draw_seed() for _ in range(5)]
     seeds += [5 << 32, 1 << 60]
     masks = [
-        (steps.drop(torch.ones(1 << 16), dtype, native.dropout(0.5, seed)) != 0).double()
-        for seed in seeds
+        (steps.drop(torch.ones(1 << 16), native.dropout(0.5, seed)) != 0).double() for seed in seeds
     ]
     others = [mask.roll(n) for mask in masks[:1] for n in (1, 2, 3, 16, 384, 1024, 4096)]
     signs = torch.stack(masks + others) * 2 - 1
@@ -172,3 +171,19 @@ def test_gelu_and_its_gradient_are_right(count, steps, dtype):
     for found, theirs, expected in zip(run(native.Gelu.apply, dtype), plain, exact, strict=True):
         error, error_plain = ((t - expected).abs().max() for t in (found, theirs))
         assert error <= KERNEL_ERROR_FACTOR * error_plain + floor
+
+
+def test_autocast_of_a_caller_changes_nothing(steps, dtype):
+    qkv, weights = normal(40, 3, 4, 12, dtype=dtype), normal(40, 4, 12, seed=1, dtype=dtype)
+    expected = attend([33, 7], qkv, weights, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, one in zip(attend([33, 7], qkv, weights, 0.1), expected, strict=True):
+            assert torch.equal(found, one)
+
+
+def test_what_would_be_misread_is_refused(steps, dtype):
+    texts = native.DenseTexts((16,), 2, 16)
+    scores = normal(2, 16, 16, dtype=dtype)
+    for wrong in (scores.double(), scores.transpose(1, 2)):
+        with pytest.raises(ValueError, match="one row after another"):
+            steps.weigh(wrong, texts, 1.0, 0.0, 0)

@@ -104,9 +104,19 @@ def stop_at(monkeypatch, step: int) -> None:
         {"token_table": "rows", "teacher_weight": 1.0, "contrastive_weight": 0.2},
         {"token_table": "dense", "symmetric": True},
         {"lora": 2, "precision": "bfloat16"},
+        {"lora": 2, "precision": "float32", "chunk_tokens": 64},
+        {"lora": 2, "precision": "bfloat16", "chunk_tokens": 64},
         {"reranker": True, "r_drop": 0.5},
     ],
-    ids=["frozen", "rows, distilled", "dense, symmetric", "lora, bfloat16", "reranker"],
+    ids=[
+        "frozen",
+        "rows, distilled",
+        "dense, symmetric",
+        "lora, bfloat16",
+        "lora, chunks",
+        "lora, bfloat16, chunks",
+        "reranker",
+    ],
 )
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     folder, pairs, tmp_path, monkeypatch, settings

@@ -56,6 +56,23 @@ def test_the_adapter_is_peft_s_and_the_result_its_merge(folder, pairs, tmp_path)
             torch.testing.assert_close(tensor, ours[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_chunks_of_a_step_train_what_one_chunk_does(folder, pairs, tmp_path, precision):
+    """Each chunk is computed twice, and its weights are made of the updates only once."""
+    found = {}
+    for chunk_tokens in (64, 10_000):
+        options = {**FEW, "batch_size": 8, "dropout": 0.0, "keep": 0.0, "precision": precision}
+        output = tmp_path / str(chunk_tokens)
+        train(folder, pairs, output, lora=4, chunk_tokens=chunk_tokens, **options)
+        found[chunk_tokens] = load_file(output / "model.safetensors")
+    start, moved = load_file(folder / "model.safetensors"), 0.0
+    bound = {"float32": 2e-4, "bfloat16": 4e-3}[precision]  # AdamW follows the signs of gradients
+    for name, tensor in found[64].items():
+        torch.testing.assert_close(tensor, found[10_000][name], rtol=0, atol=bound)
+        moved = max(moved, float((tensor - start[name]).abs().max()))
+    assert moved > 2 * bound
+
+
 def test_an_adapter_without_lora_is_an_error(folder, pairs, tmp_path):
     with pytest.raises(ValueError, match="adapter is a place for the updates of lora"):
         train(folder, pairs, tmp_path / "out", adapter=tmp_path / "adapter", **FEW)

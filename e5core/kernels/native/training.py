@@ -47,11 +47,13 @@ class Steps:
 
     def __init__(self, dtype: torch.dtype, instructions: str | None = None) -> None:
         kind = kind_of(dtype, instructions)
+        self.dtype = dtype
         self.kind = kind.number
         self.library = library.load(kind, instructions)
 
     def spread(self, x: Tensor, texts: DenseTexts) -> Tensor:
         x = x.contiguous()
+        self._check(x)
         _, n, heads, size = x.shape
         dense = x.new_empty(n, len(texts.lengths) * heads, texts.length, size)
         self.library.e5core_spread(
@@ -60,6 +62,7 @@ class Steps:
         return dense
 
     def gather(self, dense: Tensor, texts: DenseTexts, x: Tensor) -> None:
+        self._check(dense, x)
         n, _, _, size = dense.shape
         self.library.e5core_gather(
             dense.data_ptr(), x.data_ptr(), _structure(texts), n, size * x.itemsize, thread_count()
@@ -68,6 +71,7 @@ class Steps:
     def weigh(
         self, scores: Tensor, texts: DenseTexts, factor: float, probability: float, seed: int
     ) -> tuple[Tensor, Tensor]:
+        self._check(scores)
         kept = torch.empty_like(scores) if probability else scores
         self.library.e5core_weigh(
             self.kind, scores.data_ptr(), kept.data_ptr(), _structure(texts), factor,
@@ -84,6 +88,7 @@ class Steps:
         probability: float,
         seed: int,
     ) -> tuple[Tensor, Tensor]:
+        self._check(weights, gradient)
         kept = torch.empty_like(weights) if probability else weights
         self.library.e5core_weigh_gradient(
             self.kind, weights.data_ptr(), gradient.data_ptr(), kept.data_ptr(),
@@ -92,6 +97,7 @@ class Steps:
         return gradient, kept
 
     def gelu(self, x: Tensor) -> Tensor:
+        self._check(x)
         found = torch.empty_like(x)
         self.library.e5core_gelu(
             self.kind, x.data_ptr(), found.data_ptr(), x.numel(), thread_count()
@@ -100,6 +106,7 @@ class Steps:
 
     def gelu_gradient(self, x: Tensor, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
+        self._check(x, gradient)
         self.library.e5core_gelu_gradient(
             self.kind, x.data_ptr(), gradient.data_ptr(), x.numel(), thread_count()
         )
@@ -108,6 +115,7 @@ class Steps:
     def add_dropped(self, residual: Tensor, x: Tensor, how: Dropout) -> Tensor:
         """residual [float32] + dropout(x)"""
         residual, x = residual.contiguous(), x.contiguous()
+        self._check(x)
         total = torch.empty_like(residual)
         self.library.e5core_add_dropped(
             self.kind, residual.data_ptr(), x.data_ptr(), x.numel(), how, total.data_ptr(),
@@ -115,14 +123,23 @@ class Steps:
         )  # fmt: skip
         return total
 
-    def drop(self, gradient: Tensor, dtype: torch.dtype, how: Dropout) -> Tensor:
-        """The gradient of x, in its dtype, from that of `add_dropped` in float32."""
+    def drop(self, gradient: Tensor, how: Dropout) -> Tensor:
+        """The gradient of x from that of `add_dropped`, which is in float32."""
         gradient = gradient.contiguous()
-        of_x = torch.empty_like(gradient, dtype=dtype)
+        of_x = torch.empty_like(gradient, dtype=self.dtype)
         self.library.e5core_drop(
             self.kind, gradient.data_ptr(), gradient.numel(), how, of_x.data_ptr(), thread_count()
         )
         return of_x
+
+    def _check(self, *tensors: Tensor) -> None:
+        """Raises ValueError for tensors that C++ would misread."""
+        for tensor in tensors:
+            if tensor.dtype != self.dtype or not tensor.is_contiguous():
+                raise ValueError(
+                    f"a tensor of {list(tensor.shape)} is {tensor.dtype} with strides "
+                    f"{tensor.stride()}, expected {self.dtype}, one row after another"
+                )
 
 
 class Gelu(torch.autograd.Function):
@@ -148,14 +165,14 @@ class AddDropped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, probability: float, seed: int) -> Tensor:
-        ctx.steps, ctx.dtype, ctx.how = steps(x.dtype), x.dtype, dropout(probability, seed)
+        ctx.steps, ctx.how = steps(x.dtype), dropout(probability, seed)
         total: Tensor = ctx.steps.add_dropped(residual, x, ctx.how)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return gradient, ctx.steps.drop(gradient, ctx.dtype, ctx.how), None, None
+        return gradient, ctx.steps.drop(gradient, ctx.how), None, None
 
 
 def _structure(texts: DenseTexts) -> library.DenseTexts:

@@ -43,8 +43,9 @@ Vector exp2(Vector x) {
 
 constexpr float LOG2_E = 1.44269504f;
 
-// The normal distribution function. Its upper tail is exp(-x²/2) u P(u) with u = 1 / (1 + 0.35 x), after Abramowitz and Stegun 7.1.26; P is of
-// higher degree, fitted for the least relative error on [0, 14], 3e-8.
+// The normal distribution function. Its upper tail is exp(-x²/2) u P(u) with u = 1 / (1 + 0.35 x),
+// after Abramowitz and Stegun 7.1.26; P is of higher degree, fitted for the least relative error on
+// [0, 14], 3e-8.
 Vector normal_distribution(Vector x) {
     static const float c[] = {0.139621403577f,  0.139861882444f, 0.119832773572f,
                               0.105508381205f,  -0.023110738253f, 0.159175487771f,

@@ -159,7 +159,7 @@ void weigh(Number* scores, Number* kept, const DenseTexts& texts, float factor,
     });
 }
 
-// The gradient of the scores in the place of that of the kept weights, and these weights again:
+// The gradient of the scores in the place of that of the kept weights, and these, to rounding:
 // d score = factor · weight · (d kept · keep - sum over the row of kept · d kept)
 template <class Number>
 void weigh_gradient(const Number* weights, Number* gradient, Number* kept,
