@@ -55,6 +55,7 @@ TEXTS = {
     ("serving.md", "upstream e5core {"): "tests/serve/test_behind_nginx.py",
     ("serving.md", "python scripts/ray_serve.py"): "tests/serve/test_ray_serve.py",
     ("serving.md", "[Unit]"): "a unit of systemd",
+    ("training.md", "python scripts/train_stages.py"): "tests/train/test_stages.py",
     ("serving.md", "FROM python:3.11-slim"): "a container file",
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",
     ("performance.md", "bash scripts/build_wheel.sh"): "tests/programs/test_wheel.py",
