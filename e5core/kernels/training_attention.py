@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from e5core.kernels.native import training as native
-from e5core.kernels.native.training import DenseTexts
+from e5core.kernels.native.training import DenseTexts, Weighing
 from e5core.kernels.training import INTEGERS, draw_keeps, draw_seed, scale_of
 
 # Texts are padded to multiples of this inside attention: torch's softmax takes rows in vectors of
@@ -47,23 +47,15 @@ class Steps(Protocol):
         """The other way."""
         ...
 
-    def weigh(
-        self, scores: Tensor, texts: DenseTexts, factor: float, probability: float, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        """softmax(scores · factor), in whatever form, and what dropout keeps of it
+    def weigh(self, scores: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
+        """The weights, in whatever form, and what dropout keeps of them
 
         scores  [texts · heads, length, length], which may be overwritten
         """
         ...
 
     def weigh_gradient(
-        self,
-        weights: Tensor,
-        gradient: Tensor,
-        texts: DenseTexts,
-        factor: float,
-        probability: float,
-        seed: int,
+        self, weights: Tensor, gradient: Tensor, how: Weighing
     ) -> tuple[Tensor, Tensor]:
         """The gradient of the scores, and what dropout kept, from what `weigh` gave
 
@@ -85,7 +77,7 @@ class _Attention(torch.autograd.Function):
         for texts, place, seed in zip(ctx.groups, _places_of(ctx.groups), ctx.seeds, strict=True):
             query, key, value = dense = steps.spread(qkv[place], texts)
             scores = _product(query, key.transpose(1, 2))
-            weights, kept = steps.weigh(scores, texts, factor, probability, seed)
+            weights, kept = steps.weigh(scores, Weighing(texts, factor, probability, seed))
             steps.gather(_product(kept, value)[None], texts, output[place, None])
             saved += dense, weights
         ctx.save_for_backward(*saved)
@@ -106,10 +98,7 @@ class _Attention(torch.autograd.Function):
             inner, kept = steps.weigh_gradient(
                 weights,
                 _product(outer, value.transpose(1, 2)),
-                texts,
-                factor,
-                ctx.probability,
-                seed,
+                Weighing(texts, factor, ctx.probability, seed),
             )
             parts = query.new_empty(3, *query.shape)
             torch.bmm(inner, key, out=parts[0])
@@ -147,32 +136,24 @@ class TorchSteps:
         padded = dense.view(n, len(texts.lengths), -1, length, size).permute(1, 3, 0, 2, 4)
         torch.index_select(padded.flatten(0, 1), 0, _places(texts).rows, out=x)
 
-    def weigh(
-        self, scores: Tensor, texts: DenseTexts, factor: float, probability: float, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        scores = torch.add(_places(texts).mask.to(scores.dtype), scores, alpha=factor)
+    def weigh(self, scores: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
+        scores = torch.add(_places(how.texts).mask.to(scores.dtype), scores, alpha=how.factor)
         wide = torch.promote_types(scores.dtype, torch.float32)
         weights = scores.to(wide).softmax(-1).to(scores.dtype)
-        if not probability:
+        if not how.probability:
             return weights, weights
-        weights = _signed(weights, draw_keeps(weights.shape, probability, seed))
-        return weights, weights.clamp(max=0).mul_(-scale_of(probability))
+        weights = _signed(weights, draw_keeps(weights.shape, how.probability, how.seed))
+        return weights, weights.clamp(max=0).mul_(-scale_of(how.probability))
 
     def weigh_gradient(
-        self,
-        weights: Tensor,
-        gradient: Tensor,
-        texts: DenseTexts,
-        factor: float,
-        probability: float,
-        seed: int,
+        self, weights: Tensor, gradient: Tensor, how: Weighing
     ) -> tuple[Tensor, Tensor]:
         kept = weights
-        if probability:
-            kept = weights.clamp(max=0).mul_(-scale_of(probability))
+        if how.probability:
+            kept = weights.clamp(max=0).mul_(-scale_of(how.probability))
         inner = gradient.mul_(kept)
         inner.sub_(weights.abs() * inner.sum(-1, keepdim=True))
-        return inner.mul_(factor), kept
+        return inner.mul_(how.factor), kept
 
 
 def _signed(weights: Tensor, keeps: Tensor) -> Tensor:

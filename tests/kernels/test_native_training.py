@@ -132,7 +132,7 @@ def test_scores_of_any_size_give_weights(shift, steps, dtype):
     expected = torch.zeros(6, 16, 16, dtype=torch.float64)
     for i, length in enumerate((5, 5, 1, 1, 16, 16)):
         expected[i, :length, :length] = scores[i, :length, :length].double().softmax(-1)
-    weights, kept = steps.weigh(scores, texts, 1.0, 0.0, 0)
+    weights, kept = steps.weigh(scores, native.Weighing(texts, 1.0, 0.0, 0))
     assert kept is weights
     rounding = 2**-8 if dtype == torch.bfloat16 else 1e-2 if shift else 1e-6
     torch.testing.assert_close(weights.double(), expected, rtol=rounding, atol=1e-6)
@@ -186,4 +186,4 @@ def test_what_would_be_misread_is_refused(steps, dtype):
     scores = normal(2, 16, 16, dtype=dtype)
     for wrong in (scores.double(), scores.transpose(1, 2)):
         with pytest.raises(ValueError, match="one row after another"):
-            steps.weigh(wrong, texts, 1.0, 0.0, 0)
+            steps.weigh(wrong, native.Weighing(texts, 1.0, 0.0, 0))

@@ -27,6 +27,15 @@ class DenseTexts(NamedTuple):
         return sum(self.lengths)
 
 
+class Weighing(NamedTuple):
+    """How scores of dense texts become weights: softmax(scores · factor), then dropout."""
+
+    texts: DenseTexts
+    factor: float
+    probability: float
+    seed: int
+
+
 @cache
 def steps(dtype: torch.dtype) -> "Steps | None":
     """What is in C++ for states of a dtype; None if it takes no such, or was not compiled."""
@@ -68,31 +77,23 @@ class Steps:
             dense.data_ptr(), x.data_ptr(), _structure(texts), n, size * x.itemsize, thread_count()
         )
 
-    def weigh(
-        self, scores: Tensor, texts: DenseTexts, factor: float, probability: float, seed: int
-    ) -> tuple[Tensor, Tensor]:
+    def weigh(self, scores: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
         self._check(scores)
-        kept = torch.empty_like(scores) if probability else scores
+        kept = torch.empty_like(scores) if how.probability else scores
         self.library.e5core_weigh(
-            self.kind, scores.data_ptr(), kept.data_ptr(), _structure(texts), factor,
-            dropout(probability, seed), thread_count(),
+            self.kind, scores.data_ptr(), kept.data_ptr(), _structure(how.texts), how.factor,
+            dropout(how.probability, how.seed), thread_count(),
         )  # fmt: skip
         return scores, kept
 
     def weigh_gradient(
-        self,
-        weights: Tensor,
-        gradient: Tensor,
-        texts: DenseTexts,
-        factor: float,
-        probability: float,
-        seed: int,
+        self, weights: Tensor, gradient: Tensor, how: Weighing
     ) -> tuple[Tensor, Tensor]:
         self._check(weights, gradient)
-        kept = torch.empty_like(weights) if probability else weights
+        kept = torch.empty_like(weights) if how.probability else weights
         self.library.e5core_weigh_gradient(
             self.kind, weights.data_ptr(), gradient.data_ptr(), kept.data_ptr(),
-            _structure(texts), factor, dropout(probability, seed), thread_count(),
+            _structure(how.texts), how.factor, dropout(how.probability, how.seed), thread_count(),
         )  # fmt: skip
         return gradient, kept
 
