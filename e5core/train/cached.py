@@ -80,6 +80,8 @@ def cached_rows(
         for number, chunk in own[:-1]
     ]
     number, chunk = own[-1]
+    if pipeline.encoder.device.type == "cpu" and len(own) > 1:
+        give_back()  # the holes that the others left would stay while the loss is computed
     rows.append(_encode(pipeline, chunk, draw_seed(*seed, number), precision, made))
     return torch.cat(rows), [i for number, _ in own for i in chunks[number]]
 
