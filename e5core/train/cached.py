@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from e5core.batching import plan_batches
 from e5core.pipeline import Pipeline
+from e5core.train.chunks import filler, plan_chunks
 from e5core.train.heap import FREE, give_back
 from e5core.train.ranks import Ranks
 from e5core.train.settings import Settings
-
-# For each number of tokens that it meets, oneDNN keeps primitives: 9 MB for the products of a layer
-# and their gradients, by which a run grew to 2.8 GB (torch 2.13, e5-small, 2026-11). So a chunk has
-# short texts behind its own, up to one of so many numbers in each doubling. No text sees another,
-# and no gradient comes from their rows.
-PER_DOUBLING, FILLER_LENGTH = 4, 16
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,7 +50,7 @@ def cached_rows(
     added to, as by every backward pass.
     """
     rank, ranks = share
-    chunks = plan_batches([len(ids) for ids in sequences], pipeline.budget(chunk_tokens))
+    chunks = plan_chunks([len(ids) for ids in sequences], pipeline.budget(chunk_tokens))
     own = [
         (number, [sequences[i] for i in chunks[number]])
         for number in range(rank, len(chunks), ranks)
@@ -130,15 +124,5 @@ def _encode(
         torch.autocast(device.type, AUTOCAST.get(precision or ""), enabled=precision in AUTOCAST),
     ):
         torch.manual_seed(seed)
-        filled = [*chunk, *_filler(chunk)] if device.type == "cpu" else chunk
+        filled = [*chunk, *filler(chunk)] if device.type == "cpu" else chunk
         return pipeline.run(filled, sum(map(len, filled)))[: len(chunk)]
-
-
-def _filler(chunk: list[Sequence[int]]) -> list[list[int]]:
-    """Texts that bring a chunk to one of few numbers of tokens."""
-    tokens = sum(map(len, chunk))
-    step = max(1, (1 << (tokens - 1).bit_length()) // (2 * PER_DOUBLING))
-    missing = -tokens % step
-    length = min(FILLER_LENGTH, max(map(len, chunk)))
-    starts = range(0, missing, length)
-    return [[chunk[0][0]] * min(length, missing - start) for start in starts]

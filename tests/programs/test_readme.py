@@ -56,6 +56,8 @@ TEXTS = {
     ("serving.md", "python scripts/ray_serve.py"): "tests/serve/test_ray_serve.py",
     ("serving.md", "[Unit]"): "a unit of systemd",
     ("training.md", "python scripts/train_stages.py"): "tests/train/test_stages.py",
+    ("training.md", "python scripts/experiments/trans"): "tests/programs/test_experiments.py",
+    ("training.md", "python scripts/experiments/quest"): "tests/programs/test_experiments.py",
     ("serving.md", "FROM python:3.11-slim"): "a container file",
     ("performance.md", "python scripts/benchmark --bars"): "tests/programs/test_benchmark.py",
     ("performance.md", "bash scripts/build_wheel.sh"): "tests/programs/test_wheel.py",
