@@ -9,8 +9,8 @@ from typing import Any
 
 # Free memory that chunks may leave for the next ones. Texts of many lengths leave holes of many
 # sizes: a step of 512 pairs of e5-small peaked at 2.5 to 2.7 GB without a bound, at 1.7 GB with
-# 640 MB and at 1.5 GB with 448. What goes back is fetched again, page by page, so the bound is above
-# the 400 to 550 MB that the graphs of equal chunks leave (2026-11).
+# 640 MB and at 1.5 GB with 448. What goes back is fetched again, page by page, so the bound is
+# above the 400 to 550 MB that the graphs of equal chunks leave (2026-11).
 FREE = 576 << 20
 
 

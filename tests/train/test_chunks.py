@@ -30,7 +30,7 @@ def test_chunks_are_full():
     """All but the last; taking texts in the order of their lengths leaves a tenth empty."""
     lengths = lengths_of("mixed")
     chunks = plan_chunks(lengths, 1024)
-    assert all(sum(lengths[i] for i in chunk) >= 1014 for chunk in chunks[:-2])
+    assert all(sum(lengths[i] for i in chunk) > 1000 for chunk in chunks[:-1])
     in_order = [sum(lengths[i] for i in batch) for batch in plan_batches(lengths, 1024)]
     assert np.mean(in_order[:-1]) < 930
 
