@@ -97,7 +97,7 @@ def read_ntrex(folder: Path, subsets: Sequence[str]) -> Found:
 def read_nusax_pairs(folder: Path, subsets: Sequence[str]) -> Found:
     """One table whose columns are the languages. mteb evaluates on the split train."""
     file = folder / "train.csv"
-    rows = _read_table(file) if file.is_file() else []
+    rows = read_table(file) if file.is_file() else []
     found: Found = {}
     for subset in subsets:
         source, target = (NUSAX[language] for language in subset.split("-"))
@@ -136,7 +136,7 @@ def read_sib200(folder: Path, subsets: Sequence[str]) -> Found:
         files = {split: folder / subset / f"{name}.tsv" for split, name in SIB_SPLITS.items()}
         if not all(file.is_file() for file in files.values()):
             continue
-        tables = {split: _read_table(file, "\t", SIB_COLUMNS) for split, file in files.items()}
+        tables = {split: read_table(file, "\t", SIB_COLUMNS) for split, file in files.items()}
         found[subset] = {
             split: {name: [row[name] for row in rows] for name in SIB_COLUMNS}
             for split, rows in tables.items()
@@ -206,7 +206,7 @@ def grade(value: Any, file: Path, line: int) -> float:
     return number
 
 
-def _read_table(
+def read_table(
     file: Path, delimiter: str = ",", wanted: Sequence[str] = ()
 ) -> list[dict[str, str]]:
     """The rows of a table with a header; ValueError if it lacks a column."""
@@ -220,7 +220,7 @@ def _read_table(
 
 def _labelled(files: dict[str, Path], label: str) -> dict[str, Columns]:
     """Tables of texts with labels; the labels become numbers in alphabetical order."""
-    tables = {split: _read_table(file, ",", ("text", label)) for split, file in files.items()}
+    tables = {split: read_table(file, ",", ("text", label)) for split, file in files.items()}
     numbers = {
         name: number for number, name in enumerate(sorted({row[label] for row in tables["train"]}))
     }

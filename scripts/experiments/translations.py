@@ -10,7 +10,6 @@ the other language is their translation. Models that are there are not trained a
 """
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -22,6 +21,7 @@ from measure import accuracy
 from e5core import E5
 from e5core.cli import main as e5core
 from e5core.cli.program import Parser, run_program
+from e5core.evaluate.readers import read_table
 from e5core.train import train
 
 LANGUAGES = ["buginese", "toba_batak", "madurese"]
@@ -75,12 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 def read_split(data: Path, split: str, columns: list[str]) -> dict[str, list[str]]:
     """Column → texts of a split; a text's translations are in the same row."""
-    with (data / "nusax-mt" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{file.name} has no column {missing[0]}, but {reader.fieldnames}")
-        rows = list(reader)
+    rows = read_table(data / "nusax-mt" / f"{split}.csv", wanted=columns)
     return {name: [row[name] for row in rows] for name in columns}
 
 
