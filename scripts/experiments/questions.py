@@ -13,7 +13,6 @@ on. Each seed takes some minutes on a GPU, and hours on a CPU.
 """
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from measure import Floats, mean_and_error, ndcg_at_10
+from rows import write_rows
 from xquad import Questions, read_questions
 
 from e5core import E5, Reranker
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     held = Held(questions)
     e5 = load(options.model, options)
     start = held.order(e5)
-    write_rows(questions, options.students, e5, options.output)
+    write_all(questions, options.students, e5, options.output)
     print(f"{'':32}{'nDCG@10':>8}   gain (standard error) in points")
     report("start", held.ndcg(start))
     for seed in options.seeds:
@@ -157,7 +157,7 @@ def rank(e5: E5, queries: list[str], passages: list[str]) -> Places:
     return np.argsort(-cosines, axis=1, kind="stable")
 
 
-def write_rows(questions: Questions, count: int, e5: E5, output: Path) -> None:
+def write_all(questions: Questions, count: int, e5: E5, output: Path) -> None:
     """weak.jsonl for students, exact.jsonl for the reranker, and passages.jsonl to mine in."""
     if (output / "passages.jsonl").is_file():  # it is written last
         return
@@ -174,8 +174,7 @@ def write_rows(questions: Questions, count: int, e5: E5, output: Path) -> None:
         exact.append({"query": question.text, "pos": [question.answer], "neg": wrong})
     passages = [{"text": text} for text in questions.passages]
     for name, rows in (("weak", weak), ("exact", exact), ("passages", passages)):
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (output / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+        write_rows(output / f"{name}.jsonl", rows)
 
 
 def report(name: str, found: Floats, base: Floats | None = None, only_gain: bool = False) -> None:

@@ -10,13 +10,13 @@ the other language is their translation. Models that are there are not trained a
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from measure import accuracy
+from rows import write_rows
 
 from e5core import E5
 from e5core.cli import main as e5core
@@ -84,14 +84,8 @@ def write_pairs(texts: dict[str, list[str]], folder: Path) -> list[Path]:
     files = []
     for name in list(texts)[1:]:
         files.append(folder / f"{name}.jsonl")
-        rows = [
-            json.dumps({"query": english, "pos": [other]}, ensure_ascii=False) + "\n"
-            for english, other in zip(texts["english"], texts[name], strict=True)
-        ]
-        content = "".join(rows)
-        # A run that goes on knows its files by their time.
-        if not files[-1].is_file() or files[-1].read_text("utf-8") != content:
-            files[-1].write_text(content, "utf-8")
+        pairs = zip(texts["english"], texts[name], strict=True)
+        write_rows(files[-1], ({"query": english, "pos": [other]} for english, other in pairs))
     return files
 
 
