@@ -73,14 +73,16 @@ void block_values(const Head<Input>& head, uint32_t* values) {
         for (int row = 0; row < head.length; row += Kind::NUMBERS, values += height) {
             const Input* from = head.value + row * head.stride + start;
             prefetch_soon(from + LANES * head.stride);
-            for (int i = 0; i < BLOCK; i += LANES) {
-                Vector x = load(from + i, height - i);
+            for (int i = 0; i < height; i += LANES) {
+                // Of the numbers of this head there may be more than the block takes.
+                int left = head.head_size - start - i;
+                Vector x = load(from + i, left);
                 Integers units = bits_of(x);
                 if constexpr (Kind::NUMBERS == 2) {
                     bool is_last = row + 1 == head.length;
-                    units = Kind::pair(x, load(from + head.stride + i, is_last ? 0 : height - i));
+                    units = Kind::pair(x, load(from + head.stride + i, is_last ? 0 : left));
                 }
-                store(values + i, units, height - i);
+                store_at_least(values + i, units, height - i);
             }
         }
     });
@@ -169,9 +171,10 @@ void write_context(const Vector* context, int queries, int head_size, Output* ou
     for (int v = 0; v * LANES < queries; v++, output += LANES * width) {
         int rows = std::min(LANES, queries - v * LANES);
         for (int start = 0; start < head_size; start += LANES) {
-            Integers square[LANES]{};
-            for (int i = 0; i < std::min(LANES, head_size - start); i++) {
-                square[i] = bits_of(context[V * (start + i) + v]);
+            Integers square[LANES];
+            for (int i = 0; i < LANES; i++) {
+                bool is_inside = start + i < head_size;
+                square[i] = is_inside ? bits_of(context[V * (start + i) + v]) : Integers{};
             }
             transpose(square);
             for (int row = 0; row < rows; row++) {

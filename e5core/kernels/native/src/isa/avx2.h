@@ -47,9 +47,11 @@ Vector load(const bfloat16* from, int n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
+// All at once where all are there: a copy of a size that varies goes through memory.
 Integers load_bytes(const void* from, int n) {
+    if (n >= 32) return (Integers)_mm256_loadu_si256((const __m256i*)from);
     Integers bytes{};
-    std::memcpy(&bytes, from, n >= 32 ? 32 : n);
+    std::memcpy(&bytes, from, n);
     return bytes;
 }
 
@@ -64,6 +66,9 @@ void store(uint32_t* to, Integers x, int n) {
     if (n >= LANES) store(to, x);
     else _mm256_maskstore_epi32((int*)to, first(n), (__m256i)x);
 }
+
+// A masked one takes as long as ten of these.
+void store_at_least(uint32_t* to, Integers x, int) { store(to, x); }
 
 // The first n of eight numbers that fill a small vector.
 template <class Number, class Small>

@@ -55,6 +55,9 @@ void store(uint32_t* to, Integers x, int n) {
     _mm512_mask_storeu_epi32(to, first(n), (__m512i)x);
 }
 
+// At least the first n, and maybe what lies behind them.
+void store_at_least(uint32_t* to, Integers x, int n) { store(to, x, n); }
+
 // The upper 16 bits of the first n integers.
 void store_upper_halves(uint16_t* to, Integers x, int n) {
     __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)x, 16));

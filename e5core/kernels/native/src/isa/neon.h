@@ -36,10 +36,14 @@ void spin() { __asm__ volatile("yield"); }
 // The first n numbers of a small vector from memory, then zeros; and the other way round.
 template <class Small>
 Small load_small(const void* from, int n) {
-    Small numbers{};
-    if (n >= LANES) std::memcpy(&numbers, from, sizeof numbers);
-    else if (n > 0) std::memcpy(&numbers, from, n * (sizeof numbers / LANES));
-    return numbers;
+    if (n >= LANES) {  // by itself: a copy of a size that varies goes through memory
+        Small whole;
+        std::memcpy(&whole, from, sizeof whole);
+        return whole;
+    }
+    Small part{};
+    if (n > 0) std::memcpy(&part, from, n * (sizeof part / LANES));
+    return part;
 }
 
 template <class Small>
@@ -55,14 +59,16 @@ Vector load(const bfloat16* from, int n) {
 }
 
 Integers load_bytes(const void* from, int n) {
+    if (n >= 16) return (Integers)vld1q_u8(static_cast<const uint8_t*>(from));
     Integers bytes{};
-    std::memcpy(&bytes, from, std::min(n, 16));
+    std::memcpy(&bytes, from, n);
     return bytes;
 }
 
 void store(float* to, Vector x, int n) { store_small(to, x, n); }
 void store(uint32_t* to, Integers x) { store_small(to, x, LANES); }
 void store(uint32_t* to, Integers x, int n) { store_small(to, x, n); }
+void store_at_least(uint32_t* to, Integers x, int) { store(to, x); }
 
 void store_upper_halves(uint16_t* to, Integers x, int n) {
     store_small(to, vshrn_n_u32((uint32x4_t)x, 16), n);
