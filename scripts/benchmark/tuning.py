@@ -3,11 +3,12 @@
     python scripts/benchmark tune                       every instruction set of this CPU
     python scripts/benchmark tune --instructions avx2 --parameters CACHE_BYTES
 
-A parameter is a constant of the source: how many bytes of blocked rows a chunk may have before the
-weights are read anew, and how far ahead of a product a panel is fetched. The source is copied and
-compiled once for each candidate, and all candidates of a precision take turns on the same texts.
-What is printed is the speed beside that of the present value, the median of the rounds' ratios,
-with the smallest and the largest. A value that wins belongs into the source, with the date.
+A parameter is a constant of the source: how many bytes of blocked rows a slice may have before the
+weights are read anew, how many rows it has all the same, and how far ahead of a product a panel is
+fetched. The source is copied and compiled once for each candidate, and all candidates of a
+precision take turns on the same texts. What is printed is the speed beside that of the present
+value, the median of the rounds' ratios, with the smallest and the largest. A value that wins
+belongs into the source, with the date.
 """
 
 import argparse
@@ -44,6 +45,7 @@ class Parameter:
 KIB = 1024
 PARAMETERS = {
     "CACHE_BYTES": Parameter("linear.h", tuple(n * KIB for n in (128, 256, 512, 1024, 2048))),
+    "LEAST_ROWS": Parameter("linear.h", (28, 56, 84, 168)),
     "AHEAD": Parameter("blocks.h", tuple(n * KIB for n in (1, 4, 8, 16, 32))),  # in bytes
 }
 

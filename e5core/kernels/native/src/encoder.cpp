@@ -122,10 +122,12 @@ struct Encoder {
                                                 take);
                 return;
             }
-            for_taken_rows(group.rows, group.slices, take, [&](int start, int rows) {
+            for (int slice; (slice = take()) >= 0;) {
+                int start = slice_start(group.rows, group.slices, slice);
+                int rows = slice_start(group.rows, group.slices, slice + 1) - start;
                 if (step) follow_attention(step / 2 - 1, group.start + start, rows);
                 else project(*layers, x, group.start + start, rows);
-            });
+            }
         });
     }
 
