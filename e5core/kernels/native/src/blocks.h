@@ -162,8 +162,9 @@ void multiply_units(int rows, const uint32_t* blocks, int units, int first_unit,
 template <class Kind, int V>
 const Integers* unpack_panel(const Integers* panel, int units) {
     auto unpacked = static_cast<Integers*>(scratch<For::unpacked>((size_t)units * V * VECTOR_BYTES));
-    for (int i = 0; i < units * V; i++) {
-        unpacked[i] = Kind::unpack(panel[i / (2 * V) * V + i % V], i / V % 2);
+    for (int unit = 0; unit < units; unit += 2, panel += V) {
+        prefetch_later(panel + AHEAD);
+        for (int i = 0; i < 2 * V; i++) unpacked[unit * V + i] = Kind::unpack(panel[i % V], i / V);
     }
     return unpacked;
 }
