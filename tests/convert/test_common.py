@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.conversions import content, convert, convert_in_process, refused, run_convert
+from support.conversions import (
+    content,
+    convert,
+    convert_in_process,
+    hold,
+    refused,
+    run_convert,
+)
 from support.models import ROOT
 
-from e5core.convert.folder import replacing_folder
 from e5core.formats.safetensors import TensorHeader, write_tensors
 
 Make = Callable[..., Path]
@@ -204,12 +210,6 @@ def test_a_full_disk(source: Path, make_tiny: Make, tmp_path: Path, limit: int) 
     if limit:  # the small files fit
         assert "model.safetensors, which takes" in done.stderr
     assert content(tmp_path) == before
-
-
-def hold(folder: Path, held: "multiprocessing.synchronize.Event") -> None:
-    with replacing_folder(folder, Path("/none"), force=False):
-        held.set()
-        multiprocessing.Event().wait()
 
 
 def test_two_runs_for_one_target(

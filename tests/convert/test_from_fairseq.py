@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.conversions import MEMORY, content, convert, convert_in_process, refused
+from support.conversions import (
+    MEMORY,
+    OPEN,
+    Bomb,
+    content,
+    convert,
+    convert_in_process,
+    refused,
+)
 from support.models import CHARSMAP, TINY, tiny_vocabulary
 from torch import Tensor
 
@@ -184,19 +192,11 @@ class Foreign:
     pass
 
 
-class Bomb:
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> Any:
-        return open, (str(self.file), "w")
-
-
 def test_code_is_refused_and_not_run(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, trace = tmp_path / "new", tmp_path / "trace"
-    for bomb, named in ((Bomb(trace), "io.open"), (Foreign(), f"{__name__}.Foreign")):
+    for bomb, named in ((Bomb(trace), OPEN), (Foreign(), f"{__name__}.Foreign")):
         # In the settings, where something else than tensors is expected.
         settings = argparse.Namespace(**vars(arguments()), criterion=bomb)
         write(source, {"args": settings, "model": older(published())})

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.conversions import MEMORY, content, convert, convert_in_process, refused
+from support.conversions import (
+    MEMORY,
+    OPEN,
+    Bomb,
+    content,
+    convert,
+    convert_in_process,
+    refused,
+)
 from support.models import TINY, tiny_encoder
 from torch import Tensor
 
@@ -166,16 +174,6 @@ def test_the_summary_is_true(
     )
 
 
-class Bomb:
-    """Unpickling it makes a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> Any:
-        return open, (str(self.file), "w")
-
-
 class Shell(Bomb):
     def __reduce__(self) -> Any:
         return os.system, (f"touch {self.file}",)
@@ -195,7 +193,7 @@ def test_code_is_refused_and_not_run(
     line = refused("pytorch-bin", capsys, tmp_path / "new", folder, tmp_path / "new")
     assert not trace.exists()
     if form != "pickle":  # no file of torch.save at all: refused before its first object
-        wanted = "io.open" if bomb is Bomb else "posix.system"
+        wanted = OPEN if bomb is Bomb else "posix.system"
         assert f"wants {wanted}, which is code and no weight; nothing of it was run" in line
     # It is a bomb: unpickled as any pickle is, it does make the file.
     if form == "pickle":

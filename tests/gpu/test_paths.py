@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from support.gpu import put_vectors
 from support.models import ROOT, write_tiny_reranker, write_tiny_tokenizer
 
 from e5core import E5, Encoder, EncoderConfig, Reranker, save_checkpoint
@@ -128,14 +129,10 @@ def test_graphs_are_recorded_while_others_compute(folder, model):
     assert not faults
 
 
-def _vectors(folder, queue):
-    queue.put(load(folder).encode_query(TEXTS))
-
-
 def test_two_processes_share_a_gpu(folder, model):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    processes = [context.Process(target=_vectors, args=(folder, queue)) for _ in range(2)]
+    processes = [context.Process(target=put_vectors, args=(queue, folder, TEXTS)) for _ in range(2)]
     for process in processes:
         process.start()
     found = [queue.get(timeout=120) for _ in processes]

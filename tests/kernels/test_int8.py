@@ -17,6 +17,10 @@ from e5core.parity.tolerances import INT8_MEAN_COSINE, INT8_RANKING_LOSS, INT8_W
 reason = why_not(BACKENDS["onednn"], CPU, torch.int8)
 usable = pytest.mark.skipif(reason is not None, reason=str(reason))
 
+# Of a GELU, absolute and beside its argument: what torch rounds, and what gelu_for_int8() leaves
+# away, which is a hundredth of a step of int8.
+GELU_ERRORS = {"onednn": (2e-6, 1e-6), "native": (3e-5, 1e-5)}
+
 
 @pytest.fixture(scope="module", params=["onednn", *INSTRUCTION_SETS])
 def name(request):
@@ -93,8 +97,9 @@ def test_a_product_is_that_of_the_quantised_numbers(name, tokens, inputs, output
         found = kernels.linear(x, weights)
         assert (found - exact).abs().max() <= 3e-6 * exact.abs().max() * inputs**0.5
         gelu = kernels.linear_gelu(x, weights)
-        expected = torch.nn.functional.gelu(found.double())
-        assert torch.allclose(gelu.double(), expected, rtol=1e-6, atol=2e-6)  # torch's is 1e-6 off
+        error = (gelu.double() - torch.nn.functional.gelu(found.double())).abs()
+        absolute, relative = GELU_ERRORS[name.partition("/")[0]]
+        assert (error <= absolute + relative * found.abs()).all()
 
 
 def test_quality_on_the_real_model(real_model, int8_model, name, measured):

@@ -1,15 +1,31 @@
 """What the tests of the conversions share."""
 
+import multiprocessing
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.models import ROOT
 
 from e5core.cli import main
 from e5core.cli.convert import CONVERSIONS
+from e5core.convert.folder import replacing_folder
+
+# What Bomb wants: io.open, which Python names _io.open from 3.13 on.
+OPEN = f"{open.__module__}.open"
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.file), "w")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -78,3 +94,13 @@ def kilobytes(name):
 before = kilobytes('VmRSS')
 atexit.register(lambda: print('grown by', 1024 * (kilobytes('VmHWM') - before)))
 """
+
+
+def hold(folder: Path, held: "multiprocessing.synchronize.Event") -> None:
+    """The life of a process that writes a folder and comes to no end.
+
+    It is here because a new process can import this module, and not that of a test.
+    """
+    with replacing_folder(folder, Path("/none"), force=False):
+        held.set()
+        multiprocessing.Event().wait()

@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from e5core import Encoder, EncoderConfig
+from e5core import E5, Encoder, EncoderConfig
 from e5core.parity.samples import spread_weights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,3 +39,12 @@ def prepared(geometry, dtype, kernels):
 def texts(lengths, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(4, 300, (n,), generator=generator).tolist() for n in lengths]
+
+
+def put_vectors(queue, folder, texts):
+    """The life of a process with a model of its own on the GPU.
+
+    It is here because a new process can import this module, and not that of a test.
+    """
+    model = E5.from_pretrained(folder, device="cuda", dtype="bfloat16", prompts="e5")
+    queue.put(model.encode_query(texts))

@@ -29,6 +29,14 @@ constexpr int CACHE_LINE = 64;              // bytes that one prefetch brings
 void prefetch_soon(const void* place) { __builtin_prefetch(place, 0, 3); }
 void prefetch_later(const void* place) { __builtin_prefetch(place, 0, 2); }
 
+// What lies AHEAD of V vectors of a panel.
+template <int V>
+void prefetch_ahead(const Integers* panel) {
+    for (int v = 0; v < V; v++) {
+        if (v * VECTOR_BYTES % CACHE_LINE == 0) prefetch_later(panel + v + AHEAD);
+    }
+}
+
 // A kind of product says
 //
 //   Activation      what activations are in memory
@@ -118,10 +126,8 @@ void multiply_block(const uint32_t* block, const Integers* panel, int units, boo
     for (int i = 0; i < HEIGHT * V; i++) sums[i / V][i % V] = Sum{};
     for (; units > 0; units -= Kind::STORED_UNITS, panel += V) {
         Integers stored[V], columns[V];
-        for (int v = 0; v < V; v++) {
-            stored[v] = panel[v];
-            if (v * VECTOR_BYTES % CACHE_LINE == 0) prefetch_later(panel + v + AHEAD);
-        }
+        prefetch_ahead<V>(panel);
+        for (int v = 0; v < V; v++) stored[v] = panel[v];
 #pragma GCC unroll 2
         for (int i = 0; i < Kind::STORED_UNITS; i++, block += HEIGHT) {
             for (int v = 0; v < V; v++) columns[v] = Kind::unpack(stored[v], i);
@@ -163,7 +169,7 @@ template <class Kind, int V>
 const Integers* unpack_panel(const Integers* panel, int units) {
     auto unpacked = static_cast<Integers*>(scratch<For::unpacked>((size_t)units * V * VECTOR_BYTES));
     for (int unit = 0; unit < units; unit += 2, panel += V) {
-        prefetch_later(panel + AHEAD);
+        prefetch_ahead<V>(panel);
         for (int i = 0; i < 2 * V; i++) unpacked[unit * V + i] = Kind::unpack(panel[i % V], i / V);
     }
     return unpacked;

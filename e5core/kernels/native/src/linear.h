@@ -152,7 +152,9 @@ void multiply_panels(const Linear& linear, BlockedRows x, int first_panel, int l
             for (int row = 0; row < x.rows; row++) {
                 int64_t place = (int64_t)row * linear.outputs + columns.first;
                 Vector y = finish<Kind>(sums[row * PANEL_VECTORS + v], columns, x.scales + row);
-                if constexpr (THEN == Then::gelu) y = gelu(y);
+                if constexpr (THEN == Then::gelu) {
+                    y = std::is_same_v<Kind, Int8> ? gelu_for_int8(y) : gelu(y);
+                }
                 if constexpr (THEN == Then::add_residual) {
                     y = y + load(residual + place, columns.count);
                 }

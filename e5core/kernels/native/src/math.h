@@ -61,4 +61,15 @@ Vector normal_distribution(Vector x) {
 // The GELU with erf.
 Vector gelu(Vector x) { return x * normal_distribution(x); }
 
+// The GELU of what is rounded to int8 next, in a third of the time, within 3e-5 and 1e-5 |x|: from
+// the middle the normal distribution function is an odd polynomial up to EDGE, and flat behind it.
+Vector gelu_for_int8(Vector x) {
+    constexpr float EDGE = 4.25f;
+    static const float c[] = {0.398809195f,     -0.0661699399f,   0.00970488414f,
+                              -0.00107454462f,  8.76792328e-05f,  -5.06391734e-06f,
+                              1.93647267e-07f,  -4.35753433e-09f, 4.33991419e-11f};
+    Vector inner = min(splat(EDGE), max(splat(-EDGE), x));
+    return x * fmadd(inner, polynomial(c, inner * inner), splat(0.5f));
+}
+
 }  // namespace
