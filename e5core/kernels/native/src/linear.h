@@ -13,8 +13,8 @@ namespace {
 
 constexpr int PANEL = PANEL_VECTORS * LANES;  // columns of a panel of weights
 constexpr int CACHE_BYTES = 512 * 1024;       // of blocked rows, which stay in the second level
-// Rows that share the reading of the weights. In float32 with AVX2, base and large take .93 and .85 of
-// the time with 12, with AVX-512 base .98 of that with 28; small is the same (Zen 4, 2026-11).
+// Rows for which the weights are read at once. Beside 12 and 18 of them, large and base in float32
+// with AVX2 take .85 and .88 of the time; beside 28, base with AVX-512 takes .98 (Zen 4, 2026-11).
 constexpr int LEAST_ROWS = 84;
 
 // The fields of these two are those of library.py.
@@ -208,9 +208,9 @@ void apply_alone(const Linear& linear, const Activation<Kind>* x, int rows,
     }
 }
 
-// How many slices rows are cut into, so that a slice of `bytes` a row stays in the cache. Each reads
-// all weights anew, so it has LEAST_ROWS, and many in kinds that unpack weights, which do that anew
-// as well (with 8 times as many rows, e5-large takes .90 of the time).
+// How many slices rows are cut into, so that a slice of `bytes` a row stays in the cache. Each
+// reads all weights anew, so it has LEAST_ROWS, and many in kinds that unpack weights, which do
+// that anew as well (with 8 times as many rows, e5-large takes .90 of the time).
 template <class Kind>
 int slices_of(int rows, size_t bytes) {
     int cached = CACHE_BYTES / bytes * (Kind::STORED_UNITS == 2 ? 8 : 1);
