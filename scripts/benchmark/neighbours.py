@@ -23,7 +23,7 @@ from pathlib import Path
 from aims import print_verdicts, verdict
 from benchmark import check, default_engines, start_all
 from contestants import Contestant, WorkerError
-from engines import ENGINES
+from engines import ENGINES, OURS
 from workloads import TEXTS, model_folder, workload
 
 from e5core import SentencePieceTokenizer
@@ -176,9 +176,12 @@ def bars(figures: dict[str, Figures]) -> list[str]:
     """A line for each aim: what e5core keeps, more than every other library, its p95, callers."""
     lines = []
 
-    others = [f.kept for label, f in figures.items() if not label.startswith("e5core ")]
+    def is_ours(label: str) -> bool:
+        return label.split()[0] in OURS
+
+    others = [f.kept for label, f in figures.items() if not is_ours(label)]
     for label, f in figures.items():
-        if label.startswith("e5core "):
+        if is_ours(label):
             lines.append(verdict(f"{label} keeps of mixed", f.kept, KEPT))
             if others:
                 what = f"{label} keeps more than every other"

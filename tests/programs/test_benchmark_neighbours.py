@@ -35,6 +35,7 @@ def test_bars_say_what_was_held_and_what_was_missed():
     found = {
         "e5core float32": figures(([1.0], [1.5]), same),
         "e5core int8": figures(([1.0], [2.0]), ([1.0, 1.0], [4.0, 4.0]), [1.0], [2.0]),
+        "native/avx2 float32": figures(([1.0], [1.25]), same),  # e5core too, by another name
         "onnxruntime float32": figures(([1.0], [1.6]), same),
     }
     assert neighbours.bars(found) == [
@@ -46,6 +47,10 @@ def test_bars_say_what_was_held_and_what_was_missed():
         "missed  e5core int8 keeps more than every other: 0.50, wanted 0.62",
         "missed  e5core int8, p95 of a query: 4.00, wanted 3.00",
         "missed  e5core int8, callers at once: 0.50, wanted 1.00",
+        "held    native/avx2 float32 keeps of mixed: 0.80, wanted 0.62",
+        "held    native/avx2 float32 keeps more than every other: 0.80, wanted 0.62",
+        "held    native/avx2 float32, p95 of a query: 1.00, wanted 3.00",
+        "held    native/avx2 float32, callers at once: 1.00, wanted 1.00",
     ]
 
 
