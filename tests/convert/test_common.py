@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.conversions import (
-    content,
-    convert,
-    convert_in_process,
-    hold,
-    refused,
-    run_convert,
-)
+from support.conversions import content, convert, convert_in_process, hold, refused, run_convert
 from support.models import ROOT
 
 from e5core.formats.safetensors import TensorHeader, write_tensors

@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.conversions import (
-    MEMORY,
-    OPEN,
-    Bomb,
-    content,
-    convert,
-    convert_in_process,
-    refused,
-)
+from support.conversions import MEMORY, OPEN, Bomb, content, convert, convert_in_process, refused
 from support.models import CHARSMAP, TINY, tiny_vocabulary
 from torch import Tensor
 

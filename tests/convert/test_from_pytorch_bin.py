@@ -12,15 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.conversions import (
-    MEMORY,
-    OPEN,
-    Bomb,
-    content,
-    convert,
-    convert_in_process,
-    refused,
-)
+from support.conversions import MEMORY, OPEN, Bomb, content, convert, convert_in_process, refused
 from support.models import TINY, tiny_encoder
 from torch import Tensor
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from support.gpu import put_vectors
+from support.gpu import load, put_vectors
 from support.models import ROOT, write_tiny_reranker, write_tiny_tokenizer
 
-from e5core import E5, Encoder, EncoderConfig, Reranker, save_checkpoint
+from e5core import Encoder, EncoderConfig, Reranker, save_checkpoint
 from e5core.parity.samples import SENTENCES, spread_weights
 from e5core.parity.tolerances import COPY_BOUNDS, UNIT_VECTOR_FLOAT32
 
@@ -28,10 +28,6 @@ def folder(tmp_path_factory):
     save_checkpoint(spread_weights(Encoder(CONFIG)), folder)
     write_tiny_tokenizer(folder)
     return folder
-
-
-def load(folder, device="cuda", dtype="bfloat16", **options):
-    return E5.from_pretrained(folder, device=device, dtype=dtype, prompts="e5", **options)
 
 
 @pytest.fixture(scope="module")

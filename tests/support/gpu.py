@@ -41,10 +41,13 @@ def texts(lengths, seed=0):
     return [torch.randint(4, 300, (n,), generator=generator).tolist() for n in lengths]
 
 
+def load(folder, device="cuda", dtype="bfloat16", **options):
+    return E5.from_pretrained(folder, device=device, dtype=dtype, prompts="e5", **options)
+
+
 def put_vectors(queue, folder, texts):
-    """The life of a process with a model of its own on the GPU.
+    """The life of a process with a model of its own.
 
     It is here because a new process can import this module, and not that of a test.
     """
-    model = E5.from_pretrained(folder, device="cuda", dtype="bfloat16", prompts="e5")
-    queue.put(model.encode_query(texts))
+    queue.put(load(folder).encode_query(texts))

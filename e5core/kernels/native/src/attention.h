@@ -74,7 +74,8 @@ void block_values(const Head<Input>& head, uint32_t* values) {
             const Input* from = head.value + row * head.stride + start;
             prefetch_soon(from + LANES * head.stride);
             for (int i = 0; i < height; i += LANES) {
-                // Of the numbers of this head there may be more than the block takes.
+                // More than the block takes is read where the head has it, and what is written
+                // too far is overwritten by the next unit.
                 int left = head.head_size - start - i;
                 Vector x = load(from + i, left);
                 Integers units = bits_of(x);
