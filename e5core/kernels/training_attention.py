@@ -1,20 +1,19 @@
-"""Attention with its gradient, to train on a CPU: texts of nearly one length are one dense batch.
+"""Attention with its gradient, to train on a CPU.
 
-The products are torch's. What lies between them is done in C++ where it was compiled and takes the
-dtype, and else by torch's operators.
+It is in C++ where that was compiled and takes the dtype (native/training.py). What is here does it
+by torch's operators elsewhere: texts of nearly one length are one dense batch.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from e5core.kernels.native import training as native
-from e5core.kernels.native.training import DenseTexts, Weighing
 from e5core.kernels.training import INTEGERS, draw_keeps, draw_seed, scale_of
 
 # Texts are padded to multiples of this inside attention: torch's softmax takes rows in vectors of
@@ -25,6 +24,30 @@ VECTOR = 16
 MAX_SCORES = 1 << 21
 
 
+class DenseTexts(NamedTuple):
+    """Neighbouring texts that are one dense batch, padded to one length.
+
+    Dense tensors of n matrices a head are [n, texts · heads, length, head_size].
+    """
+
+    lengths: tuple[int, ...]
+    heads: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
+class Weighing(NamedTuple):
+    """How scores of dense texts become weights: softmax(scores · factor), then dropout."""
+
+    texts: DenseTexts
+    factor: float
+    probability: float
+    seed: int
+
+
 def attention(qkv: Tensor, lengths: Sequence[int], probability: float) -> Tensor:
     """Kernels.attention with its gradient.
 
@@ -32,36 +55,13 @@ def attention(qkv: Tensor, lengths: Sequence[int], probability: float) -> Tensor
     lengths  tokens of each text, in order
     returns  [tokens, heads, head_size]
     """
-    found: Tensor = _Attention.apply(qkv, tuple(lengths), probability)  # type: ignore[no-untyped-call]
+    args = qkv, tuple(lengths), probability
+    found: Tensor
+    if native.steps(qkv.dtype) is None:
+        found = _Attention.apply(*args)  # type: ignore[no-untyped-call]
+    else:
+        found = native.Attention.apply(*args, draw_seed())  # type: ignore[no-untyped-call]
     return found
-
-
-class Steps(Protocol):
-    """What lies between the products. Dense tensors are [n, texts · heads, length, head_size]."""
-
-    def spread(self, x: Tensor, texts: DenseTexts) -> Tensor:
-        """[tokens, n, heads, head_size] to dense, with zeros behind each text"""
-        ...
-
-    def gather(self, dense: Tensor, texts: DenseTexts, x: Tensor) -> None:
-        """The other way."""
-        ...
-
-    def weigh(self, scores: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
-        """The weights, in whatever form, and what dropout keeps of them
-
-        scores  [texts · heads, length, length], which may be overwritten
-        """
-        ...
-
-    def weigh_gradient(
-        self, weights: Tensor, gradient: Tensor, how: Weighing
-    ) -> tuple[Tensor, Tensor]:
-        """The gradient of the scores, and what dropout kept, from what `weigh` gave
-
-        gradient  of what dropout kept, which may be overwritten
-        """
-        ...
 
 
 class _Attention(torch.autograd.Function):
@@ -70,15 +70,15 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, lengths: tuple[int, ...], probability: float) -> Tensor:
         heads, size = qkv.shape[2:]
-        steps, factor = steps_for(qkv.dtype), size**-0.5
+        factor = size**-0.5
         ctx.groups, ctx.probability = _groups(lengths, heads), probability
         ctx.seeds = [draw_seed() if probability else 0 for _ in ctx.groups]
         output, saved = qkv.new_empty(len(qkv), heads, size), list[Tensor]()
         for texts, place, seed in zip(ctx.groups, _places_of(ctx.groups), ctx.seeds, strict=True):
-            query, key, value = dense = steps.spread(qkv[place], texts)
+            query, key, value = dense = _spread(qkv[place], texts)
             scores = _product(query, key.transpose(1, 2))
-            weights, kept = steps.weigh(scores, Weighing(texts, factor, probability, seed))
-            steps.gather(_product(kept, value)[None], texts, output[place, None])
+            weights, kept = _weigh(scores, Weighing(texts, factor, probability, seed))
+            _gather(_product(kept, value)[None], texts, output[place, None])
             saved += dense, weights
         ctx.save_for_backward(*saved)
         return output
@@ -88,14 +88,14 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         saved = ctx.saved_tensors
         heads, size = gradient.shape[1:]
-        steps, factor = steps_for(gradient.dtype), size**-0.5
+        factor = size**-0.5
         result = gradient.new_empty(len(gradient), 3, heads, size)
         for texts, place, seed, dense, weights in zip(
             ctx.groups, _places_of(ctx.groups), ctx.seeds, saved[::2], saved[1::2], strict=True
         ):
             query, key, value = dense
-            (outer,) = steps.spread(gradient[place, None], texts)
-            inner, kept = steps.weigh_gradient(
+            (outer,) = _spread(gradient[place, None], texts)
+            inner, kept = _weigh_gradient(
                 weights,
                 _product(outer, value.transpose(1, 2)),
                 Weighing(texts, factor, ctx.probability, seed),
@@ -104,7 +104,7 @@ class _Attention(torch.autograd.Function):
             torch.bmm(inner, key, out=parts[0])
             torch.bmm(inner.transpose(1, 2), query, out=parts[1])
             torch.bmm(kept.transpose(1, 2), outer, out=parts[2])
-            steps.gather(parts, texts, result[place])
+            _gather(parts, texts, result[place])
         return result, None, None
 
 
@@ -113,47 +113,50 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a, b, out=a.new_empty(*a.shape[:2], b.shape[2]))
 
 
-def steps_for(dtype: torch.dtype) -> Steps:
-    return native.steps(dtype) or TorchSteps()
+def _spread(x: Tensor, texts: DenseTexts) -> Tensor:
+    """[tokens, n, heads, head_size] to dense, with zeros behind each text"""
+    _, n, heads, size = x.shape
+    padded = torch.cat([x, x.new_zeros(1, n, heads, size)])
+    padded = padded.index_select(0, _places(texts).spread)
+    dense = padded.view(len(texts.lengths), texts.length, n, heads, size).permute(2, 0, 3, 1, 4)
+    return dense.reshape(n, -1, texts.length, size)
 
 
-class TorchSteps:
-    """By torch's operators.
+def _gather(dense: Tensor, texts: DenseTexts, x: Tensor) -> None:
+    """The other way."""
+    n, _, length, size = dense.shape
+    padded = dense.view(n, len(texts.lengths), -1, length, size).permute(1, 3, 0, 2, 4)
+    torch.index_select(padded.flatten(0, 1), 0, _places(texts).rows, out=x)
+
+
+def _weigh(scores: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
+    """The weights, in whatever form, and what dropout keeps of them
+
+    scores  [texts · heads, length, length]
 
     Weights are never negative, so with dropout their signs hold the mask: those that it keeps are
     negative.
     """
+    scores = torch.add(_places(how.texts).mask.to(scores.dtype), scores, alpha=how.factor)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.to(wide).softmax(-1).to(scores.dtype)
+    if not how.probability:
+        return weights, weights
+    weights = _signed(weights, draw_keeps(weights.shape, how.probability, how.seed))
+    return weights, weights.clamp(max=0).mul_(-scale_of(how.probability))
 
-    def spread(self, x: Tensor, texts: DenseTexts) -> Tensor:
-        _, n, heads, size = x.shape
-        padded = torch.cat([x, x.new_zeros(1, n, heads, size)])
-        padded = padded.index_select(0, _places(texts).spread)
-        dense = padded.view(len(texts.lengths), texts.length, n, heads, size).permute(2, 0, 3, 1, 4)
-        return dense.reshape(n, -1, texts.length, size)
 
-    def gather(self, dense: Tensor, texts: DenseTexts, x: Tensor) -> None:
-        n, _, length, size = dense.shape
-        padded = dense.view(n, len(texts.lengths), -1, length, size).permute(1, 3, 0, 2, 4)
-        torch.index_select(padded.flatten(0, 1), 0, _places(texts).rows, out=x)
+def _weigh_gradient(weights: Tensor, gradient: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
+    """The gradient of the scores, and what dropout kept, from what `_weigh` gave
 
-    def weigh(self, scores: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
-        scores = torch.add(_places(how.texts).mask.to(scores.dtype), scores, alpha=how.factor)
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        weights = scores.to(wide).softmax(-1).to(scores.dtype)
-        if not how.probability:
-            return weights, weights
-        weights = _signed(weights, draw_keeps(weights.shape, how.probability, how.seed))
-        return weights, weights.clamp(max=0).mul_(-scale_of(how.probability))
-
-    def weigh_gradient(
-        self, weights: Tensor, gradient: Tensor, how: Weighing
-    ) -> tuple[Tensor, Tensor]:
-        kept = weights
-        if how.probability:
-            kept = weights.clamp(max=0).mul_(-scale_of(how.probability))
-        inner = gradient.mul_(kept)
-        inner.sub_(weights.abs() * inner.sum(-1, keepdim=True))
-        return inner.mul_(how.factor), kept
+    gradient  of what dropout kept, which is overwritten
+    """
+    kept = weights
+    if how.probability:
+        kept = weights.clamp(max=0).mul_(-scale_of(how.probability))
+    inner = gradient.mul_(kept)
+    inner.sub_(weights.abs() * inner.sum(-1, keepdim=True))
+    return inner.mul_(how.factor), kept
 
 
 def _signed(weights: Tensor, keeps: Tensor) -> Tensor:

@@ -95,17 +95,6 @@ class Dropout(ctypes.Structure):
     )
 
 
-class DenseTexts(ctypes.Structure):
-    """Texts of nearly one length; the fields are those of training.h."""
-
-    _fields_ = (
-        ("lengths", ctypes.c_void_p),
-        ("count", ctypes.c_int),
-        ("heads", ctypes.c_int),
-        ("length", ctypes.c_int),
-    )
-
-
 def has_instructions() -> bool:
     """Whether the C++ can be compiled for machines of this kind."""
     return any(platform.machine() in one.machines for one in build.INSTRUCTION_SETS)
@@ -197,25 +186,24 @@ def declare(library: ctypes.CDLL) -> None:
     )  # fmt: skip
     library.e5core_attention.argtypes = (number, number, pointer, pointer, pointer, number)
     library.e5core_encoder.argtypes = (pointer, number, number, *[pointer] * 5, number)
-    count, factor = ctypes.c_int64, ctypes.c_float
-    dropout, texts = ctypes.POINTER(Dropout), ctypes.POINTER(DenseTexts)
+    count, dropout, texts = ctypes.c_int64, ctypes.POINTER(Dropout), ctypes.POINTER(Texts)
     library.e5core_add_dropped.argtypes = (
         number, pointer, pointer, count, dropout, pointer, number,
     )  # fmt: skip
     library.e5core_gelu.argtypes = (number, pointer, pointer, count, number)
     library.e5core_gelu_gradient.argtypes = (number, pointer, pointer, count, number)
     library.e5core_drop.argtypes = (number, pointer, count, dropout, pointer, number)
-    library.e5core_weigh.argtypes = (number, pointer, pointer, texts, factor, dropout, number)
-    library.e5core_weigh_gradient.argtypes = (
-        number, pointer, pointer, pointer, texts, factor, dropout, number,
+    library.e5core_attention_forward.argtypes = (
+        number, number, pointer, texts, dropout, pointer, pointer, number,
     )  # fmt: skip
-    for function in (library.e5core_spread, library.e5core_gather):
-        function.argtypes, function.restype = (pointer, pointer, texts, *[number] * 3), None
+    library.e5core_attention_backward.argtypes = (
+        number, number, pointer, texts, dropout, *[pointer] * 4, number,
+    )  # fmt: skip
     for function in (
         library.e5core_linear, library.e5core_linear_residual_norm, library.e5core_attention,
         library.e5core_encoder, library.e5core_add_dropped, library.e5core_drop,
-        library.e5core_weigh, library.e5core_weigh_gradient, library.e5core_gelu,
-        library.e5core_gelu_gradient,
+        library.e5core_attention_forward, library.e5core_attention_backward,
+        library.e5core_gelu, library.e5core_gelu_gradient,
     ):  # fmt: skip
         function.errcheck = _check_computed
 

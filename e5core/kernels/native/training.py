@@ -1,39 +1,20 @@
 """What training on a CPU does between its products, in C++: see training.h."""
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from e5core.kernels.native import kind_of, library
-from e5core.kernels.native.library import Dropout
+from e5core.kernels.native.library import BFLOAT16, FLOAT32, Dropout, Texts
 from e5core.kernels.threads import thread_count
 
 CHANCES = 1 << 32  # a probability is a multiple of 1 / CHANCES
-
-
-class DenseTexts(NamedTuple):
-    """Neighbouring texts that are one dense batch, padded to one length."""
-
-    lengths: tuple[int, ...]
-    heads: int
-    length: int
-
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
-
-
-class Weighing(NamedTuple):
-    """How scores of dense texts become weights: softmax(scores · factor), then dropout."""
-
-    texts: DenseTexts
-    factor: float
-    probability: float
-    seed: int
 
 
 @cache
@@ -52,50 +33,46 @@ def dropout(probability: float, seed: int) -> Dropout:
 
 
 class Steps:
-    """Steps of training_attention.py, and dropout."""
+    """What is in C++ for one dtype."""
 
     def __init__(self, dtype: torch.dtype, instructions: str | None = None) -> None:
         kind = kind_of(dtype, instructions)
         self.dtype = dtype
         self.kind = kind.number
+        self.attention_kind = (BFLOAT16 if kind is BFLOAT16 else FLOAT32).number
         self.library = library.load(kind, instructions)
 
-    def spread(self, x: Tensor, texts: DenseTexts) -> Tensor:
-        x = x.contiguous()
-        self._check(x)
-        _, n, heads, size = x.shape
-        dense = x.new_empty(n, len(texts.lengths) * heads, texts.length, size)
-        self.library.e5core_spread(
-            x.data_ptr(), dense.data_ptr(), _structure(texts), n, size * x.itemsize, thread_count()
-        )
-        return dense
-
-    def gather(self, dense: Tensor, texts: DenseTexts, x: Tensor) -> None:
-        self._check(dense, x)
-        n, _, _, size = dense.shape
-        self.library.e5core_gather(
-            dense.data_ptr(), x.data_ptr(), _structure(texts), n, size * x.itemsize, thread_count()
-        )
-
-    def weigh(self, scores: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
-        self._check(scores)
-        kept = torch.empty_like(scores) if how.probability else scores
-        self.library.e5core_weigh(
-            self.kind, scores.data_ptr(), kept.data_ptr(), _structure(how.texts), how.factor,
-            dropout(how.probability, how.seed), thread_count(),
+    def attention(self, qkv: Tensor, lengths: Sequence[int], how: Dropout) -> tuple[Tensor, Tensor]:
+        """[tokens, heads, head_size] of qkv [tokens, 3, heads, head_size], and for the gradient the
+        logarithms of the sums of each softmax, [heads, tokens]."""
+        self._check(qkv)
+        tokens, _, heads, size = qkv.shape
+        output, log_sums = qkv.new_empty(tokens, heads, size), torch.empty(heads, tokens)
+        self.library.e5core_attention_forward(
+            self.kind, self.attention_kind, qkv.data_ptr(), _texts(lengths, heads, size), how,
+            log_sums.data_ptr(), output.data_ptr(), thread_count(),
         )  # fmt: skip
-        return scores, kept
+        return output, log_sums
 
-    def weigh_gradient(
-        self, weights: Tensor, gradient: Tensor, how: Weighing
-    ) -> tuple[Tensor, Tensor]:
-        self._check(weights, gradient)
-        kept = torch.empty_like(weights) if how.probability else weights
-        self.library.e5core_weigh_gradient(
-            self.kind, weights.data_ptr(), gradient.data_ptr(), kept.data_ptr(),
-            _structure(how.texts), how.factor, dropout(how.probability, how.seed), thread_count(),
+    def attention_gradient(
+        self,
+        qkv: Tensor,
+        lengths: Sequence[int],
+        how: Dropout,
+        output: Tensor,
+        log_sums: Tensor,
+        gradient: Tensor,
+    ) -> Tensor:
+        """The gradient of qkv, from what `attention` gave and the gradient of its output."""
+        gradient = gradient.contiguous()
+        self._check(qkv, output, gradient)
+        of_qkv = torch.empty_like(qkv)
+        self.library.e5core_attention_backward(
+            self.kind, self.attention_kind, qkv.data_ptr(), _texts(lengths, *qkv.shape[2:]), how,
+            log_sums.data_ptr(), output.data_ptr(), gradient.data_ptr(), of_qkv.data_ptr(),
+            thread_count(),
         )  # fmt: skip
-        return gradient, kept
+        return of_qkv
 
     def gelu(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -176,10 +153,30 @@ class AddDropped(torch.autograd.Function):
         return gradient, ctx.steps.drop(gradient, ctx.how), None, None
 
 
-def _structure(texts: DenseTexts) -> library.DenseTexts:
-    lengths = (ctypes.c_int32 * len(texts.lengths))(*texts.lengths)
-    found = library.DenseTexts(
-        ctypes.cast(lengths, ctypes.c_void_p), len(lengths), texts.heads, texts.length
-    )
-    found.memory = lengths  # which lives as long as this
+class Attention(torch.autograd.Function):
+    """training_attention.attention, where `steps` has the dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, lengths: tuple[int, ...], probability: float, seed: int
+    ) -> Tensor:
+        qkv = qkv.contiguous()
+        ctx.steps, ctx.lengths, ctx.how = steps(qkv.dtype), lengths, dropout(probability, seed)
+        output, log_sums = ctx.steps.attention(qkv, lengths, ctx.how)
+        ctx.save_for_backward(qkv, output, log_sums)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        qkv, output, log_sums = ctx.saved_tensors
+        args = qkv, ctx.lengths, ctx.how, output, log_sums, gradient
+        found: Tensor = ctx.steps.attention_gradient(*args)
+        return found, None, None, None
+
+
+def _texts(lengths: Sequence[int], heads: int, size: int) -> Texts:
+    starts = (ctypes.c_int32 * (len(lengths) + 1))(*accumulate(lengths, initial=0))
+    found = Texts(ctypes.cast(starts, ctypes.c_void_p), len(lengths), heads, size)
+    found.memory = starts  # which lives as long as this
     return found

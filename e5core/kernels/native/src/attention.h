@@ -55,49 +55,66 @@ struct HeadMemory {
     }
 };
 
+// Keys, or values, of a head whose units run along its numbers.
 template <class Kind, class Input>
-void block_keys(const Head<Input>& head, uint32_t* keys) {
+void block_keys(const Head<Input>& head, const Input* from, uint32_t* keys) {
     int units = units_of<Kind>(head.head_size);
     for (int tile = 0; tile < head.length; tile += TILE) {
         for_each_block(std::min(TILE, head.length - tile), [&](int start, int height) {
-            transpose_rows<Kind>(head.key + (tile + start) * head.stride, head.stride, height,
+            transpose_rows<Kind>(from + (tile + start) * head.stride, head.stride, height,
                                  head.head_size, keys + (int64_t)(tile + start) * units, height);
         });
     }
 }
 
-// The rows of the blocks are those of the transposed values, and their units run along the tokens.
+// Rows as units of a kind that run across them: [units][width], of the first `columns` of each row.
+// More of a row than that is read as far as it has `left` numbers; what is written too far is
+// overwritten by the next unit.
 template <class Kind, class Input>
-void block_values(const Head<Input>& head, uint32_t* values) {
-    for_each_block(head.head_size, [&](int start, int height) {
-        for (int row = 0; row < head.length; row += Kind::NUMBERS, values += height) {
-            const Input* from = head.value + row * head.stride + start;
-            prefetch_soon(from + LANES * head.stride);
-            for (int i = 0; i < height; i += LANES) {
-                // More than the block takes is read where the head has it, and what is written
-                // too far is overwritten by the next unit.
-                int left = head.head_size - start - i;
-                Vector x = load(from + i, left);
-                Integers units = bits_of(x);
-                if constexpr (Kind::NUMBERS == 2) {
-                    bool is_last = row + 1 == head.length;
-                    units = Kind::pair(x, load(from + head.stride + i, is_last ? 0 : left));
-                }
-                store_at_least(values + i, units, height - i);
+void pair_rows(const Input* from, int64_t stride, int rows, int left, int columns, uint32_t* to,
+               int width) {
+    for (int row = 0; row < rows; row += Kind::NUMBERS, to += width, from += Kind::NUMBERS * stride) {
+        prefetch_soon(from + LANES * stride);
+        for (int i = 0; i < columns; i += LANES) {
+            Vector x = load(from + i, left - i);
+            Integers units = bits_of(x);
+            if constexpr (Kind::NUMBERS == 2) {
+                units = Kind::pair(x, load(from + stride + i, row + 1 == rows ? 0 : left - i));
             }
+            store_at_least(to + i, units, columns - i);
         }
+    }
+}
+
+// The rows of the blocks are those of the transposed values, or keys, and their units run along the
+// tokens.
+template <class Kind, class Input>
+void block_values(const Head<Input>& head, const Input* from, uint32_t* values) {
+    for_each_block(head.head_size, [&](int start, int height) {
+        pair_rows<Kind>(from + start, head.stride, head.length, head.head_size - start, height,
+                        values + (int64_t)start * units_of<Kind>(head.length), height);
     });
 }
 
-// V vectors of queries as a panel. Queries behind the last one are 0.
+// V vectors of up to `count` queries as a panel. Queries behind the last one are 0.
 template <class Kind, int V, class Input>
-void lay_queries(const Head<Input>& head, int first_query, Integers* queries) {
+void lay_queries(const Input* from, int64_t stride, int count, int head_size, Integers* queries) {
     for (int v = 0; v < V; v++) {
-        int start = first_query + v * LANES, rows = std::clamp(head.length - start, 0, LANES);
-        transpose_rows<Kind>(head.query + start * head.stride, head.stride, rows, head.head_size,
+        int start = v * LANES, rows = std::clamp(count - start, 0, LANES);
+        transpose_rows<Kind>(from + start * stride, stride, rows, head_size,
                              reinterpret_cast<uint32_t*>(queries + v), V * LANES);
     }
 }
+
+// What training adds to attention, see attention_gradient.h: here nothing.
+struct Untrained {
+    // Of a number of heads, the one that this is for.
+    Untrained of(int) const { return {}; }
+    // What of the weights of a key for LANES queries joins the context.
+    Vector keep(Vector weights, int, int) const { return weights; }
+    // Of the scores of LANES queries: the largest, and the sum of their powers of two below it.
+    void note(int, Vector, Vector) const {}
+};
 
 // A softmax down the columns of scores that come in tiles. The weight of a score is
 // 2^(score - largest); what was added up with an earlier largest score must be multiplied by
@@ -108,10 +125,10 @@ struct Softmax {
 };
 
 // The scores [length][V] of a tile become weights, as a panel in their place: a unit is written
-// when its scores have been read.
-template <class Kind, int V>
+// when its scores have been read. `keep(weights, row, v)` is what joins the context.
+template <class Kind, int V, class Keep>
 void weigh(Vector* scores, int length, float score_factor, bool is_first_tile,
-           Softmax<V>& softmax) {
+           Softmax<V>& softmax, Keep keep) {
     auto weights = reinterpret_cast<Integers*>(scores);
     Vector factor = splat(score_factor);
     for (int v = 0; v < V; v++) {
@@ -129,11 +146,11 @@ void weigh(Vector* scores, int length, float score_factor, bool is_first_tile,
             Vector one = weight(row);
             sum = sum + one;
             if constexpr (Kind::NUMBERS == 1) {
-                weights[row * V + v] = bits_of(one);
+                weights[row * V + v] = bits_of(keep(one, row, v));
             } else {
                 Vector next = row + 1 < length ? weight(row + 1) : Vector{};
                 sum = sum + next;
-                weights[row / 2 * V + v] = Kind::pair(one, next);
+                weights[row / 2 * V + v] = Kind::pair(keep(one, row, v), keep(next, row + 1, v));
             }
         }
         softmax.total[v] = is_first_tile ? sum : fmadd(softmax.total[v], softmax.rescale[v], sum);
@@ -141,8 +158,9 @@ void weigh(Vector* scores, int length, float score_factor, bool is_first_tile,
 }
 
 // V vectors of queries attend to all keys, tile by tile. This fills memory.context.
-template <class Kind, int V, class Input>
-void attend_to_keys(const Head<Input>& head, const HeadMemory<Kind, V>& memory) {
+template <class Kind, int V, class Input, class Training>
+void attend_to_keys(const Head<Input>& head, int first_query, const HeadMemory<Kind, V>& memory,
+                    const Training& training) {
     int units = units_of<Kind>(head.head_size), tokens = units_of<Kind>(head.length);
     float factor = LOG2_E / std::sqrt((float)head.head_size);
     Vector *scores = memory.scores, *context = memory.context;
@@ -152,7 +170,9 @@ void attend_to_keys(const Head<Input>& head, const HeadMemory<Kind, V>& memory) 
         int rows = std::min(TILE, head.length - tile);
         multiply<Kind, V>(rows, memory.keys + (int64_t)tile * units, memory.queries, units, units,
                           scores);
-        weigh<Kind, V>(scores, rows, factor, tile == 0, softmax);
+        weigh<Kind, V>(scores, rows, factor, tile == 0, softmax, [&](Vector x, int row, int v) {
+            return training.keep(x, tile + row, first_query + v * LANES);
+        });
         for (int i = 0; tile && i < V * head.head_size; i++) {
             context[i] = context[i] * softmax.rescale[i % V];
         }
@@ -160,6 +180,7 @@ void attend_to_keys(const Head<Input>& head, const HeadMemory<Kind, V>& memory) 
                                 units_of<Kind>(rows), weights, tile, context);
     }
     for (int v = 0; v < V; v++) {
+        training.note(first_query + v * LANES, softmax.largest[v], softmax.total[v]);
         Vector normalizer = splat(1) / softmax.total[v];
         for (int i = v; i < V * head.head_size; i += V) context[i] = context[i] * normalizer;
     }
@@ -185,23 +206,26 @@ void write_context(const Vector* context, int queries, int head_size, Output* ou
     }
 }
 
-template <class Kind, int V, class Input, class Output>
-void attend_in_head(const Head<Input>& head, Output* output, int64_t width) {
+template <class Kind, int V, class Input, class Output, class Training>
+void attend_in_head(const Head<Input>& head, Output* output, int64_t width,
+                    const Training& training) {
     HeadMemory<Kind, V> memory(head.length, head.head_size);
-    block_keys<Kind>(head, memory.keys);
-    block_values<Kind>(head, memory.values);
+    block_keys<Kind>(head, head.key, memory.keys);
+    block_values<Kind>(head, head.value, memory.values);
     for (int query = 0; query < head.length; query += V * LANES) {
-        lay_queries<Kind, V>(head, query, memory.queries);
-        attend_to_keys<Kind, V>(head, memory);
+        lay_queries<Kind, V>(head.query + query * head.stride, head.stride, head.length - query,
+                             head.head_size, memory.queries);
+        attend_to_keys<Kind, V>(head, query, memory, training);
         int queries = std::min(V * LANES, head.length - query);
         write_context<V>(memory.context, queries, head.head_size, output + query * width, width);
     }
 }
 
 // Heads of texts, head after head of one text after the other, `first` and those behind it by
-// the numbers taken: qkv [tokens][3][heads][head_size] to output [tokens][heads][head_size].
-template <class Kind, class Input, class Output, class Take>
-void attend_in_shares(const Input* qkv, const Texts& texts, int first, Output* output, Take take) {
+// the numbers taken. `compute(number, head, place)` gets qkv [tokens][3][heads][head_size], and where
+// the head begins in [tokens][heads][head_size].
+template <class Input, class Take, class Compute>
+void for_each_head(const Input* qkv, const Texts& texts, int first, Take take, Compute compute) {
     int64_t width = (int64_t)texts.heads * texts.head_size, stride = 3 * width;
     for (int share; (share = take()) >= 0;) {
         int i = first + share;
@@ -209,11 +233,23 @@ void attend_in_shares(const Input* qkv, const Texts& texts, int first, Output* o
         int64_t start = text[0], column = i % texts.heads * texts.head_size;
         int length = int(text[1] - start);
         const Input* query = qkv + start * stride + column;
-        Head<Input> head{query, query + width, query + 2 * width, length, texts.head_size, stride};
-        auto attend = length <= LANES ? attend_in_head<Kind, 1, Input, Output>
-                                      : attend_in_head<Kind, PANEL_VECTORS, Input, Output>;
-        attend(head, output + start * width + column, width);
+        compute(i, Head<Input>{query, query + width, query + 2 * width, length, texts.head_size,
+                               stride}, start * width + column);
     }
+}
+
+// To output [tokens][heads][head_size].
+template <class Kind, class Input, class Output, class Take, class Training = Untrained>
+void attend_in_shares(const Input* qkv, const Texts& texts, int first, Output* output, Take take,
+                      const Training& training = {}) {
+    int64_t width = (int64_t)texts.heads * texts.head_size;
+    for_each_head(qkv, texts, first, take, [&](int i, const Head<Input>& head, int64_t place) {
+        auto one = training.of(i);
+        auto attend = head.length <= LANES
+                          ? attend_in_head<Kind, 1, Input, Output, decltype(one)>
+                          : attend_in_head<Kind, PANEL_VECTORS, Input, Output, decltype(one)>;
+        attend(head, output + place, width, one);
+    });
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 // text's vector has the same bits in every batch.
 
 #include "attention.h"
+#include "attention_gradient.h"
 #include "linear.h"
 #include "training.h"
 
@@ -45,15 +46,16 @@ void apply(const Linear& linear, const void* input, int rows, const void* residu
     });
 }
 
-template <class Kind, class AttentionKind>
-void attention(const void* qkv, const Texts& texts, void* output, int threads) {
+template <class Kind, class AttentionKind, class Training = Untrained>
+void attention(const void* qkv, const Texts& texts, void* output, int threads,
+               const Training& training = {}) {
     using Number = Activation<Kind>;
     int heads = texts.count * texts.heads;
     if (!heads) return;
     run_by_team({std::min(threads, heads), false}, 1, 1, [&](int, int) { return heads; },
                 [&](int, int, auto take) {
         attend_in_shares<AttentionKind>(static_cast<const Number*>(qkv), texts, 0,
-                                        static_cast<Number*>(output), take);
+                                        static_cast<Number*>(output), take, training);
     });
 }
 
@@ -298,32 +300,25 @@ int e5core_gelu_gradient(int kind, const void* x, void* gradient, int64_t count,
     });
 }
 
-int e5core_weigh(int kind, void* scores, void* kept, const DenseTexts* texts, float factor,
-                 const Dropout* dropout, int threads) {
-    return with_kind(Kinds(), kind, [&](auto kind) {
-        using Number = Activation<decltype(kind)>;
-        weigh(static_cast<Number*>(scores), static_cast<Number*>(kept), *texts, factor, *dropout,
-              threads);
+// As e5core_attention, with dropout; log_sums [heads][tokens] is for the gradient.
+int e5core_attention_forward(int kind, int attention_kind, const void* qkv, const Texts* texts,
+                             const Dropout* dropout, float* log_sums, void* output, int threads) {
+    return with_kinds(kind, attention_kind, [&](auto linear, auto attends_in) {
+        Trained training(*texts, *dropout, log_sums);
+        attention<decltype(linear), decltype(attends_in)>(qkv, *texts, output, threads, training);
     });
 }
 
-int e5core_weigh_gradient(int kind, const void* weights, void* gradient, void* kept,
-                          const DenseTexts* texts, float factor, const Dropout* dropout,
-                          int threads) {
-    return with_kind(Kinds(), kind, [&](auto kind) {
-        using Number = Activation<decltype(kind)>;
-        weigh_gradient(static_cast<const Number*>(weights), static_cast<Number*>(gradient),
-                       static_cast<Number*>(kept), *texts, factor, *dropout, threads);
+// of_qkv from what e5core_attention_forward got and gave, and from the gradient of its output
+int e5core_attention_backward(int kind, int attention_kind, const void* qkv, const Texts* texts,
+                              const Dropout* dropout, float* log_sums, const void* output,
+                              const void* gradient, void* of_qkv, int threads) {
+    return with_kinds(kind, attention_kind, [&](auto linear, auto attends_in) {
+        using Number = Activation<decltype(linear)>;
+        Trained training(*texts, *dropout, log_sums);
+        attention_gradient<decltype(attends_in)>(
+            static_cast<const Number*>(qkv), training, static_cast<const Number*>(output),
+            static_cast<const Number*>(gradient), static_cast<Number*>(of_qkv), threads);
     });
-}
-
-void e5core_spread(const char* tokens, char* dense, const DenseTexts* texts, int parts, int size,
-                   int threads) {
-    rearrange<false>(tokens, dense, *texts, parts, size, threads);
-}
-
-void e5core_gather(const char* dense, char* tokens, const DenseTexts* texts, int parts, int size,
-                   int threads) {
-    rearrange<true>(tokens, dense, *texts, parts, size, threads);
 }
 }
