@@ -42,7 +42,8 @@ def test_rows_that_were_touched_later_are_taken_back(folder, pairs, tmp_path, mo
 
     monkeypatch.setattr(TokenRows, "take", noting)
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    options = {**FEW, "batch_size": 1, "steps": 4, "token_table": "rows"}
+    # At a lower temperature the gradient of a negative far away may be 0.
+    options = {**FEW, "batch_size": 1, "steps": 4, "token_table": "rows", "temperature": 1.0}
     summary = train(folder, pairs, tmp_path / "out", evaluate=pairs, evaluate_every=1, **options)
     assert summary.best_step == 1
     assert set.union(*taken[1:]) - taken[0]

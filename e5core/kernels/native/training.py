@@ -162,9 +162,9 @@ class Attention(torch.autograd.Function):
     ) -> Tensor:
         qkv = qkv.contiguous()
         ctx.steps, ctx.lengths, ctx.how = steps(qkv.dtype), lengths, dropout(probability, seed)
-        output, log_sums = ctx.steps.attention(qkv, lengths, ctx.how)
-        ctx.save_for_backward(qkv, output, log_sums)
-        return output
+        found: tuple[Tensor, Tensor] = ctx.steps.attention(qkv, lengths, ctx.how)
+        ctx.save_for_backward(qkv, *found)
+        return found[0]
 
     @staticmethod
     @once_differentiable
