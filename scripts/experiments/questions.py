@@ -32,8 +32,8 @@ from e5core.train import mine, train
 NEAREST, NEGATIVES, DEPTH = 12, 7, 10
 Places = npt.NDArray[np.int64]
 
-# Without it rerankers differ more by their seed: on 40 of the paragraphs, which were kept apart, they
-# gained 2.3, 4.0 and 1.5 points over the start, and with it 3.5, 3.3 and 3.3 (2026-11).
+# Without it rerankers differ more by their seed: on 40 of the paragraphs, which were kept apart,
+# they gained 2.3, 4.0 and 1.5 points over the start, and with it 3.5, 3.3 and 3.3 (2026-11).
 R_DROP = 1.0
 
 # The rows that a student learns from, and its losses; first the contrastive ones.
