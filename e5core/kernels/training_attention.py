@@ -60,7 +60,8 @@ def attention(qkv: Tensor, lengths: Sequence[int], probability: float) -> Tensor
     if native.steps(qkv.dtype) is None:
         found = _Attention.apply(*args)  # type: ignore[no-untyped-call]
     else:
-        found = native.Attention.apply(*args, draw_seed())  # type: ignore[no-untyped-call]
+        seed = draw_seed() if probability else 0
+        found = native.Attention.apply(*args, seed)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -130,7 +131,7 @@ def _gather(dense: Tensor, texts: DenseTexts, x: Tensor) -> None:
 
 
 def _weigh(scores: Tensor, how: Weighing) -> tuple[Tensor, Tensor]:
-    """The weights, in whatever form, and what dropout keeps of them
+    """The weights with their mask, and what dropout keeps of them
 
     scores  [texts · heads, length, length]
 

@@ -326,14 +326,46 @@ void check_elements(int count, int threads) {
     compare("GELU's gradient", count, 1, 1, found, slope, 1e-5);
 }
 
-// Attention with dropout, and its gradient, in float32: a text and another of three tokens.
-void check_training_attention(int length, int head_size, int threads) {
+std::vector<float> read(const std::vector<float>& x) { return x; }
+
+std::vector<float> read(const std::vector<bfloat16>& x) {
+    std::vector<float> result(x.size());
+    for (size_t i = 0; i < x.size(); i++) {
+        uint32_t bits = (uint32_t)x[i].bits << 16;
+        std::memcpy(&result[i], &bits, 4);
+    }
+    return result;
+}
+
+void write(const std::vector<float>& x, std::vector<float>& result) { result = x; }
+
+void write(const std::vector<float>& x, std::vector<bfloat16>& result) {
+    result.resize(x.size());
+    for (size_t i = 0; i < x.size(); i++) {
+        float rounded = rounded_to_bfloat16(x[i]);
+        uint32_t bits;
+        std::memcpy(&bits, &rounded, 4);
+        result[i].bits = bits >> 16;
+    }
+}
+
+// Attention with dropout, and its gradient: a text and another of three tokens. Rounding to
+// `Number` makes up to so much difference.
+template <class Number>
+void check_training_attention(KindNumber kind_number, KindNumber attention_number, int length,
+                              int head_size, int threads, double rounding) {
     constexpr int HEADS = 2;
-    int tokens = length + 3, width = HEADS * head_size, kind = int(KindNumber::float32);
-    auto qkv = numbers((size_t)tokens * 3 * width), outer = numbers((size_t)tokens * width);
+    int tokens = length + 3, width = HEADS * head_size;
+    int kind = int(kind_number), attention_kind = int(attention_number);
+    std::vector<Number> given, given_outer, output, given_of_qkv;
+    write(numbers((size_t)tokens * 3 * width), given);
+    write(numbers((size_t)tokens * width), given_outer);
+    write(std::vector<float>(given.size(), 7), given_of_qkv);
+    write(std::vector<float>(given_outer.size(), 7), output);
+    auto qkv = read(given), outer = read(given_outer);
     int32_t starts[] = {0, length, tokens};
     Texts texts{starts, 2, HEADS, head_size};
-    std::vector<float> found(outer.size(), 7), of_qkv(qkv.size(), 7), log_sums(HEADS * tokens, 7);
+    std::vector<float> log_sums(HEADS * tokens, 7);
     std::vector<double> expected(outer.size()), expected_of_qkv(qkv.size());
     uint32_t place = 0;
     for (int text = 0; text < 2; text++) {
@@ -375,12 +407,13 @@ void check_training_attention(int length, int head_size, int threads) {
             }
         }
     }
-    e5core_attention_forward(kind, kind, qkv.data(), &texts, &TENTH, log_sums.data(), found.data(),
-                             threads);
-    compare("attention with dropout", length, head_size, HEADS, found, expected, 1e-5);
-    e5core_attention_backward(kind, kind, qkv.data(), &texts, &TENTH, log_sums.data(), found.data(),
-                              outer.data(), of_qkv.data(), threads);
-    compare("gradient of attention", length, head_size, HEADS, of_qkv, expected_of_qkv, 5e-5);
+    e5core_attention_forward(kind, attention_kind, given.data(), &texts, &TENTH, log_sums.data(),
+                             output.data(), threads);
+    compare("attention with dropout", length, head_size, HEADS, read(output), expected, rounding);
+    e5core_attention_backward(kind, attention_kind, given.data(), &texts, &TENTH, log_sums.data(),
+                              output.data(), given_outer.data(), given_of_qkv.data(), threads);
+    compare("gradient of attention", length, head_size, HEADS, read(given_of_qkv), expected_of_qkv,
+            5 * rounding);
 }
 
 // Many strands whose shares add up in order: every share once, and no step before the last one.
@@ -410,6 +443,10 @@ void check_strands(int threads) {
 }  // namespace
 
 int main() {
+    bool has_bfloat16 = with_kind(Kinds(), int(KindNumber::bfloat16), [](auto) {});
+#if defined(__x86_64__)
+    has_bfloat16 = has_bfloat16 && __builtin_cpu_supports("avx512bf16");
+#endif
     check_teams();
     check_cores();
     for (int threads : {1, 2, 3, 8}) {
@@ -433,9 +470,15 @@ int main() {
             check_elements(count, threads);
         }
         for (int length : {1, 2, 4, 5, 8, 9, 17, 33, 130, 250}) {
-            for (int head_size : {4, 8, 20, 32}) {
-                check_attention(length, head_size, threads);
-                check_training_attention(length, head_size, threads);
+            for (int head_size : {4, 8, 20, 32}) check_attention(length, head_size, threads);
+            for (int head_size : {4, 8, 33, 70}) {
+                auto float32 = KindNumber::float32, bfloat16_kind = KindNumber::bfloat16;
+                check_training_attention<float>(float32, float32, length, head_size, threads, 1e-5);
+                check_training_attention<bfloat16>(KindNumber::widened, float32, length, head_size,
+                                                   threads, .02);
+                if (!has_bfloat16) continue;
+                check_training_attention<bfloat16>(bfloat16_kind, bfloat16_kind, length, head_size,
+                                                   threads, .05);
             }
         }
     }

@@ -1,4 +1,4 @@
-"""What training does in C++ between its products, by every instruction set of this CPU."""
+"""What training does in C++, by every instruction set of this CPU."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from e5core.parity.tolerances import KERNEL_ERROR_FACTOR, KERNEL_ERROR_FLOOR
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 COUNTS = (1, 7, 16, 17, 3 * 2**14 + 5)  # of less than a vector, and of several threads' shares
 LENGTHS = ([5], [16, 16, 16], [3, 17, 16, 1, 2, 40], [70, 150, 149])
-SIZES = (12, 32, 80)  # of a head: less than a vector, and more than a panel
+SIZES = (12, 32, 83)  # of a head: up to more than a panel, and an odd one
 
 
 @pytest.fixture(params=DTYPES)
@@ -83,7 +83,7 @@ def attend_exactly(lengths, qkv, weights, probability, dtype=torch.float64):
     torch.manual_seed(3)
     heads, size = qkv.shape[2:]
     qkv = qkv.to(dtype).clone().requires_grad_()
-    seed = training_attention.draw_seed()
+    seed = training_attention.draw_seed() if probability else 0
     masks = keeps(heads * sum(length**2 for length in lengths), native.dropout(probability, seed))
     masks = masks.split([heads * length**2 for length in lengths])
     outputs = []
@@ -107,11 +107,25 @@ def test_attention_and_its_gradient_are_right(lengths, size, probability, steps,
     exact = attend_exactly(lengths, qkv, weights, probability)
     plain = attend_exactly(lengths, qkv, weights, probability, dtype)
     floor = KERNEL_ERROR_FLOOR[str(dtype).removeprefix("torch.")]
-    for found, theirs, expected in zip(
-        attend(lengths, qkv, weights, probability), plain, exact, strict=True
-    ):
-        error, error_plain = ((t - expected).abs().max() for t in (found, theirs))
+    found = attend(lengths, qkv, weights, probability)
+    for ours, theirs, expected in zip(parts(found), parts(plain), parts(exact), strict=True):
+        error, error_plain = ((t - expected).abs().max() for t in (ours, theirs))
         assert error <= KERNEL_ERROR_FACTOR * error_plain + floor * expected.abs().max()
+
+
+def parts(found):
+    """The output, and the gradients of query, key and value."""
+    output, gradient = found
+    return output, *gradient.unbind(1)
+
+
+def test_attention_takes_states_in_any_order_of_memory(steps, dtype):
+    qkv, weights = normal(40, 3, 4, 12, dtype=dtype), normal(40, 4, 12, seed=1, dtype=dtype)
+    expected = attend([33, 7], qkv, weights, 0.1)
+    turned = qkv.transpose(0, 2).contiguous().transpose(0, 2)
+    strided = weights.transpose(0, 1).contiguous().transpose(0, 1)
+    for found, one in zip(attend([33, 7], turned, strided, 0.1), expected, strict=True):
+        assert torch.equal(found, one)
 
 
 def test_bits_depend_on_no_number_of_threads(steps, dtype, monkeypatch):
@@ -156,6 +170,8 @@ def test_what_would_be_misread_is_refused(steps, dtype):
     for wrong in (qkv.double(), qkv.transpose(0, 2).contiguous().transpose(0, 2)):
         with pytest.raises(ValueError, match="one row after another"):
             steps.attention(wrong, [16], native.dropout(0.0, 0))
+    with pytest.raises(ValueError, match="texts have 15 tokens, and qkv has 16"):
+        steps.attention(qkv, [8, 7], native.dropout(0.0, 0))
 
 
 @pytest.mark.parametrize("shift", [-3e3, 3e3])

@@ -103,6 +103,24 @@ def test_attention_and_its_gradient_are_those_of_plain(lengths, monkeypatch):
     training_attention._groups.cache_clear()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_without_the_library_is_right_in_every_dtype(dtype, monkeypatch):
+    lengths = LENGTHS["unequal"]
+
+    def run(dtype):
+        qkv = heads_of(lengths).to(dtype).requires_grad_()
+        output = training_attention.attention(qkv, lengths, 0.0)
+        (output * heads_of(lengths, 1)[:, 0].to(dtype)).sum().backward()
+        return output.detach(), qkv.grad
+
+    exact = run(torch.float64)
+    monkeypatch.setattr(native, "steps", lambda dtype: None)
+    bound = 0.05 if dtype == torch.bfloat16 else 1e-5
+    for found, expected in zip(run(dtype), exact, strict=True):
+        assert found.dtype == dtype
+        assert (found - expected).abs().max() <= bound * expected.abs().max()
+
+
 def test_the_gradient_of_attention_with_dropout_is_that_of_finite_differences():
     lengths = [3, 17, 1]
 

@@ -1,4 +1,6 @@
-"""What training on a CPU does between its products, in C++: see training.h."""
+"""What training on a CPU does beside the products of linears, in C++: see training.h and
+attention_gradient.h.
+"""
 
 import ctypes
 from collections.abc import Sequence
@@ -47,7 +49,10 @@ class Steps:
         logarithms of the sums of each softmax, [heads, tokens]."""
         self._check(qkv)
         tokens, _, heads, size = qkv.shape
-        output, log_sums = qkv.new_empty(tokens, heads, size), torch.empty(heads, tokens)
+        if sum(lengths) != tokens:
+            raise ValueError(f"texts have {sum(lengths)} tokens, and qkv has {tokens}")
+        output = qkv.new_empty(tokens, heads, size)
+        log_sums = qkv.new_empty(heads, tokens, dtype=torch.float32)
         self.library.e5core_attention_forward(
             self.kind, self.attention_kind, qkv.data_ptr(), _texts(lengths, heads, size), how,
             log_sums.data_ptr(), output.data_ptr(), thread_count(),

@@ -67,13 +67,13 @@ void block_keys(const Head<Input>& head, const Input* from, uint32_t* keys) {
     }
 }
 
-// Rows as units of a kind that run across them: [units][width], of the first `columns` of each row.
-// More of a row than that is read as far as it has `left` numbers; what is written too far is
-// overwritten by the next unit.
+// Rows as units of a kind that run across them: [units][width], of the first `columns` of each row,
+// with 0 for those behind the `left` ones that it has. What a vector takes beyond the columns is
+// overwritten by the next unit, and the last one's goes where the caller writes later.
 template <class Kind, class Input>
 void pair_rows(const Input* from, int64_t stride, int rows, int left, int columns, uint32_t* to,
                int width) {
-    for (int row = 0; row < rows; row += Kind::NUMBERS, to += width, from += Kind::NUMBERS * stride) {
+    for (int row = 0; row < rows; row += Kind::NUMBERS) {
         prefetch_soon(from + LANES * stride);
         for (int i = 0; i < columns; i += LANES) {
             Vector x = load(from + i, left - i);
@@ -83,6 +83,8 @@ void pair_rows(const Input* from, int64_t stride, int rows, int left, int column
             }
             store_at_least(to + i, units, columns - i);
         }
+        to += width;
+        from += Kind::NUMBERS * stride;
     }
 }
 
@@ -222,8 +224,8 @@ void attend_in_head(const Head<Input>& head, Output* output, int64_t width,
 }
 
 // Heads of texts, head after head of one text after the other, `first` and those behind it by
-// the numbers taken. `compute(number, head, place)` gets qkv [tokens][3][heads][head_size], and where
-// the head begins in [tokens][heads][head_size].
+// the numbers taken, of qkv [tokens][3][heads][head_size]. `compute(number, head, place)` also gets
+// where the head begins in [tokens][heads][head_size].
 template <class Input, class Take, class Compute>
 void for_each_head(const Input* qkv, const Texts& texts, int first, Take take, Compute compute) {
     int64_t width = (int64_t)texts.heads * texts.head_size, stride = 3 * width;

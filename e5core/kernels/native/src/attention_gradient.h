@@ -1,13 +1,14 @@
 // Attention as training needs it: with dropout of its weights, and its gradient.
 //
-// The weights are not kept for the way back but computed again from the scores, tile by tile
-// (Dao et al. 2022, arXiv:2205.14135, and Dao 2023, arXiv:2307.08691, algorithm 2). All products are
-// those of attention.h: queries lie in the lanes, and keys are rows.
+// The weights are not kept for the way back but computed again from the scores, tile by tile (Dao
+// 2023, arXiv:2307.08691, algorithm 2). As in attention.h queries lie in the lanes and keys in rows.
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "attention.h"
@@ -71,19 +72,19 @@ struct GradientMemory {
     int panels;                                  // across
     Integers *queries, *outer;                   // [units][V]
     Integers *queries_across, *outer_across;     // [panels][across][V]
-    Integers* inner_panel;                       // the gradient of the scores, [units of keys][V]
-    Vector *scores, *inner;                      // [keys of a tile][V]
+    Integers* of_scores_panel;                   // [units of keys of a tile][V]
+    Vector *scores, *of_scores;                  // [keys of a tile][V]
     Vector* of_queries;                          // [head_size][V]
     Vector *of_keys, *of_values;                 // [panels][length][V]
     uint32_t *keys, *values;                     // blocks of [units][keys], tile after tile
     uint32_t* keys_across;                       // blocks of [units of tokens][numbers of a head]
-    uint32_t *weights_across, *inner_across;     // blocks of [across][keys of a tile]
+    uint32_t *kept_across, *of_scores_across;    // blocks of [across][keys of a tile]
 
     GradientMemory(int length, int head_size) : panels((head_size + COLUMNS - 1) / COLUMNS) {
         int64_t units = units_of<Kind>(head_size), tokens = units_of<Kind>(length);
-        int64_t tile = std::min(length, TILE), turned = tile * across / LANES + 2;
+        int64_t most = std::min(length, TILE), turned = most * across / LANES + 2;
         int64_t vectors[] = {V * units, V * units, panels * across * V, panels * across * V,
-                             V * tile, V * tile, V * tile, V * head_size,
+                             V * most, V * most, V * most, V * head_size,
                              (int64_t)panels * length * V, (int64_t)panels * length * V,
                              length * units / LANES + 2, length * units / LANES + 2,
                              tokens * head_size / LANES + 2, turned, turned};
@@ -95,9 +96,10 @@ struct GradientMemory {
             place = reinterpret_cast<std::decay_t<decltype(place)>>(at);
             at += *next++;
         };
-        take(queries), take(outer), take(queries_across), take(outer_across), take(inner_panel);
-        take(scores), take(inner), take(of_queries), take(of_keys), take(of_values);
-        take(keys), take(values), take(keys_across), take(weights_across), take(inner_across);
+        take(queries), take(outer), take(queries_across), take(outer_across);
+        take(of_scores_panel), take(scores), take(of_scores);
+        take(of_queries), take(of_keys), take(of_values);
+        take(keys), take(values), take(keys_across), take(kept_across), take(of_scores_across);
     }
 };
 
@@ -135,9 +137,9 @@ void differentiate_in_head(const Head<Number>& head, const Number* context, cons
     GradientMemory<Kind, V> memory(head.length, head.head_size);
     int units = units_of<Kind>(head.head_size), tokens = units_of<Kind>(head.length);
     int length = head.length, size = head.head_size, across = memory.across;
-    float scale = 1 / std::sqrt((float)size);
-    Vector factor = splat(LOG2_E * scale), natural = splat(scale);
-    Vector *scores = memory.scores, *inner = memory.inner;
+    float root = std::sqrt((float)size);
+    Vector factor = splat(LOG2_E / root), scale = splat(1 / root);
+    Vector *scores = memory.scores, *of_scores = memory.of_scores;
     block_keys<Kind>(head, head.key, memory.keys);
     block_keys<Kind>(head, head.value, memory.values);
     block_values<Kind>(head, head.key, memory.keys_across);
@@ -148,8 +150,8 @@ void differentiate_in_head(const Head<Number>& head, const Number* context, cons
         lay_queries<Kind, V>(outer_own, width, queries, size, memory.outer);
         for (int i = 0; i < memory.panels; i++) {
             int start = i * COLUMNS, left = size - start;
-            auto at = [&](Integers* panels) {
-                return reinterpret_cast<uint32_t*>(panels + (int64_t)i * across * V);
+            auto at = [&](Integers* first) {
+                return reinterpret_cast<uint32_t*>(first + (int64_t)i * across * V);
             };
             pair_rows<Kind>(own + start, head.stride, queries, left, COLUMNS,
                             at(memory.queries_across), COLUMNS);
@@ -164,37 +166,38 @@ void differentiate_in_head(const Head<Number>& head, const Number* context, cons
         }
         for (int tile = 0; tile < length; tile += TILE) {
             int rows = std::min(TILE, length - tile);
-            int64_t place = (int64_t)tile * units;
-            multiply<Kind, V>(rows, memory.keys + place, memory.queries, units, units, scores);
-            multiply<Kind, V>(rows, memory.values + place, memory.outer, units, units, inner);
-            // Weights and the gradient of the scores take their places.
+            int64_t before = (int64_t)tile * units;
+            multiply<Kind, V>(rows, memory.keys + before, memory.queries, units, units, scores);
+            multiply<Kind, V>(rows, memory.values + before, memory.outer, units, units, of_scores);
+            // What is kept of the weights takes the place of the scores, and the scores' gradient
+            // that of its own.
             auto differentiate = [&](int row, int v) {
                 if (row >= rows) return Vector{};
-                Vector &score = scores[row * V + v], &gradient = inner[row * V + v];
-                Vector weight = exp2(fmadd(score, factor, -log_sums[v]));
-                score = training.keep(weight, tile + row, query + v * LANES);
-                gradient = fnmadd(weight, totals[v], score * gradient) * natural;
+                Vector &kept = scores[row * V + v], &gradient = of_scores[row * V + v];
+                Vector weight = exp2(fmadd(kept, factor, -log_sums[v]));
+                kept = training.keep(weight, tile + row, query + v * LANES);
+                gradient = fnmadd(weight, totals[v], kept * gradient) * scale;
                 return gradient;
             };
             for (int row = 0; row < rows; row += Kind::NUMBERS) {
                 for (int v = 0; v < V; v++) {
                     Vector one = differentiate(row, v);
-                    Integers& unit = memory.inner_panel[row / Kind::NUMBERS * V + v];
+                    Integers& unit = memory.of_scores_panel[row / Kind::NUMBERS * V + v];
                     if constexpr (Kind::NUMBERS == 1) unit = bits_of(one);
                     else unit = Kind::pair(one, differentiate(row + 1, v));
                 }
             }
             multiply_units<Kind, V>(size, memory.keys_across, tokens, tile / Kind::NUMBERS,
-                                    units_of<Kind>(rows), memory.inner_panel, tile,
+                                    units_of<Kind>(rows), memory.of_scores_panel, tile,
                                     memory.of_queries);
-            turn<Kind, V>(scores, rows, across, memory.weights_across);
-            turn<Kind, V>(inner, rows, across, memory.inner_across);
+            turn<Kind, V>(scores, rows, across, memory.kept_across);
+            turn<Kind, V>(of_scores, rows, across, memory.of_scores_across);
             for (int i = 0; i < memory.panels; i++) {
                 int64_t panel = (int64_t)i * across * V, result = ((int64_t)i * length + tile) * V;
-                multiply_units<Kind, V>(rows, memory.weights_across, across, 0,
+                multiply_units<Kind, V>(rows, memory.kept_across, across, 0,
                                         units_of<Kind>(queries), memory.outer_across + panel,
                                         query, memory.of_values + result);
-                multiply_units<Kind, V>(rows, memory.inner_across, across, 0,
+                multiply_units<Kind, V>(rows, memory.of_scores_across, across, 0,
                                         units_of<Kind>(queries), memory.queries_across + panel,
                                         query, memory.of_keys + result);
             }

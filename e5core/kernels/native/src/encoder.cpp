@@ -265,8 +265,9 @@ int e5core_encoder(const EncoderLayer* layers, int count, int attention_kind, co
     });
 }
 
-// ---------------------------------------------------------------- training, see training.h
+// ---------------------------------------------------------------- training
 //
+// See training.h and attention_gradient.h.
 // A kind says what is not float32, by its activations.
 
 int e5core_add_dropped(int kind, const float* residual, const void* x, int64_t count,

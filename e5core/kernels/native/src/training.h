@@ -6,11 +6,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <vector>
 
 #include "blocks.h"
 #include "team.h"
