@@ -128,6 +128,55 @@ void turn(const Vector* rows, int count, int units, uint32_t* blocks) {
     });
 }
 
+// Up to V vectors of rows of a head as panels whose units run across them.
+template <class Kind, int V, class Number>
+void lay_across(const Number* rows, int64_t stride, int count, int head_size, Integers* panels) {
+    constexpr int COLUMNS = V * LANES;
+    for (int start = 0; start < head_size; start += COLUMNS) {
+        pair_rows<Kind>(rows + start, stride, count, head_size - start, COLUMNS,
+                        reinterpret_cast<uint32_t*>(panels), COLUMNS);
+        panels += units_of<Kind>(COLUMNS) * V;
+    }
+}
+
+// Of a tile, [rows][V]: what is kept of the weights takes the place of the scores, and the scores'
+// gradient, which also becomes a panel, that of the kept weights'. `keep(weights, row, v)` is what
+// joined the context.
+template <class Kind, int V, class Keep>
+void weigh_again(Vector* scores, Vector* of_kept, int rows, int head_size,
+                 const Vector (&log_sums)[V], const Vector (&totals)[V], Keep keep,
+                 Integers* of_scores) {
+    float root = std::sqrt((float)head_size);
+    Vector factor = splat(LOG2_E / root), scale = splat(1 / root);
+    auto differentiate = [&](int row, int v) {
+        if (row >= rows) return Vector{};
+        Vector &kept = scores[row * V + v], &gradient = of_kept[row * V + v];
+        Vector weight = exp2(fmadd(kept, factor, -log_sums[v]));
+        kept = keep(weight, row, v);
+        gradient = fnmadd(weight, totals[v], kept * gradient) * scale;
+        return gradient;
+    };
+    for (int row = 0; row < rows; row += Kind::NUMBERS) {
+        for (int v = 0; v < V; v++, of_scores++) {
+            Vector one = differentiate(row, v);
+            if constexpr (Kind::NUMBERS == 1) *of_scores = bits_of(one);
+            else *of_scores = Kind::pair(one, differentiate(row + 1, v));
+        }
+    }
+}
+
+// Panels [panels][length][V] as the rows of a head, `stride` apart.
+template <int V, class Number>
+void write_rows(const Vector* panels, int length, int head_size, Number* rows, int64_t stride) {
+    for (int row = 0; row < length; row++, rows += stride) {
+        for (int start = 0; start < head_size; start += LANES) {
+            int panel = start / (V * LANES), v = start / LANES % V;
+            Vector x = panels[((int64_t)panel * length + row) * V + v];
+            store(rows + start, x, head_size - start);
+        }
+    }
+}
+
 // The gradients of the query, the key and the value of a head, at `of_query` and 1 and 2 times
 // `width` behind it. context and outer are [tokens][width].
 template <class Kind, int V, class Number>
@@ -137,8 +186,6 @@ void differentiate_in_head(const Head<Number>& head, const Number* context, cons
     GradientMemory<Kind, V> memory(head.length, head.head_size);
     int units = units_of<Kind>(head.head_size), tokens = units_of<Kind>(head.length);
     int length = head.length, size = head.head_size, across = memory.across;
-    float root = std::sqrt((float)size);
-    Vector factor = splat(LOG2_E / root), scale = splat(1 / root);
     Vector *scores = memory.scores, *of_scores = memory.of_scores;
     block_keys<Kind>(head, head.key, memory.keys);
     block_keys<Kind>(head, head.value, memory.values);
@@ -148,16 +195,8 @@ void differentiate_in_head(const Head<Number>& head, const Number* context, cons
         const Number *own = head.query + query * head.stride, *outer_own = outer + query * width;
         lay_queries<Kind, V>(own, head.stride, queries, size, memory.queries);
         lay_queries<Kind, V>(outer_own, width, queries, size, memory.outer);
-        for (int i = 0; i < memory.panels; i++) {
-            int start = i * COLUMNS, left = size - start;
-            auto at = [&](Integers* first) {
-                return reinterpret_cast<uint32_t*>(first + (int64_t)i * across * V);
-            };
-            pair_rows<Kind>(own + start, head.stride, queries, left, COLUMNS,
-                            at(memory.queries_across), COLUMNS);
-            pair_rows<Kind>(outer_own + start, width, queries, left, COLUMNS,
-                            at(memory.outer_across), COLUMNS);
-        }
+        lay_across<Kind, V>(own, head.stride, queries, size, memory.queries_across);
+        lay_across<Kind, V>(outer_own, width, queries, size, memory.outer_across);
         Vector totals[V], log_sums[V];
         sum_gradients(context + query * width, outer_own, width, queries, size, totals);
         for (int v = 0; v < V; v++) {
@@ -169,24 +208,11 @@ void differentiate_in_head(const Head<Number>& head, const Number* context, cons
             int64_t before = (int64_t)tile * units;
             multiply<Kind, V>(rows, memory.keys + before, memory.queries, units, units, scores);
             multiply<Kind, V>(rows, memory.values + before, memory.outer, units, units, of_scores);
-            // What is kept of the weights takes the place of the scores, and the scores' gradient
-            // that of its own.
-            auto differentiate = [&](int row, int v) {
-                if (row >= rows) return Vector{};
-                Vector &kept = scores[row * V + v], &gradient = of_scores[row * V + v];
-                Vector weight = exp2(fmadd(kept, factor, -log_sums[v]));
-                kept = training.keep(weight, tile + row, query + v * LANES);
-                gradient = fnmadd(weight, totals[v], kept * gradient) * scale;
-                return gradient;
+            auto keep = [&](Vector x, int row, int v) {
+                return training.keep(x, tile + row, query + v * LANES);
             };
-            for (int row = 0; row < rows; row += Kind::NUMBERS) {
-                for (int v = 0; v < V; v++) {
-                    Vector one = differentiate(row, v);
-                    Integers& unit = memory.of_scores_panel[row / Kind::NUMBERS * V + v];
-                    if constexpr (Kind::NUMBERS == 1) unit = bits_of(one);
-                    else unit = Kind::pair(one, differentiate(row + 1, v));
-                }
-            }
+            weigh_again<Kind, V>(scores, of_scores, rows, size, log_sums, totals, keep,
+                                 memory.of_scores_panel);
             multiply_units<Kind, V>(size, memory.keys_across, tokens, tile / Kind::NUMBERS,
                                     units_of<Kind>(rows), memory.of_scores_panel, tile,
                                     memory.of_queries);
@@ -205,14 +231,8 @@ void differentiate_in_head(const Head<Number>& head, const Number* context, cons
         write_context<V>(memory.of_queries, queries, size, of_query + query * head.stride,
                          head.stride);
     }
-    for (int row = 0; row < length; row++, of_query += head.stride) {
-        for (int start = 0; start < size; start += LANES) {
-            int i = start / COLUMNS, v = start % COLUMNS / LANES;
-            int64_t place = ((int64_t)i * length + row) * V + v;
-            store(of_query + width + start, memory.of_keys[place], size - start);
-            store(of_query + 2 * width + start, memory.of_values[place], size - start);
-        }
-    }
+    write_rows<V>(memory.of_keys, length, size, of_query + width, head.stride);
+    write_rows<V>(memory.of_values, length, size, of_query + 2 * width, head.stride);
 }
 
 // of_qkv [tokens][3][heads][head_size] from qkv, what attention has made of it, and the gradient of
