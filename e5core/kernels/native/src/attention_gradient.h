@@ -1,7 +1,7 @@
 // Attention as training needs it: with dropout of its weights, and its gradient.
 //
 // The weights are not kept for the way back but computed again from the scores, tile by tile (Dao
-// 2023, arXiv:2307.08691, algorithm 2). As in attention.h queries lie in the lanes and keys in rows.
+// 2023, arXiv:2307.08691, algorithm 2). As in attention.h, queries lie in lanes and keys in rows.
 
 #pragma once
 
