@@ -104,7 +104,7 @@ def rows_of_all(
 
 def draw_seed(*numbers: int) -> int:
     """A seed for torch that depends on all of these numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _encode(
