@@ -154,7 +154,8 @@ void check_widened(int rows, int inputs, int outputs, int threads) {
 // The scale of each channel is 1, so that the weights are the integers themselves.
 void check_int8(int rows, int inputs, int outputs, int threads) {
     auto x = numbers((size_t)rows * inputs), weights = numbers((size_t)outputs * inputs, 60);
-    for (auto& weight : weights) weight = std::nearbyint(std::clamp(weight, -127.f, 127.f));
+    float most = LARGEST_SUM ? LARGEST_SUM / 4 : 127;
+    for (auto& weight : weights) weight = std::nearbyint(std::clamp(weight, -most, most));
     auto bias = numbers(outputs);
     auto laid = lay_panels<int8_t>(weights, inputs, outputs);
     std::vector<float> channel(outputs, 1), row_sum(outputs), found((size_t)rows * outputs);

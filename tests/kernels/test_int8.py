@@ -9,7 +9,12 @@ from support.models import CPU, INSTRUCTION_SETS
 
 from e5core import E5
 from e5core.kernels import BACKENDS, BY_NAME, select, why_not
-from e5core.kernels.int8_rows import dequantize_rows, quantize_rows
+from e5core.kernels.int8_rows import (
+    dequantize_rows,
+    largest_sum_of_four,
+    quantize_rows,
+    quantized_weight,
+)
 from e5core.kernels.onednn_int8 import quantize_tokens
 from e5core.parity.samples import LANGUAGES, QUERIES, SENTENCES, TOPICS, text_of_length
 from e5core.parity.tolerances import INT8_MEAN_COSINE, INT8_RANKING_LOSS, INT8_WORST_COSINE
@@ -82,6 +87,54 @@ def test_rows_come_back_within_half_a_scale(rows, columns, size, seed):
     assert torch.equal(again, integers)  # what a file holds in int8 loses nothing more
 
 
+@settings(max_examples=50)
+@given(st.integers(1, 9), st.integers(1, 60), st.floats(1e-6, 1e6), st.integers(0, 2**31))
+def test_four_integers_that_meet_stay_below_the_largest_sum(rows, columns, size, seed):
+    weight = size * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    weight[0] = 0
+    weight[1:2] = size  # all of four are rounded upwards
+    integers, scales = quantize_rows(weight, 128)
+    for row in integers.int().abs().tolist():
+        row += [0] * (-columns % 8)
+        for i in range(0, len(row), 8):
+            for a, b in ((i, i + 4), (i + 2, i + 6)):
+                assert sum(row[a : a + 2] + row[b : b + 2]) <= 128
+    assert ((dequantize_rows(integers, scales) - weight).abs() <= 0.5001 * scales[:, None]).all()
+    free = quantize_rows(weight)[0]
+    inside = largest_sum_of_four(free.int()) <= 128
+    assert torch.equal(integers[inside], free[inside])
+
+
+def test_rows_of_a_file_keep_their_integers_unless_their_sum_is_too_large():
+    linear = torch.nn.Linear(16, 2, bias=False)
+    with torch.no_grad():
+        linear.weight[0] = 0.1
+        linear.weight[1] = torch.tensor([5.0, *15 * [0.01]])
+    integers, scales = quantize_rows(linear.weight.detach())
+    held = torch.nn.Linear(16, 2, bias=False)
+    held.weight = torch.nn.Parameter(integers, requires_grad=False)
+    held.register_buffer("weight_scale", scales)
+    assert torch.equal(quantized_weight(held)[0], integers)
+    limited, limited_scales = quantized_weight(held, 128)
+    assert torch.equal(limited[1], integers[1])
+    assert (limited[0] == 32).all()
+    assert torch.allclose(limited[0] * limited_scales[0], torch.tensor(0.1), rtol=0.02)
+
+
+def test_the_largest_sums_of_products_do_not_saturate(name):
+    """All inputs at the largest number, and weights that are as large as their scale lets them."""
+    kernels, layer = select(name, dtype=torch.int8), torch.nn.Linear(40, 4, bias=True)
+    with torch.inference_mode():
+        layer.weight[:2] = torch.tensor([[1.0], [-1.0]])
+        layer.weight[2:] = torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(10)
+        layer.weight[3] *= -1
+        weights = kernels.prepare(layer)
+        x = torch.ones(15, 40)
+        x[:, -1] = 0.0
+        exact = x.double() @ layer.weight.double().T + layer.bias.double()
+        assert torch.allclose(kernels.linear(x, weights).double(), exact, rtol=0.02)
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 14, 300])
 @pytest.mark.parametrize(("inputs", "outputs"), [(24, 40), (384, 1152), (1536, 384)])
 def test_a_product_is_that_of_the_quantised_numbers(name, tokens, inputs, outputs):
@@ -89,9 +142,10 @@ def test_a_product_is_that_of_the_quantised_numbers(name, tokens, inputs, output
     torch.manual_seed(0)
     layer, x = torch.nn.Linear(inputs, outputs), 3 * torch.randn(tokens, inputs) + 1
     q, scale, zero_point = quantize_tokens(x)
-    weight = dequantize_rows(*quantize_rows(layer.weight.detach())).double()
-    exact = scale.double() * (q.double() - zero_point.double()) @ weight.T + layer.bias.double()
     kernels = select(name, dtype=torch.int8)
+    integers = quantize_rows(layer.weight.detach(), getattr(kernels, "largest_sum", 0))
+    weight = dequantize_rows(*integers).double()
+    exact = scale.double() * (q.double() - zero_point.double()) @ weight.T + layer.bias.double()
     with torch.inference_mode():
         weights = kernels.prepare(layer)
         found = kernels.linear(x, weights)

@@ -52,8 +52,9 @@ class NativeKernels(InferenceKernels):
     to bfloat16 where that is faster, since its error is small beside that of int8. Everything
     else is in float32.
 
-    only     the name of the instruction set that is wanted; None for the best that the CPU has
-    stretch  units of 32 bits that a product adds up before they join the sum
+    only         the name of the instruction set that is wanted; None for the best that the CPU has
+    stretch      units of 32 bits that a product adds up before they join the sum; an even number
+    largest_sum  of weights in int8, see int8_rows.py
     """
 
     name = "native"
@@ -68,6 +69,7 @@ class NativeKernels(InferenceKernels):
         self._kind = kind_of(dtype, self.only)
         self._library = library.load(self._kind, self.only)
         self.instructions = self._library.e5core_instruction_set().decode()
+        self.largest_sum = self._library.e5core_largest_sum()
         # WIDENED is multiplied as float32, by attention too.
         attends_in = library.bfloat16_kind(self.instructions) if dtype == torch.int8 else self._kind
         self._attention_kind = BFLOAT16 if attends_in is BFLOAT16 else FLOAT32
@@ -90,9 +92,9 @@ class NativeKernels(InferenceKernels):
         """Linears in float; for int8 also quantised already, with their `weight_scale`."""
         scales: tuple[Tensor, ...] = ()
         if self.dtype == torch.int8:
-            integers, channels = zip(*map(quantized_weight, linears), strict=True)
-            weights, channel = list(integers), torch.cat(channels)
-            sums = torch.cat([rows.sum(dim=1, dtype=torch.int32) for rows in weights])
+            rows = [quantized_weight(linear, self.largest_sum) for linear in linears]
+            weights, channel = [integers for integers, _ in rows], torch.cat([s for _, s in rows])
+            sums = torch.cat([one.sum(dim=1, dtype=torch.int32) for one in weights])
             scales = channel, -channel * sums
         else:
             weights = [linear.weight.detach() for linear in linears]

@@ -48,7 +48,7 @@ void prefetch_ahead(const Integers* panel) {
 //   LOWEST          in Int8: the number that stands for the lowest activation of a row
 //   store_numbers   in Int8: integers of a row of activations, as the units' numbers in order
 //   AttentionKinds  the kinds in which attention may multiply what these linears give
-//   TakesPairs      void, where multiply_by_pairs() computes a block, two rows an instruction
+//   TakesPairs      void, where multiply_by_pairs() computes a block, two units at a time
 //
 // An instruction set defines the kinds that need an instruction of their own.
 struct Float32 {
@@ -118,9 +118,6 @@ template <class Kind, int V, int HEIGHT>
 void multiply_block(const uint32_t* block, const Integers* panel, int units, bool add,
                     typename Kind::Sum* result) {
     using Sum = typename Kind::Sum;
-    if constexpr (takes_pairs<Kind>) {
-        return Kind::template multiply_by_pairs<V, HEIGHT>(block, panel, units, add, result);
-    }
     Sum sums[HEIGHT][V];
 #pragma GCC unroll BLOCK * PANEL_VECTORS
     for (int i = 0; i < HEIGHT * V; i++) sums[i / V][i % V] = Sum{};
@@ -149,7 +146,11 @@ void multiply_block(const uint32_t* block, const Integers* panel, int units, boo
 // multiply_block for each height that a block may have.
 template <class Kind, int V, int... I>
 constexpr auto by_height(std::integer_sequence<int, I...>) {
-    return std::array{multiply_block<Kind, V, I + 1>...};
+    if constexpr (takes_pairs<Kind>) {
+        return std::array{Kind::template multiply_by_pairs<V, I + 1>...};
+    } else {
+        return std::array{multiply_block<Kind, V, I + 1>...};
+    }
 }
 
 // `count` units, from `first_unit` on, of blocks that have `units` each, times a panel of `count`

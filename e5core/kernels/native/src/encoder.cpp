@@ -222,6 +222,9 @@ void e5core_set_threads(int threads) { omp_set_num_threads(threads); }
 // Columns of a panel of weights.
 int e5core_panel_columns() { return PANEL; }
 
+// The limit of int8_rows.py for weights in int8; 0 if there is none.
+int e5core_largest_sum() { return LARGEST_SUM; }
+
 // output [rows][outputs] = x [rows][inputs] W^T + b, then GELU if `gelu`
 int e5core_linear(const Linear* linear, const void* x, int rows, int gelu, void* output,
                   int threads) {

@@ -15,8 +15,10 @@ namespace {
 
 #ifdef __AVXVNNI__
 constexpr const char* INSTRUCTION_SET = "avxvnni";
+constexpr int LARGEST_SUM = 0;
 #else
 constexpr const char* INSTRUCTION_SET = "avx2";
+constexpr int LARGEST_SUM = 128;  // 255 times this is less than 2^15
 #endif
 
 constexpr int LANES = 8;
@@ -180,40 +182,60 @@ struct Int8 {
 
 #else
 
-// Two numbers of 16 bits a unit, and four of 8 bits in memory. The instruction that multiplies
-// bytes saturates where it adds two products, this one cannot. The integers are those of VNNI.
-struct UnpackedInt8 {
-    using Sum = Integers;
-    static constexpr int STORED_UNITS = 1;
-
-    static Integers unpack(Integers stored, int) { return stored; }
-
-    static Sum multiply_add(Sum sum, uint32_t unit, Integers columns) {
-        return sum + (Sum)_mm256_madd_epi16((__m256i)splat_bits(unit), (__m256i)columns);
-    }
-};
-
-struct Int8 : UnpackedInt8 {
-    using Unpacked = UnpackedInt8;
+// The instruction that multiplies bytes adds up two products in 16 bits, and would saturate. Here
+// two of its results are added up there, and LARGEST_SUM keeps them exact: half of the
+// multiplications and additions that take numbers of 16 bits.
+struct Int8 {
     using Activation = float;
-    using Number = uint16_t;
+    using Number = uint8_t;
+    using Sum = Integers;
     using AttentionKinds = KindList<Float32>;
+    using TakesPairs = void;
     static constexpr KindNumber NUMBER = KindNumber::int8;
-    static constexpr int NUMBERS = 2, STORED_UNITS = 2, LOWEST = 0;
+    static constexpr int NUMBERS = 4, STORED_UNITS = 1, LOWEST = 0;
 
-    // Of four bytes, the even ones in the first unit and the odd ones in the second.
-    static Integers unpack(Integers stored, int i) {
-        auto words = (__m256i)stored;
-        return (Integers)_mm256_srai_epi16(i ? words : _mm256_slli_epi16(words, 8), 8);
+    static void store_numbers(Number* to, Integers x, int n) { store_lowest_bytes(to, x, n); }
+
+    // Half of the rows at once: their sums and two units of columns fill the registers.
+    template <int V, int HEIGHT>
+    static void multiply_by_pairs(const uint32_t* block, const Integers* panel, int units, bool add,
+                                  Sum* result) {
+        constexpr int HALF = (HEIGHT + 1) / 2, REST = HEIGHT - HALF;
+        multiply_rows<V, HEIGHT, HALF>(block, panel, units, add, result);
+        if constexpr (REST) {
+            multiply_rows<V, HEIGHT, REST>(block + HALF, panel, units, add, result + HALF * V);
+        }
     }
 
-    // The lowest bytes of eight numbers, which may be more than n, in the same order.
-    static void store_numbers(Number* to, Integers x, int) {
-        Integers low = x & splat_bits(0xFF);
-        Integers second = (Integers)_mm256_shuffle_epi32((__m256i)low, 0b11101110);
-        Integers units = low | second << 16;
-        __m256i packed = _mm256_permute4x64_epi64((__m256i)units, 0b00001000);
-        _mm_storeu_si128((__m128i*)to, _mm256_castsi256_si128(packed));
+    template <int V, int HEIGHT, int ROWS>
+    static void multiply_rows(const uint32_t* block, const Integers* panel, int units, bool add,
+                              Sum* result) {
+        Integers sums[ROWS][V];
+#pragma GCC unroll BLOCK * PANEL_VECTORS
+        for (int i = 0; i < ROWS * V; i++) sums[i / V][i % V] = Sum{};
+        for (; units > 0; units -= 2, block += 2 * HEIGHT, panel += 2 * V) {
+            // Where the last unit is alone, it meets itself times 0.
+            const uint32_t* next = units > 1 ? block + HEIGHT : block;
+            __m256i columns[V], next_columns[V];
+            for (int v = 0; v < V; v++) {
+                columns[v] = (__m256i)panel[v];
+                next_columns[v] = units > 1 ? (__m256i)panel[V + v] : __m256i{};
+            }
+#pragma GCC unroll BLOCK
+            for (int row = 0; row < ROWS; row++) {
+                auto one = (__m256i)splat_bits(block[row]), other = (__m256i)splat_bits(next[row]);
+                for (int v = 0; v < V; v++) {
+                    __m256i both = _mm256_add_epi16(_mm256_maddubs_epi16(one, columns[v]),
+                                                    _mm256_maddubs_epi16(other, next_columns[v]));
+                    sums[row][v] += (Sum)_mm256_madd_epi16(both, _mm256_set1_epi16(1));
+                }
+            }
+        }
+#pragma GCC unroll BLOCK * PANEL_VECTORS
+        for (int i = 0; i < ROWS * V; i++) {
+            Sum sum = sums[i / V][i % V];
+            result[i] = add ? result[i] + sum : sum;
+        }
     }
 };
 

@@ -18,6 +18,8 @@ constexpr const char* INSTRUCTION_SET = "avx512";
 constexpr int LANES = 16;
 constexpr int PANEL_VECTORS = 2;  // vectors of columns that are multiplied together
 constexpr int BLOCK = 14;         // rows: 14 times 2 of the 32 registers hold the result
+// Of Int8, where it adds up products in 16 bits, see int8_rows.py; else 0.
+constexpr int LARGEST_SUM = 0;
 
 using Vector = __m512;
 typedef uint32_t Integers __attribute__((vector_size(64), may_alias));

@@ -25,6 +25,7 @@ constexpr const char* INSTRUCTION_SET = "neon";
 constexpr int LANES = 4;
 constexpr int PANEL_VECTORS = 4;
 constexpr int BLOCK = 6;  // rows: 6 times 4 of the 32 registers hold the result
+constexpr int LARGEST_SUM = 0;
 
 using Vector = float32x4_t;
 typedef uint32_t Integers __attribute__((vector_size(16), may_alias));
