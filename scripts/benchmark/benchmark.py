@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--texts", type=int, help="texts of a round of each workload")
     parser.add_argument(
         "--batch-size", type=int, metavar="N",
-        help="texts of a padded batch of the other libraries (default: the better of 8 and 32)",
+        help="texts of a batch that others pad (default: the better of 8 and 32 for each workload)",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     with held_to(options.instructions):
-        contestants = start_all(options, folder, workload("mixed", tokenizer, 16))
+        contestants = start_all(options, folder)
         ceiling = Ceiling(config, options.threads, options.device, options.instructions)
     ceilings = run_rounds(contestants, ceiling, texts, options.rounds)
     if bad := disagreement(contestants):
@@ -109,8 +109,8 @@ def check(options: argparse.Namespace) -> None:
             raise ValueError(f"device {options.device!r} cannot be used: torch finds no CUDA here")
 
 
-def start_all(options: argparse.Namespace, folder: Path, trial: list[str]) -> list[Contestant]:
-    """The libraries that are installed, loaded; `trial` are texts to try batch sizes on."""
+def start_all(options: argparse.Namespace, folder: Path) -> list[Contestant]:
+    """The libraries that are installed, loaded."""
     contestants: list[Contestant] = []
     for name in options.engines or default_engines(options.instructions):
         engine = ENGINES[name]
@@ -131,7 +131,6 @@ def start_all(options: argparse.Namespace, folder: Path, trial: list[str]) -> li
                 folder,
                 options.threads,
                 options.device,
-                trial,
                 options.batch_size,
             )
             if isinstance(found, str):

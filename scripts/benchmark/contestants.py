@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,8 @@ class Contestant:
     process: Any
     connection: Connection
     load_seconds: float = 0.0
-    batch_size: int = 0
+    sizes: tuple[int, ...] = (0,)  # of batches, to try
+    batch_sizes: dict[str, int] = field(default_factory=dict)  # the fastest of a workload
     seconds: dict[str, list[float]] = field(default_factory=dict)  # a round each
     latencies: list[float] = field(default_factory=list)
     vectors: dict[str, Vectors] = field(default_factory=dict)
@@ -53,6 +54,24 @@ class Contestant:
         if kind == "error":
             raise WorkerError(answer)
         return answer
+
+    def encode(self, name: str, batch: Sequence[Any]) -> Any:
+        """Seconds and vectors of a workload. Its first time, every size of batch is tried twice."""
+        if name not in self.batch_sizes:
+            fastest = self.sizes[0]
+            if len(self.sizes) > 1:
+                tries = [(self.ask("encode", batch, size)[0], size) for size in 2 * self.sizes]
+                fastest = min(tries)[1]
+            self.batch_sizes[name] = fastest
+        return self.ask("encode", batch, self.batch_sizes[name])
+
+    @property
+    def batch(self) -> str:
+        """The sizes of batches for a table."""
+        sizes = self.batch_sizes
+        if len(set(sizes.values())) > 1:
+            return ", ".join(f"{name} {size}" for name, size in sizes.items())
+        return str(next(iter(sizes.values()), self.sizes[0]) or "packed")
 
 
 def work(
@@ -125,12 +144,11 @@ def start(
     folder: Path,
     threads: int,
     device: str,
-    texts: list[Any],
     batch_size: int | None = None,
 ) -> Contestant | str:
     """A loaded contestant, or why it is not there.
 
-    batch_size  of libraries that pad; None tries theirs on the texts and takes the fastest
+    batch_size  of libraries that pad; None tries theirs on each workload and takes the fastest
     """
     context = multiprocessing.get_context("spawn")
     has_export = kind.export.__func__ is not Engine.export.__func__
@@ -148,11 +166,7 @@ def start(
                 sizes = kind.batch_sizes
                 if batch_size and any(sizes):
                     sizes = (batch_size,)
-                seconds = [
-                    contestant.ask("encode", texts, size)[0] if len(sizes) > 1 else 0.0
-                    for size in sizes
-                ]
-                contestant.batch_size = sizes[seconds.index(min(seconds))]
+                contestant.sizes = sizes
         except WorkerError as error:
             ours.close()
             return str(error)
@@ -181,9 +195,7 @@ def run_rounds(
                     seconds = statistics.median(latencies)
                     contestant.latencies += latencies if number else []
                 else:
-                    seconds, contestant.vectors[name] = contestant.ask(
-                        "encode", batch, contestant.batch_size
-                    )
+                    seconds, contestant.vectors[name] = contestant.encode(name, batch)
                 if number:
                     contestant.seconds.setdefault(name, []).append(seconds)
     for contestant in contestants:

@@ -26,7 +26,7 @@ class Engine:
     name: str
     package: str  # what has to be installed
     precisions: tuple[str, ...]
-    batch_sizes: tuple[int, ...] = (8, 32)  # tried once, the better one counts
+    batch_sizes: tuple[int, ...] = (8, 32)  # the better one of a workload counts
     has_switch = True  # one of instructions.py holds it to an instruction set
     first: Sequence[Any] = (PREFIX + "a first text",)  # what an engine is warmed up with
 

@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     )
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    contestants = start_all(options, folder, workload("mixed", tokenizer, 16))
+    contestants = start_all(options, folder)
     figures = {c.label: Figures() for c in contestants}
     for number in range(options.rounds + 1):  # the first one warms up and does not count
         print(f"round {number} of {options.rounds}", file=sys.stderr, flush=True)
@@ -147,7 +147,7 @@ def measure(
     queries: Sequence[str],
 ) -> None:
     contestant.ask("one by one", queries)  # it may still remember the other state
-    seconds, _ = contestant.ask("encode", mixed, contestant.batch_size)
+    seconds, _ = contestant.encode("mixed", mixed)
     figures.mixed[state].append(seconds)
     figures.queries[state] += contestant.ask("one by one", queries)
 

@@ -48,8 +48,7 @@ def print_tables(
             print(f"{c.label:32}{figures}  {share:>10}  {cosines[0]:>8}  {cosines[1]:>9}{ratios}")
     print(f"\n{'':32}{'load s':>9} {'peak MB':>9} {'batch':>6}")
     for c in contestants:
-        size = c.batch_size or "packed"
-        print(f"{c.label:32}{c.load_seconds:9.2f} {c.peak_mb:9.0f} {size:>6}")
+        print(f"{c.label:32}{c.load_seconds:9.2f} {c.peak_mb:9.0f} {c.batch:>6}")
     rates = ", ".join(f"{p} {statistics.median(r):.0f}" for p, r in ceilings.items())
     print(f"\nmatrix products, GFLOP/s: {rates}")
 
@@ -125,7 +124,7 @@ def figures(contestants: list[Contestant], ceilings: dict[str, list[float]]) -> 
         {
             "engine": c.engine,
             "precision": c.precision,
-            "batch_size": c.batch_size,
+            "batch_sizes": c.batch_sizes,
             "load_seconds": c.load_seconds,
             "peak_mb": c.peak_mb,
             "seconds": c.seconds,

@@ -22,7 +22,7 @@ import numpy as np
 from aims import print_verdicts, verdict
 from ceiling import Ceiling
 from contestants import Contestant, ratio, run_rounds, start
-from rerankers import RERANKERS, Logits, Pair
+from rerankers import RERANKERS, Logits
 from workloads import count_pair_tokens, flop, pairs_of_mixed_length, reranker_folder
 
 from e5core import EncoderConfig, SentencePieceTokenizer
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     lengths = {name: count_pair_tokens(tokenizer, pairs) for name, pairs in workloads.items()}
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    contestants = start_all(options, folder, workloads["pairs"][:16])
+    contestants = start_all(options, folder)
     ceiling = Ceiling(config, options.threads, options.device)
     ceilings = run_rounds(contestants, ceiling, workloads, options.rounds)
     print_tables(contestants, ceilings, lengths, config)
@@ -85,8 +85,8 @@ def run(options: argparse.Namespace) -> int:
     return print_verdicts(bars(contestants))
 
 
-def start_all(options: argparse.Namespace, folder: Path, trial: list[Pair]) -> list[Contestant]:
-    """The libraries that are installed, loaded; `trial` are pairs to try batch sizes on."""
+def start_all(options: argparse.Namespace, folder: Path) -> list[Contestant]:
+    """The libraries that are installed, loaded."""
     contestants: list[Contestant] = []
     for name in options.engines:
         engine = RERANKERS[name]
@@ -97,7 +97,7 @@ def start_all(options: argparse.Namespace, folder: Path, trial: list[Pair]) -> l
             if precision not in engine.precisions:
                 continue
             print(f"loading {name} {precision}", file=sys.stderr, flush=True)
-            found = start(engine, precision, folder, options.threads, options.device, trial)
+            found = start(engine, precision, folder, options.threads, options.device)
             if isinstance(found, str):
                 print(f"{name} {precision} is left out: {found}", file=sys.stderr)
             else:
@@ -131,8 +131,7 @@ def print_tables(
             print(f"{c.label:28}{rates}  {share:>10}  {far:10.1e}  {order:9.5f}{ratios}")
     print(f"\n{'':28}{'load s':>8} {'peak MB':>8} {'batch':>6}")
     for c in contestants:
-        size = c.batch_size or "packed"
-        print(f"{c.label:28}{c.load_seconds:8.2f} {c.peak_mb:8.0f} {size:>6}")
+        print(f"{c.label:28}{c.load_seconds:8.2f} {c.peak_mb:8.0f} {c.batch:>6}")
     rates = ", ".join(f"{p} {statistics.median(r):.0f}" for p, r in ceilings.items())
     print(f"\nmatrix products, GFLOP/s: {rates}")
 

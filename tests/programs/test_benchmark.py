@@ -66,6 +66,22 @@ def contestant(engine, precision="float32", **seconds):
     return Contestant(engine, precision, None, None, seconds=seconds)
 
 
+def test_each_workload_takes_its_fastest_batch_size():
+    """Here short texts are fastest in batches of 32, and mixed ones in batches of 8."""
+    asked = []
+
+    one = Contestant("ctranslate2", "int8", None, None, sizes=(8, 32))
+    one.ask = lambda verb, batch, size: (asked.append(size), (abs(size - batch[0]), size))[1]
+    assert [one.encode("short", [32])[1] for _ in range(2)] == [32, 32]
+    assert one.encode("mixed", [8])[1] == 8
+    assert asked == [8, 32, 8, 32, 32, 32, 8, 32, 8, 32, 8]
+    assert one.batch == "short 32, mixed 8"
+    packed = Contestant("e5core", "int8", None, None)
+    packed.ask = lambda verb, batch, size: (1.0, size)
+    assert packed.encode("short", [1])[1] == 0
+    assert packed.batch == "packed"
+
+
 def test_a_ratio_is_the_median_of_the_rounds():
     ours = contestant("e5core", mixed=[1.0, 1.0, 2.0])
     other = contestant("onnxruntime", mixed=[2.0, 3.0, 4.0])
@@ -110,9 +126,9 @@ def test_a_run_of_two_libraries(make_tiny, tmp_path, capsys, monkeypatch, oracle
     assert code == 0
     assert "short: 4 texts" in out
     figures = json.loads(file.read_text())
-    assert [(c["engine"], c["batch_size"]) for c in figures["contestants"]] == [
-        ("e5core", 0),
-        ("transformers", 3),
+    assert [(c["engine"], c["batch_sizes"]) for c in figures["contestants"]] == [
+        ("e5core", {"short": 0}),
+        ("transformers", {"short": 3}),
     ]
     for row in figures["contestants"]:
         assert {name: len(s) for name, s in row["seconds"].items()} == {"short": 2, "one": 2}
