@@ -12,7 +12,7 @@ from support.models import ROOT
 # that a copy may take it is killed, in the middle of it if it writes. Prints what was found broken,
 # or the number of copies.
 KILLED = """
-import io, mmap, os, random, shutil, signal, struct, sys, time
+import io, mmap, os, pathlib, random, shutil, signal, struct, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -28,9 +28,12 @@ texts.write_text("".join(texts.read_text().splitlines(keepends=True)[:25]))
 options = {"id_column": "id", "shard_rows": 10}
 E5.from_pretrained(model)  # what it tries once, the copies need not
 os.fsync = lambda number: None  # a killed process leaves the system's memory as it is
-STEPS = [(os, name) for name in ("write", "fsync", "ftruncate", "mkdir", "rmdir", "replace",
-                                 "rename", "unlink", "open", "close", "scandir")]
-STEPS += [(io, "open")]
+NAMES = ("write", "fsync", "ftruncate", "mkdir", "rmdir", "replace", "rename", "unlink", "open",
+         "close", "scandir")
+STEPS = [(os, name) for name in NAMES] + [(io, "open")]
+# The pathlib of Python 3.10 keeps functions of its own.
+accessor = getattr(pathlib, "_NormalAccessor", None)
+STEPS += [(accessor, name) for name in NAMES if hasattr(accessor, name)]
 
 # Texts that all copies have embedded.
 embedded = mmap.mmap(-1, 8)
@@ -60,7 +63,7 @@ def killed_after(steps, taken=None):
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*arguments, **keywords)
 
-        setattr(module, name, call)
+        setattr(module, name, staticmethod(call) if module is accessor else call)
 
     for step in STEPS:
         wrapped(*step)

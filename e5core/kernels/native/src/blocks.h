@@ -95,8 +95,8 @@ int stored_units(int numbers) {
 template <class Kind>
 int units_of(int numbers) { return stored_units<Kind>(numbers) * Kind::STORED_UNITS; }
 
-// `call(start, height)` for each block that the rows are divided into. Inlined, because the compiler
-// would otherwise put all that `call` refers to on the stack for each product.
+// `call(start, height)` for each block that the rows are divided into. Inlined, because the
+// compiler would otherwise put all that `call` refers to on the stack for each product.
 template <class Call>
 [[gnu::always_inline]] inline void for_each_block(int rows, Call call) {
     int count = (rows + BLOCK - 1) / BLOCK;
@@ -168,7 +168,8 @@ void multiply_units(int rows, const uint32_t* blocks, int units, int first_unit,
 // A panel with its units unpacked.
 template <class Kind, int V>
 const Integers* unpack_panel(const Integers* panel, int units) {
-    auto unpacked = static_cast<Integers*>(scratch<For::unpacked>((size_t)units * V * VECTOR_BYTES));
+    size_t bytes = (size_t)units * V * VECTOR_BYTES;
+    auto unpacked = static_cast<Integers*>(scratch<For::unpacked>(bytes));
     for (int unit = 0; unit < units; unit += 2, panel += V) {
         prefetch_ahead<V>(panel);
         for (int i = 0; i < 2 * V; i++) unpacked[unit * V + i] = Kind::unpack(panel[i % V], i / V);

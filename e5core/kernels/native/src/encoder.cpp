@@ -172,8 +172,8 @@ struct Encoder {
                     wide_shares = panels(layers->intermediate);
         const int shares[STEPS] = {qkv_shares.count(), heads, attention_shares.count(), threads,
                                    wide_shares.count(), hidden_shares.count(), threads};
-        run_by_team({threads, true}, 1, STEPS * count, [&](int, int step) { return shares[step % STEPS]; },
-                    [&](int, int step, auto take) {
+        auto shares_of = [&](int, int step) { return shares[step % STEPS]; };
+        run_by_team({threads, true}, 1, STEPS * count, shares_of, [&](int, int step, auto take) {
             auto& layer = layers[step / STEPS];
             const Number* from = step < STEPS ? x : output;
             switch (step % STEPS) {

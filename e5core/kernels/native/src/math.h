@@ -26,9 +26,9 @@ Vector polynomial(const float (&coefficients)[N], Vector x) {
     return sum;
 }
 
-// 2^x for x of at most 0, or above it by rounding: the whole part goes to the exponent. Below -126 it may be 2^-126, which
-// is as good as 0 beside the weights and densities that it is for. Fitted for the least relative
-// error on [0, 1], 2e-9.
+// 2^x for x of at most 0, or above it by rounding: the whole part goes to the exponent. Below -126
+// it may be 2^-126, which is as good as 0 beside the weights and densities that it is for. Fitted for
+// the least relative error on [0, 1], 2e-9.
 Vector exp2(Vector x) {
     static const float c[] = {1.0f,           0.693147004f,   0.24022983f,   0.0554833412f,
                               0.00967884064f, 0.00124396873f, 0.000217022549f};
