@@ -57,7 +57,7 @@ def describe_cpu() -> dict[str, str]:
         "model of the CPU": model_of_cpu(),
         "threads": f"{threads.thread_count()}; torch is set to {torch.get_num_threads()}, the "
         f"system allows {allowed} of {os.cpu_count()} CPUs and {granted}",
-        "AMX": "yes: bfloat16 and int8 take onednn, which uses it" if has_amx() else "no",
+        "AMX": "yes: bfloat16 takes onednn, which uses it" if has_amx() else "no",
     }
     for name in BY_INSTRUCTIONS:
         rows[f"native/{name}"] = library.describe(name)

@@ -88,10 +88,10 @@ def select(
 def preferred(dtype: torch.dtype) -> list[type[Kernels]]:
     """All kernels, the fastest first.
 
-    Where there is AMX, oneDNN's products in bfloat16 and int8 use it, and those of native do not.
-    No CPU with AMX was at hand to measure it.
+    Where there is AMX, oneDNN's products in bfloat16 use it, and those of native do not. In int8
+    native is faster all the same; docs/performance.md has both.
     """
-    first = [OnednnKernels] if dtype in (torch.bfloat16, torch.int8) and has_amx() else []
+    first = [OnednnKernels] if dtype == torch.bfloat16 and has_amx() else []
     return list(dict.fromkeys([*first, *BACKENDS.values()]))
 
 

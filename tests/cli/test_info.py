@@ -146,7 +146,7 @@ def test_info_knows_amx(
 ) -> None:
     assert rows_of_cpu(capsys)["AMX"].startswith("yes" if has_amx() else "no")
     monkeypatch.setattr(info, "has_amx", lambda: True)
-    assert rows_of_cpu(capsys)["AMX"] == "yes: bfloat16 and int8 take onednn, which uses it"
+    assert rows_of_cpu(capsys)["AMX"] == "yes: bfloat16 takes onednn, which uses it"
 
 
 def test_info_names_the_cpu(tmp_path: Path) -> None:

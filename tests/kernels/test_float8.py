@@ -16,6 +16,10 @@ from e5core.parity.tolerances import INT8_MEAN_COSINE, INT8_WORST_COSINE
 
 STEP = 2**-3  # between neighbouring numbers of float8, by the smaller one's power of two
 
+# torch has it on CPUs since 2.7 or later, and on GPUs in all versions.
+HAS_PRODUCT = torch._C._dispatch_has_kernel_for_dispatch_key("aten::_scaled_mm", DEVICE.upper())
+multiplies = pytest.mark.skipif(not HAS_PRODUCT, reason="this torch has no product for a CPU")
+
 
 def linear(inputs, outputs, seed=0):
     torch.manual_seed(seed)
@@ -60,6 +64,7 @@ def test_rows_in_triton(features, gelu):
     assert other.float().mean() <= (0.05 if DEVICE == "cpu" else 0.002)
 
 
+@multiplies
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 200])
 def test_products(rows, biased):
@@ -78,6 +83,7 @@ def test_products(rows, biased):
     assert ((stored - linears).abs() <= linears.abs() * STEP / 2 + 1e-4).all()
 
 
+@multiplies
 def test_the_feed_forward_network_is_that_of_its_parts(kernels):
     inner, outer = linear(64, 256), linear(256, 64, seed=1)
     norm = nn.LayerNorm(64).to(DEVICE, torch.bfloat16).requires_grad_(False)
@@ -99,6 +105,7 @@ def test_the_feed_forward_network_is_that_of_its_parts(kernels):
         kernels.feed_forward(x, *weights, norm, 0.1)
 
 
+@multiplies
 def test_quality_of_real_small(real_folder, measured, monkeypatch):
     """Against float32 with the gates of int8; in torch's operators where there is no GPU."""
     if DEVICE == "cpu":
