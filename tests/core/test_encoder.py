@@ -74,7 +74,8 @@ def test_it_learns(dialect, kernels, tmp_path):
     torch.manual_seed(0)
     encoder = Encoder(TINY[dialect], kernels)
     batch = pack([[0, 7, 8, 2], [0, 50, 51, 52, 2], [0, 7, 8, 9, 2]], encoder.config)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
+    # At a rate of 1e-2 one seed in eight ends with three equal vectors; here none did.
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-3)
 
     def loss() -> torch.Tensor:
         vectors = mean_pool(encoder(batch), batch.cu_seqlens)
@@ -83,7 +84,7 @@ def test_it_learns(dialect, kernels, tmp_path):
         return far - near
 
     before = loss().item()
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         value = loss()
         value.backward()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").is_file(), reason="reads Linux's /proc/self/status"
@@ -46,7 +47,8 @@ def measure(code: str, folder: Path, dtype: str = "float32") -> dict[str, dict[s
 # Of e5-small: 21.3 M weights in layers and 0.2 M others; the table has 96 M more, which stay in
 # the file. What is above the layers is tokenizer, activations and the operators' own memory.
 LAYERS = 85.0  # MB in float32
-BESIDES = 90.0
+# Builds of torch for CUDA keep more of that: 2.6's took up to 105 MB, 2.13's build for CPUs 50.
+BESIDES = 90.0 if torch.version.cuda is None else 120.0
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 1), ("bfloat16", 0.5), ("int8", 0.25)])
