@@ -142,7 +142,10 @@ void weigh(Vector* scores, int length, float score_factor, bool is_first_tile,
             softmax.rescale[v] = exp2(softmax.largest[v] - largest);
         }
         softmax.largest[v] = largest;
-        auto weight = [&](int row) { return exp2(fmadd(scores[row * V + v], factor, -largest)); };
+        auto weight = [&](int row) {
+            Vector below = fmadd(scores[row * V + v], factor, -largest);
+            return Kind::NUMBERS == 2 ? exp2_for_bfloat16(below) : exp2(below);
+        };
         Vector sum = Vector{};
         for (int row = 0; row < length; row += Kind::NUMBERS) {
             Vector one = weight(row);
