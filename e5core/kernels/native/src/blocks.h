@@ -48,7 +48,8 @@ void prefetch_ahead(const Integers* panel) {
 //   LOWEST          in Int8: the number that stands for the lowest activation of a row
 //   store_numbers   in Int8: integers of a row of activations, as the units' numbers in order
 //   AttentionKinds  the kinds in which attention may multiply what these linears give
-//   TakesPairs      void, where multiply_by_pairs() computes a block, two units at a time
+//   AddsPairs       void, where multiply_add() takes two units at a time
+//   TakesPairs      void, where the kind's own multiply_by_pairs() computes a block
 //
 // An instruction set defines the kinds that need an instruction of their own.
 struct Float32 {
@@ -109,18 +110,40 @@ template <class Call>
 // ---------------------------------------------------------------- multiplying
 
 template <class Kind, class = void>
+constexpr bool adds_pairs = false;
+template <class Kind>
+constexpr bool adds_pairs<Kind, typename Kind::AddsPairs> = true;
+
+template <class Kind, class = void>
 constexpr bool takes_pairs = false;
 template <class Kind>
 constexpr bool takes_pairs<Kind, typename Kind::TakesPairs> = true;
+
+// Sums of rows and V vectors of columns, for as long as they stay in registers.
+template <class Kind, int V, int ROWS>
+struct Sums {
+    using Sum = typename Kind::Sum;
+    Sum sums[ROWS][V];
+
+    Sums() {
+#pragma GCC unroll BLOCK * PANEL_VECTORS
+        for (int i = 0; i < ROWS * V; i++) sums[i / V][i % V] = Sum{};
+    }
+    // Added to `result`, or put in its place.
+    void join(bool add, Sum* result) const {
+#pragma GCC unroll BLOCK * PANEL_VECTORS
+        for (int i = 0; i < ROWS * V; i++) {
+            Sum sum = sums[i / V][i % V];
+            result[i] = add ? result[i] + sum : sum;
+        }
+    }
+};
 
 // A block times a panel, added to `result` or put in its place.
 template <class Kind, int V, int HEIGHT>
 void multiply_block(const uint32_t* block, const Integers* panel, int units, bool add,
                     typename Kind::Sum* result) {
-    using Sum = typename Kind::Sum;
-    Sum sums[HEIGHT][V];
-#pragma GCC unroll BLOCK * PANEL_VECTORS
-    for (int i = 0; i < HEIGHT * V; i++) sums[i / V][i % V] = Sum{};
+    Sums<Kind, V, HEIGHT> all;
     for (; units > 0; units -= Kind::STORED_UNITS, panel += V) {
         Integers stored[V], columns[V];
         prefetch_ahead<V>(panel);
@@ -131,23 +154,57 @@ void multiply_block(const uint32_t* block, const Integers* panel, int units, boo
 #pragma GCC unroll BLOCK
             for (int row = 0; row < HEIGHT; row++) {
                 for (int v = 0; v < V; v++) {
-                    sums[row][v] = Kind::multiply_add(sums[row][v], block[row], columns[v]);
+                    all.sums[row][v] = Kind::multiply_add(all.sums[row][v], block[row], columns[v]);
                 }
             }
         }
     }
-#pragma GCC unroll BLOCK * PANEL_VECTORS
-    for (int i = 0; i < HEIGHT * V; i++) {
-        Sum sum = sums[i / V][i % V];
-        result[i] = add ? result[i] + sum : sum;
+    all.join(add, result);
+}
+
+// The same for some rows of a block, by pairs of units.
+template <class Kind, int V, int HEIGHT, int FIRST, int ROWS>
+void multiply_rows(const uint32_t* block, const Integers* panel, int units, bool add,
+                   typename Kind::Sum* result) {
+    Sums<Kind, V, ROWS> all;
+    for (block += FIRST; units > 0; units -= 2, block += 2 * HEIGHT, panel += 2 * V) {
+        // Where the last unit is alone, it meets itself times 0.
+        const uint32_t* next = units > 1 ? block + HEIGHT : block;
+        Integers columns[V], next_columns[V];
+        if (FIRST == 0) prefetch_ahead<2 * V>(panel);
+        for (int v = 0; v < V; v++) {
+            columns[v] = panel[v];
+            next_columns[v] = units > 1 ? panel[V + v] : Integers{};
+        }
+#pragma GCC unroll BLOCK
+        for (int row = 0; row < ROWS; row++) {
+            for (int v = 0; v < V; v++) {
+                all.sums[row][v] = Kind::multiply_add(all.sums[row][v], block[row], next[row],
+                                                      columns[v], next_columns[v]);
+            }
+        }
+    }
+    all.join(add, result + FIRST * V);
+}
+
+// Half of the rows at once: their sums and two units of columns fill the registers.
+template <class Kind, int V, int HEIGHT>
+void multiply_halves(const uint32_t* block, const Integers* panel, int units, bool add,
+                     typename Kind::Sum* result) {
+    constexpr int HALF = (HEIGHT + 1) / 2, REST = HEIGHT - HALF;
+    multiply_rows<Kind, V, HEIGHT, 0, HALF>(block, panel, units, add, result);
+    if constexpr (REST) {
+        multiply_rows<Kind, V, HEIGHT, HALF, REST>(block, panel, units, add, result);
     }
 }
 
-// multiply_block for each height that a block may have.
+// Multiplying for each height that a block may have.
 template <class Kind, int V, int... I>
 constexpr auto by_height(std::integer_sequence<int, I...>) {
     if constexpr (takes_pairs<Kind>) {
         return std::array{Kind::template multiply_by_pairs<V, I + 1>...};
+    } else if constexpr (adds_pairs<Kind>) {
+        return std::array{multiply_halves<Kind, V, I + 1>...};
     } else {
         return std::array{multiply_block<Kind, V, I + 1>...};
     }

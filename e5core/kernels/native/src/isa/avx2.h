@@ -190,52 +190,18 @@ struct Int8 {
     using Number = uint8_t;
     using Sum = Integers;
     using AttentionKinds = KindList<Float32>;
-    using TakesPairs = void;
+    using AddsPairs = void;
     static constexpr KindNumber NUMBER = KindNumber::int8;
     static constexpr int NUMBERS = 4, STORED_UNITS = 1, LOWEST = 0;
 
     static void store_numbers(Number* to, Integers x, int n) { store_lowest_bytes(to, x, n); }
 
-    // Half of the rows at once: their sums and two units of columns fill the registers.
-    template <int V, int HEIGHT>
-    static void multiply_by_pairs(const uint32_t* block, const Integers* panel, int units, bool add,
-                                  Sum* result) {
-        constexpr int HALF = (HEIGHT + 1) / 2, REST = HEIGHT - HALF;
-        multiply_rows<V, HEIGHT, HALF>(block, panel, units, add, result);
-        if constexpr (REST) {
-            multiply_rows<V, HEIGHT, REST>(block + HALF, panel, units, add, result + HALF * V);
-        }
-    }
-
-    template <int V, int HEIGHT, int ROWS>
-    static void multiply_rows(const uint32_t* block, const Integers* panel, int units, bool add,
-                              Sum* result) {
-        Integers sums[ROWS][V];
-#pragma GCC unroll BLOCK * PANEL_VECTORS
-        for (int i = 0; i < ROWS * V; i++) sums[i / V][i % V] = Sum{};
-        for (; units > 0; units -= 2, block += 2 * HEIGHT, panel += 2 * V) {
-            // Where the last unit is alone, it meets itself times 0.
-            const uint32_t* next = units > 1 ? block + HEIGHT : block;
-            __m256i columns[V], next_columns[V];
-            for (int v = 0; v < V; v++) {
-                columns[v] = (__m256i)panel[v];
-                next_columns[v] = units > 1 ? (__m256i)panel[V + v] : __m256i{};
-            }
-#pragma GCC unroll BLOCK
-            for (int row = 0; row < ROWS; row++) {
-                auto one = (__m256i)splat_bits(block[row]), other = (__m256i)splat_bits(next[row]);
-                for (int v = 0; v < V; v++) {
-                    __m256i both = _mm256_add_epi16(_mm256_maddubs_epi16(one, columns[v]),
-                                                    _mm256_maddubs_epi16(other, next_columns[v]));
-                    sums[row][v] += (Sum)_mm256_madd_epi16(both, _mm256_set1_epi16(1));
-                }
-            }
-        }
-#pragma GCC unroll BLOCK * PANEL_VECTORS
-        for (int i = 0; i < ROWS * V; i++) {
-            Sum sum = sums[i / V][i % V];
-            result[i] = add ? result[i] + sum : sum;
-        }
+    static Sum multiply_add(Sum sum, uint32_t unit, uint32_t next, Integers columns,
+                            Integers next_columns) {
+        auto one = (__m256i)splat_bits(unit), other = (__m256i)splat_bits(next);
+        __m256i both = _mm256_add_epi16(_mm256_maddubs_epi16(one, (__m256i)columns),
+                                        _mm256_maddubs_epi16(other, (__m256i)next_columns));
+        return sum + (Sum)_mm256_madd_epi16(both, _mm256_set1_epi16(1));
     }
 };
 
