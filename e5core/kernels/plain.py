@@ -140,7 +140,8 @@ class Kernels:
     ) -> Tensor:
         """layer_norm(word[input_ids] + token_type[0] + position[position_ids])
 
-        ids are [tokens] int64, tables [rows, hidden_size]; computed and returned in norm's dtype
+        ids are [tokens] int64, tables [rows, hidden_size]; computed in norm's dtype and returned in
+        it, or in hidden_dtype
         """
         dtype = norm.weight.dtype
         # Single texts are always of type 0. The order of the sum is transformers' own.

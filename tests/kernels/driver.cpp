@@ -245,6 +245,41 @@ void check_encoder(std::vector<int> lengths, int threads) {
     faults++;
 }
 
+// Embeddings of tokens from tables of seven rows, and the means of two texts' states.
+void check_ends(int tokens, int hidden, int threads) {
+    constexpr int ROWS = 7;
+    auto word = numbers((size_t)ROWS * hidden), position = numbers((size_t)ROWS * hidden);
+    auto type = numbers(hidden), weight = numbers(hidden), bias = numbers(hidden);
+    Norm norm{weight.data(), bias.data(), 1e-5f};
+    Tables tables{word.data(), position.data(), type.data(), &norm, hidden};
+    std::vector<int64_t> ids(tokens), places(tokens);
+    std::vector<double> expected((size_t)tokens * hidden), means(2 * (size_t)hidden);
+    int32_t starts[] = {0, tokens / 2, tokens};
+    for (int token = 0; token < tokens; token++) {
+        ids[token] = generator() % ROWS, places[token] = generator() % ROWS;
+        double *x = &expected[(size_t)token * hidden], sum = 0, variance = 0;
+        for (int i = 0; i < hidden; i++) {
+            x[i] = (double)word[ids[token] * hidden + i] + type[i] +
+                   position[places[token] * hidden + i];
+            sum += x[i];
+        }
+        for (int i = 0; i < hidden; i++) variance += std::pow(x[i] - sum / hidden, 2) / hidden;
+        int text = token >= starts[1];
+        for (int i = 0; i < hidden; i++) {
+            x[i] = (x[i] - sum / hidden) / std::sqrt(variance + 1e-5) * weight[i] + bias[i];
+            means[(size_t)text * hidden + i] += x[i] / (starts[text + 1] - starts[text]);
+        }
+    }
+    int kind = int(KindNumber::float32);
+    std::vector<float> found(expected.size()), found_means(means.size());
+    e5core_embed(kind, &tables, ids.data(), places.data(), tokens, found.data(), threads);
+    // The difference of two numbers, which may be small, is divided by its own size.
+    compare("embeddings", tokens, hidden, 1, found, expected, 1e-3);
+    Texts texts{starts, 2, 0, 0};
+    e5core_mean(kind, found.data(), &texts, hidden, found_means.data(), threads);
+    compare("mean", tokens, hidden, 1, found_means, means, 1e-3);
+}
+
 // The sizes of teams: other callers' threads and late ones are left out.
 void check_teams() {
     auto expect = [](const char* what, int found, int expected) {
@@ -466,6 +501,9 @@ int main() {
                     check_int8(rows, inputs, outputs, threads);
                 }
             }
+        }
+        for (int tokens : {2, 3, 16, 33, 300}) {
+            for (int hidden : {2, 4, 9, 33, 130}) check_ends(tokens, hidden, threads);
         }
         for (int count : {1, 3, 4, 5, 8, 15, 16, 17, 33, 2 * DROPOUT_SHARE + 7}) {
             check_elements(count, threads);

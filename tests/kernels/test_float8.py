@@ -16,7 +16,7 @@ from e5core.parity.tolerances import INT8_MEAN_COSINE, INT8_WORST_COSINE
 
 STEP = 2**-3  # between neighbouring numbers of float8, by the smaller one's power of two
 
-# torch has it on CPUs since 2.7 or later, and on GPUs in all versions.
+# torch has it on CPUs (2.6 has none, 2.13 has it), and on GPUs in all versions.
 HAS_PRODUCT = torch._C._dispatch_has_kernel_for_dispatch_key("aten::_scaled_mm", DEVICE.upper())
 multiplies = pytest.mark.skipif(not HAS_PRODUCT, reason="this torch has no product for a CPU")
 

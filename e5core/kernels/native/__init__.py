@@ -5,26 +5,23 @@ length. A text's vector has the same bits alone, in any batch and in any order.
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels.int8_rows import quantized_weight
-from e5core.kernels.native import build, library
-from e5core.kernels.native.library import BFLOAT16, FLOAT32, INT8, KINDS, Kind
+from e5core.kernels.native import build, ends, library
+from e5core.kernels.native.in_memory import InMemory, bounds, check, norm_in_memory
+from e5core.kernels.native.library import BFLOAT16, FLOAT32, INT8, Kind
 from e5core.kernels.plain import (
     InferenceKernels,
     Layer,
     LayerWeights,
     Pause,
     Pooling,
-    StaysHere,
     go_on,
-    text_lengths,
 )
 from e5core.kernels.threads import thread_count
 
@@ -34,15 +31,6 @@ def kind_of(dtype: torch.dtype, instructions: str | None = None) -> Kind:
     if dtype == torch.bfloat16:
         return library.bfloat16_kind(instructions)
     return {torch.float32: FLOAT32, torch.int8: INT8}[dtype]
-
-
-class InMemory(StaysHere):
-    """A structure of C and the memory that it points to, which can be neither moved nor copied."""
-
-    def __init__(self, structure: ctypes.Structure, *memory: object) -> None:
-        self.structure = structure
-        self.address = ctypes.addressof(structure)
-        self._memory = memory
 
 
 class NativeKernels(InferenceKernels):
@@ -106,33 +94,29 @@ class NativeKernels(InferenceKernels):
         structure = library.Linear(self._kind.number, *sizes, *pointers)
         return InMemory(structure, tensors)
 
-    def embed(self, *arguments: Any) -> Tensor:
-        """Kernels.embed, on the caller's thread."""
-        with self._one_thread():
-            return super().embed(*arguments)
+    def embed(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        word: Tensor,
+        position: Tensor,
+        token_type: Tensor,
+        norm: nn.LayerNorm,
+    ) -> Tensor:
+        """Kernels.embed, returned in the dtype of the hidden states"""
+        ids, tables = (input_ids, position_ids), (word, position)
+        return ends.embed(self._library, self._kind, ids, tables, token_type, norm)
 
     def pooling(self, name: str, plain: Pooling, device: torch.device) -> Pooling:
-        """The same, on the caller's thread."""
+        """The mean in C++, and others on the caller's thread."""
 
         def pool(hidden_states: Tensor, cu_seqlens: Tensor) -> Tensor:
-            with self._one_thread():
+            if name == "mean":
+                return ends.mean_pool(self._library, self._kind, hidden_states, cu_seqlens)
+            with ends.one_thread(self._library):
                 return plain(hidden_states, cu_seqlens)
 
         return pool
-
-    @contextmanager
-    def _one_thread(self) -> Iterator[None]:
-        """Let torch's own operators use one thread here, and those of other callers all the same.
-
-        They are short, so that on a busy machine they wait longer for their threads than they
-        work: .1 ms for 1,024 tokens, and ten waits of a few ms each (2026-11).
-        """
-        threads = torch.get_num_threads()
-        self._library.e5core_set_threads(1)
-        try:
-            yield
-        finally:
-            self._library.e5core_set_threads(threads)
 
     def linear(self, x: Tensor, weights: InMemory) -> Tensor:
         return self._linear(x, weights, gelu=False)
@@ -248,12 +232,6 @@ class NativeStack:
         return x
 
 
-def norm_in_memory(norm: nn.LayerNorm) -> InMemory:
-    """A LayerNorm as C++ takes it, in float32."""
-    tensors = (norm.weight.detach().float(), norm.bias.detach().float())
-    return InMemory(library.Norm(*(tensor.data_ptr() for tensor in tensors), norm.eps), tensors)
-
-
 def panels(weights: Sequence[Tensor], dtype: torch.dtype, columns: int) -> Tensor:
     """Matrices [outputs, inputs], one below the other, as [panels, units, columns, numbers].
 
@@ -270,25 +248,3 @@ def panels(weights: Sequence[Tensor], dtype: torch.dtype, columns: int) -> Tenso
         # As numbers of 32 bits, since PyTorch transposes only single numbers in blocks.
         panel.copy_(part.to(dtype).contiguous().view(torch.int32).T)
     return result.view(dtype).view(*result.shape, numbers)
-
-
-def check(x: Tensor, weights: InMemory) -> None:
-    """Raises ValueError for an x that C++ would misread."""
-    linear = weights.structure
-    dtype = KINDS[linear.kind].activation
-    if x.shape[1:] != (linear.inputs,) or x.dtype != dtype:
-        raise ValueError(
-            f"x is {list(x.shape)} {x.dtype}, expected [tokens, {linear.inputs}] {dtype}"
-        )
-
-
-def bounds(cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> Tensor:
-    """cu_seqlens as C++ reads it. Raises ValueError if it would lead outside of the tokens."""
-    starts = cu_seqlens.tolist()
-    if starts[0] != 0 or starts[-1] != tokens or starts != sorted(starts):
-        raise ValueError(
-            f"cu_seqlens goes from {starts[0]} to {starts[-1]}, expected it to rise from 0 to "
-            f"{tokens}, the number of tokens"
-        )
-    text_lengths(cu_seqlens, max_seqlen)
-    return cu_seqlens.int().contiguous()

@@ -61,6 +61,18 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("eps", ctypes.c_float))
 
 
+class Tables(ctypes.Structure):
+    """The tables of the embeddings and their Norm; the fields are those of ends.h."""
+
+    _fields_ = (
+        ("word", ctypes.c_void_p),
+        ("position", ctypes.c_void_p),
+        ("token_type", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("hidden", ctypes.c_int32),
+    )
+
+
 class EncoderLayer(ctypes.Structure):
     """Addresses of four Linear and two Norm; the fields are those of encoder.cpp."""
 
@@ -186,6 +198,10 @@ def declare(library: ctypes.CDLL) -> None:
     )  # fmt: skip
     library.e5core_attention.argtypes = (number, number, pointer, pointer, pointer, number)
     library.e5core_encoder.argtypes = (pointer, number, number, *[pointer] * 5, number)
+    library.e5core_embed.argtypes = (
+        number, pointer, pointer, pointer, number, pointer, number,
+    )  # fmt: skip
+    library.e5core_mean.argtypes = (number, pointer, pointer, number, pointer, number)
     count, dropout, texts = ctypes.c_int64, ctypes.POINTER(Dropout), ctypes.POINTER(Texts)
     library.e5core_add_dropped.argtypes = (
         number, pointer, pointer, count, dropout, pointer, number,
@@ -201,7 +217,8 @@ def declare(library: ctypes.CDLL) -> None:
     )  # fmt: skip
     for function in (
         library.e5core_linear, library.e5core_linear_residual_norm, library.e5core_attention,
-        library.e5core_encoder, library.e5core_add_dropped, library.e5core_drop,
+        library.e5core_encoder, library.e5core_embed, library.e5core_mean,
+        library.e5core_add_dropped, library.e5core_drop,
         library.e5core_attention_forward, library.e5core_attention_backward,
         library.e5core_gelu, library.e5core_gelu_gradient,
     ):  # fmt: skip

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "attention_gradient.h"
+#include "ends.h"
 #include "linear.h"
 #include "training.h"
 
@@ -90,19 +91,22 @@ struct Encoder {
         int first_text, texts, start, rows, slices;
     };
 
-    // STRAND_ROWS to a group or more, since each reads all weights anew.
+    // About STRAND_ROWS to a group, since each reads all weights anew, and all groups as equal as
+    // whole texts allow: a text belongs where its middle is.
     std::vector<Group> groups(int threads) {
         std::vector<Group> found;
+        const int32_t* starts = texts.cu_seqlens;
+        int64_t most = std::max(1, (tokens + STRAND_ROWS / 2) / STRAND_ROWS);
+        auto place_of = [&](int text) {
+            return most * (starts[text] + starts[text + 1]) / (2 * tokens);
+        };
         for (int text = 0; text < texts.count;) {
-            int first = text, start = texts.cu_seqlens[first];
-            auto is_inside = [&](int next) {
-                return next - start < STRAND_ROWS || tokens - next < STRAND_ROWS / 2;
-            };
-            while (++text < texts.count && is_inside(texts.cu_seqlens[text])) {}
-            int rows = texts.cu_seqlens[text] - start;
+            int first = text, start = starts[first];
+            while (++text < texts.count && place_of(text) == place_of(first)) {}
+            int rows = starts[text] - start;
             int slices = slices_of<Kind>(rows, width * (sizeof(Number) + 4 / Kind::NUMBERS));
-            // As many for one thread as for another, where all take part in one group.
-            int sharers = std::clamp(rows / (2 * BLOCK), 1, threads);
+            // As many for one thread as for another, where several take part in one group.
+            int sharers = most < threads ? std::clamp(rows / (2 * BLOCK), 1, threads) : 1;
             slices = std::max(1, (slices + sharers - 1) / sharers) * sharers;
             found.push_back({first, text - first, start, rows, slices});
         }
@@ -265,6 +269,24 @@ int e5core_encoder(const EncoderLayer* layers, int count, int attention_kind, co
                   static_cast<typename E::Attended*>(qkv), static_cast<Number*>(context),
                   static_cast<Number*>(output)};
         encoder.run(threads);
+    });
+}
+
+// output [tokens][hidden] = layer_norm(word[ids] + token_type + position[places])
+int e5core_embed(int kind, const Tables* tables, const int64_t* ids, const int64_t* places,
+                 int tokens, void* output, int threads) {
+    return with_kind(Kinds(), kind, [&](auto kind) {
+        auto numbers = static_cast<Activation<decltype(kind)>*>(output);
+        embed(*tables, ids, places, tokens, numbers, threads);
+    });
+}
+
+// states [tokens][size] to means [texts][size] in float32
+int e5core_mean(int kind, const void* states, const Texts* texts, int size, float* means,
+                int threads) {
+    return with_kind(Kinds(), kind, [&](auto kind) {
+        auto numbers = static_cast<const Activation<decltype(kind)>*>(states);
+        mean(numbers, *texts, size, means, threads);
     });
 }
 
