@@ -23,14 +23,6 @@ def native(request):
     return request.param
 
 
-@pytest.fixture(params=[1, 2, 5])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def parts_of(hidden, dtype=torch.float32):
     """Tables of words, positions and types, and a LayerNorm."""
     torch.manual_seed(0)
@@ -48,7 +40,7 @@ def ids_of(tokens):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("hidden", [4, 20, 33, 384])
 @pytest.mark.parametrize("tokens", [1, 14, 300])
-def test_embeddings_are_those_of_float64(native, threads, tokens, hidden, dtype):
+def test_embeddings_are_those_of_float64(native, tokens, hidden, dtype):
     *tables, norm = parts_of(hidden, dtype)
     ids = ids_of(tokens)
     doubled = nn.LayerNorm(hidden).double()
@@ -61,7 +53,7 @@ def test_embeddings_are_those_of_float64(native, threads, tokens, hidden, dtype)
     assert torch.equal(rounded, found.bfloat16())
 
 
-def test_a_token_has_the_same_bits_in_every_batch(native, threads):
+def test_a_token_has_the_same_bits_in_every_batch(native):
     *tables, norm = parts_of(40)
     ids, places = ids_of(300)
     kernels = select(native)
@@ -101,7 +93,7 @@ def test_tables_of_another_width_and_missing_positions_are_refused(native):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hidden", [1, 20, 33, 384])
-def test_means_are_those_of_float64_in_every_batch(native, threads, hidden, dtype):
+def test_means_are_those_of_float64_in_every_batch(native, hidden, dtype):
     torch.manual_seed(0)
     lengths = [1, 2, 15, 16, 17, 100, 512, 3]
     states = (torch.randn(sum(lengths), hidden) + 1).to(dtype)

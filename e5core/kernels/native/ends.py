@@ -12,7 +12,6 @@ from e5core.kernels.native import library
 from e5core.kernels.native.in_memory import InMemory, bounds, norm_in_memory
 from e5core.kernels.native.library import Kind
 from e5core.kernels.plain import text_lengths
-from e5core.kernels.threads import thread_count
 
 
 def embed(
@@ -45,7 +44,7 @@ def embed(
     structure = InMemory(library.Tables(*addresses, held_norm.address, hidden), rows, first)
     native.e5core_embed(
         kind.number, structure.address, *(part.data_ptr() for part in places), tokens,
-        output.data_ptr(), thread_count(),
+        output.data_ptr(),
     )  # fmt: skip
     return output
 
@@ -77,7 +76,7 @@ def mean_pool(native: ctypes.CDLL, kind: Kind, states: Tensor, cu_seqlens: Tenso
     means = states.new_empty(len(lengths), states.shape[1], dtype=torch.float32)
     native.e5core_mean(
         kind.number, states.data_ptr(), ctypes.addressof(texts), states.shape[1],
-        means.data_ptr(), thread_count(),
+        means.data_ptr(),
     )  # fmt: skip
     return means
 

@@ -198,10 +198,8 @@ def declare(library: ctypes.CDLL) -> None:
     )  # fmt: skip
     library.e5core_attention.argtypes = (number, number, pointer, pointer, pointer, number)
     library.e5core_encoder.argtypes = (pointer, number, number, *[pointer] * 5, number)
-    library.e5core_embed.argtypes = (
-        number, pointer, pointer, pointer, number, pointer, number,
-    )  # fmt: skip
-    library.e5core_mean.argtypes = (number, pointer, pointer, number, pointer, number)
+    library.e5core_embed.argtypes = (number, pointer, pointer, pointer, number, pointer)
+    library.e5core_mean.argtypes = (number, pointer, pointer, number, pointer)
     count, dropout, texts = ctypes.c_int64, ctypes.POINTER(Dropout), ctypes.POINTER(Texts)
     library.e5core_add_dropped.argtypes = (
         number, pointer, pointer, count, dropout, pointer, number,

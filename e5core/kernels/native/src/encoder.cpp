@@ -274,19 +274,18 @@ int e5core_encoder(const EncoderLayer* layers, int count, int attention_kind, co
 
 // output [tokens][hidden] = layer_norm(word[ids] + token_type + position[places])
 int e5core_embed(int kind, const Tables* tables, const int64_t* ids, const int64_t* places,
-                 int tokens, void* output, int threads) {
+                 int tokens, void* output) {
     return with_kind(Kinds(), kind, [&](auto kind) {
         auto numbers = static_cast<Activation<decltype(kind)>*>(output);
-        embed(*tables, ids, places, tokens, numbers, threads);
+        embed(*tables, ids, places, tokens, numbers);
     });
 }
 
 // states [tokens][size] to means [texts][size] in float32
-int e5core_mean(int kind, const void* states, const Texts* texts, int size, float* means,
-                int threads) {
+int e5core_mean(int kind, const void* states, const Texts* texts, int size, float* means) {
     return with_kind(Kinds(), kind, [&](auto kind) {
         auto numbers = static_cast<const Activation<decltype(kind)>*>(states);
-        mean(numbers, *texts, size, means, threads);
+        mean(numbers, *texts, size, means);
     });
 }
 
