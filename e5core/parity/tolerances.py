@@ -110,7 +110,7 @@ class RankBounds:
 # to 1.6, on real multilingual-e5-small, 8 queries and 48 sentences, against float32: trained heads
 # spread further, and keep the order better.
 RANK_BOUNDS = {
-    # Only scores that are equal up to rounding can change places.
+    # Scores that differ by no more than rounding count as equal; no others may change places.
     "float64": RankBounds(True, 0.999999, 0.99999, 1.0),
     "float32": RankBounds(True, 0.999999, 0.99999, 1.0),
     # Measured: .99999, worst query .9998, the same first passages. Tiny models: .9999 and .998.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from e5core.encoder import ClassificationHead
 from e5core.kernels.plain import Kernels
 from e5core.parity import rerankers
 from e5core.parity.against_transformers import RUNNING
-from e5core.parity.pairs import rank_correlation, sample_pairs
+from e5core.parity.pairs import Logits, rank_correlation, sample_pairs
 from e5core.parity.published import PUBLISHED, Scores
 from e5core.parity.rerankers import reranker_against_published
 from e5core.parity.samples import QUERIES, SENTENCES, spread, spread_head
@@ -201,6 +201,23 @@ def test_a_copy_of_itself_holds(run: Run, reranker_folder: Path) -> None:
 def test_a_copy_in_another_precision(run: Run, reranker_folder: Path, dtype: str) -> None:
     code, verdicts, _ = run(reranker_folder, "--against", reranker_folder, "--dtype", dtype)
     assert (code, len(verdicts)) == (0, 4 if dtype == "float64" else 3)
+
+
+@pytest.mark.parametrize(("gap", "code"), [(1e-6, 0), (4e-3, 1)])
+def test_neighbours_may_change_places_within_rounding(
+    run: Run, reranker_folder: Path, monkeypatch: pytest.MonkeyPatch, gap: float, code: int
+) -> None:
+    """Of each two neighbours the second is ahead in one run, and the first in the other."""
+    gaps = iter((gap, -gap))
+
+    def score(model: Reranker, pairs: Sequence[tuple[str, str]]) -> Logits:
+        places = np.arange(len(pairs))
+        return (places // 2 / 100 + next(gaps) * (places % 2)).astype(np.float32)
+
+    monkeypatch.setattr(rerankers, "score", score)
+    found, verdicts, _ = run(reranker_folder, "--against", reranker_folder)
+    assert found == code
+    assert broken(verdicts) == (set(verdicts) if code else set())
 
 
 def test_another_model_breaks_every_bound(run: Run, tmp_path: Path, dialect: str) -> None:

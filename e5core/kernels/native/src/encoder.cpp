@@ -105,8 +105,9 @@ struct Encoder {
             while (++text < texts.count && place_of(text) == place_of(first)) {}
             int rows = starts[text] - start;
             int slices = slices_of<Kind>(rows, width * (sizeof(Number) + 4 / Kind::NUMBERS));
-            // As many for one thread as for another, where several take part in one group.
-            int sharers = most < threads ? std::clamp(rows / (2 * BLOCK), 1, threads) : 1;
+            // Others help with a group that is larger than a thread's part: as many for each.
+            bool is_large = (int64_t)rows * threads > tokens + tokens / 8;
+            int sharers = is_large ? std::clamp(rows / (2 * BLOCK), 1, threads) : 1;
             slices = std::max(1, (slices + sharers - 1) / sharers) * sharers;
             found.push_back({first, text - first, start, rows, slices});
         }
