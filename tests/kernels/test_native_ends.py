@@ -70,6 +70,8 @@ def test_tables_and_ids_that_are_not_contiguous(native):
     spread = torch.stack([ids, ids], dim=1)[:, 0]
     found = kernels.embed(spread, places, word.T.contiguous().T, position, types, norm)
     assert torch.equal(found, expected)
+    small = kernels.embed(ids.int(), places.int(), word, position, types, norm)
+    assert torch.equal(small, expected)
 
 
 @pytest.mark.parametrize(("table", "rows"), [(0, 50), (1, 40)])

@@ -58,7 +58,7 @@ def _float_rows(ids: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
                 f"ids go from {low} to {high}, but the table has rows 0 to {len(table) - 1}"
             )
     if table.dtype == torch.float32 and table.is_contiguous():
-        return ids.contiguous(), table
+        return ids.long().contiguous(), table
     return torch.arange(len(ids)), F.embedding(ids, table).float()
 
 
