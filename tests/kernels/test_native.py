@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from support.models import CPU, INSTRUCTION_SETS, tiny_encoder
+from support.models import CPU, tiny_encoder
 from torch import nn
 
 from e5core import pack
@@ -14,12 +14,6 @@ from e5core.kernels.native import library, panels
 
 missing = why_not(BACKENDS["native"], CPU, torch.float32)
 usable = pytest.mark.skipif(missing is not None, reason=str(missing))
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def native(request):
-    """The name of the kernels of each instruction set that this machine has."""
-    return request.param
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support.models import INSTRUCTION_SETS
 from torch import nn
 
 from e5core import mean_pool
@@ -15,12 +14,6 @@ NORMED = 5e-6
 # Of means near 1, as torch's own: 2e-7 to 3e-7 at most for 3 to 512 tokens, whose sums are rounded
 # by parts.
 MEAN = 4e-7
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def native(request):
-    """The name of the kernels of each instruction set that this machine has."""
-    return request.param
 
 
 def parts_of(hidden, dtype=torch.float32):

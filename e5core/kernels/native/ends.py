@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e5core.kernels.native import library
-from e5core.kernels.native.in_memory import InMemory, bounds, norm_in_memory
+from e5core.kernels.native.in_memory import bounds, norm_in_memory
 from e5core.kernels.native.library import Kind
 from e5core.kernels.plain import text_lengths
 
@@ -41,9 +41,9 @@ def embed(
     output = first.new_empty(tokens, hidden, dtype=kind.activation)
     held_norm = norm_in_memory(norm)
     addresses = [table.data_ptr() for table in (*rows, first)]
-    structure = InMemory(library.Tables(*addresses, held_norm.address, hidden), rows, first)
+    structure = library.Tables(*addresses, held_norm.address, hidden)
     native.e5core_embed(
-        kind.number, structure.address, *(part.data_ptr() for part in places), tokens,
+        kind.number, ctypes.addressof(structure), *(part.data_ptr() for part in places), tokens,
         output.data_ptr(),
     )  # fmt: skip
     return output
